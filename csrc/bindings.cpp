@@ -1,0 +1,380 @@
+// The Python module `_native`; torch_trackckpt/_native.pyi is its contract. The only file that knows Python:
+// it turns arguments into plain values, releases the interpreter lock, calls the core, and maps its
+// exceptions.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "bundle/reader.h"
+#include "bundle/writer.h"
+#include "encoding/crc32c.h"
+#include "error.h"
+#include "table/format.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace trackckpt {
+namespace {
+
+// --- exceptions ------------------------------------------------------------------------------------------
+
+nb::object PackageError(const char* name) {
+  return nb::module_::import_("torch_trackckpt.errors").attr(name);
+}
+
+nb::object PythonClass(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kNotFound:
+      return PackageError("CheckpointNotFoundError");
+    case ErrorKind::kKeyNotFound:
+      return PackageError("TensorNotFoundError");
+    case ErrorKind::kDataLoss:
+      return PackageError("DataLossError");
+    case ErrorKind::kUnsupportedFormat:
+      return PackageError("UnsupportedFormatError");
+    case ErrorKind::kDuplicateKey:
+      return PackageError("DuplicateKeyError");
+    case ErrorKind::kWriterClosed:
+      return PackageError("WriterClosedError");
+    case ErrorKind::kInvalidArgument:
+      return nb::borrow(PyExc_ValueError);
+    case ErrorKind::kSystem:
+      break;
+  }
+  return nb::borrow(PyExc_OSError);  // its constructor picks the subclass that belongs to errno
+}
+
+// Messages hold keys and paths, and a path may be any bytes.
+nb::object PythonText(const std::string& text) {
+  return nb::steal(PyUnicode_DecodeFSDefaultAndSize(text.data(), static_cast<Py_ssize_t>(text.size())));
+}
+
+nb::object PythonException(const Error& error) {
+  const nb::object type = PythonClass(error.kind());
+  const nb::object message = PythonText(error.what());
+  const auto* file_error = dynamic_cast<const FileError*>(&error);
+  if (file_error == nullptr) return type(message);
+  return type(file_error->code(), message, PythonText(file_error->path()));
+}
+
+void SetPythonError(const nb::object& exception) {
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.ptr())), exception.ptr());
+}
+
+void TranslateException(const std::exception_ptr& pointer, void*) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const Error& error) {
+    try {
+      SetPythonError(PythonException(error));
+    } catch (nb::python_error& failure) {  // torch_trackckpt.errors cannot be imported
+      failure.restore();
+    }
+  }
+}
+
+// --- arguments -------------------------------------------------------------------------------------------
+
+// As os.fsencode, so that every path that Python can name can be opened.
+std::string PathFromPython(const nb::str& path) {
+  PyObject* encoded = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &encoded)) throw nb::python_error();
+  const auto bytes = nb::steal<nb::bytes>(encoded);
+  return std::string(bytes.c_str(), bytes.size());
+}
+
+std::string_view ViewOf(const nb::bytes& bytes) { return {bytes.c_str(), bytes.size()}; }
+
+nb::bytes BytesOf(std::string_view text) { return nb::bytes(text.data(), text.size()); }
+
+template <typename T>
+T Require(nb::handle value, const char* what) {
+  if (!nb::isinstance<T>(value)) {
+    throw nb::type_error((std::string(what) + ", not " + nb::inst_name(value).c_str()).c_str());
+  }
+  return nb::borrow<T>(value);
+}
+
+int64_t IntFromPython(nb::handle value, const char* what) {
+  const long long number = PyLong_AsLongLong(Require<nb::int_>(value, what).ptr());
+  if (number == -1 && PyErr_Occurred()) throw nb::python_error();
+  return number;
+}
+
+std::string KeyFromPython(nb::handle value) {
+  return std::string(ViewOf(Require<nb::bytes>(value, "a key must be bytes")));
+}
+
+uint64_t SizeFromPython(nb::handle value) {
+  const int64_t size = IntFromPython(value, "a size must be an int");
+  if (size < 0) throw Error(ErrorKind::kInvalidArgument, "a size must not be negative");
+  return static_cast<uint64_t>(size);
+}
+
+void* AddressFromPython(nb::handle value) {
+  return reinterpret_cast<void*>(static_cast<uintptr_t>(IntFromPython(value, "an address must be an int")));
+}
+
+int32_t DtypeFromPython(nb::handle value) {
+  const int64_t dtype = IntFromPython(value, "a dtype must be an int");
+  if (dtype != static_cast<int32_t>(dtype)) {
+    throw Error(ErrorKind::kInvalidArgument, "no such DataType: " + std::to_string(dtype));
+  }
+  return static_cast<int32_t>(dtype);
+}
+
+std::vector<int64_t> ShapeFromPython(nb::handle value) {
+  std::vector<int64_t> shape;
+  for (nb::handle dim : Require<nb::tuple>(value, "a shape must be a tuple of int")) {
+    shape.push_back(IntFromPython(dim, "a shape must be a tuple of int"));
+  }
+  return shape;
+}
+
+nb::tuple TupleOfLength(nb::handle value, size_t length, const char* what) {
+  const auto tuple = Require<nb::tuple>(value, what);
+  if (tuple.size() != length) throw nb::type_error(what);
+  return tuple;
+}
+
+TensorBytes TensorFromPython(nb::handle value) {
+  const nb::tuple fields =
+      TupleOfLength(value, 5, "a tensor must be a tuple (key, dtype, shape, address, size)");
+  return {KeyFromPython(fields[0]), DtypeFromPython(fields[1]), ShapeFromPython(fields[2]),
+          AddressFromPython(fields[3]), SizeFromPython(fields[4])};
+}
+
+ReadRequest RequestFromPython(nb::handle value) {
+  const nb::tuple fields = TupleOfLength(value, 3, "a request must be a tuple (key, address, size)");
+  return {KeyFromPython(fields[0]), AddressFromPython(fields[1]), SizeFromPython(fields[2])};
+}
+
+// The elements stay alive as long as the tuple.
+std::vector<std::string_view> ViewsOf(const nb::tuple& values) {
+  std::vector<std::string_view> views;
+  views.reserve(values.size());
+  for (nb::handle value : values)
+    views.push_back(ViewOf(Require<nb::bytes>(value, "a string must be bytes")));
+  return views;
+}
+
+template <typename T, typename Convert>
+std::vector<T> ListFromPython(const nb::list& list, Convert convert) {
+  std::vector<T> values;
+  values.reserve(list.size());
+  for (nb::handle item : list) values.push_back(convert(item));
+  return values;
+}
+
+std::vector<std::string> KeysFromPython(const nb::list& keys) {
+  return ListFromPython<std::string>(keys, KeyFromPython);
+}
+
+// --- crc32c ----------------------------------------------------------------------------------------------
+
+const Crc32cImplementation& FindImplementation(const std::string& name) {
+  for (const Crc32cImplementation& implementation : Crc32cImplementations()) {
+    if (name.empty() || name == implementation.name) return implementation;
+  }
+  throw Error(ErrorKind::kInvalidArgument, "no such crc32c implementation on this processor: " + name);
+}
+
+uint32_t Crc32c(const nb::bytes& data, uint32_t crc, const std::string& name) {
+  const Crc32cImplementation& implementation = FindImplementation(name);
+  const std::string_view view = ViewOf(data);
+  const nb::gil_scoped_release release;
+  return implementation.extend(crc, view.data(), view.size());
+}
+
+nb::list Crc32cNames() {
+  nb::list names;
+  for (const Crc32cImplementation& implementation : Crc32cImplementations())
+    names.append(implementation.name);
+  return names;
+}
+
+// --- BundleWriter ----------------------------------------------------------------------------------------
+
+void InitWriter(BundleWriter* self, const nb::str& data_path, const nb::str& index_path, bool durable,
+                size_t block_size) {
+  const std::string data = PathFromPython(data_path);
+  const std::string index = PathFromPython(index_path);
+  const nb::gil_scoped_release release;
+  new (self) BundleWriter(data, index, durable, block_size);
+}
+
+// Runs a conversion of arguments; the contract wants the writer failed after any error.
+template <typename Convert>
+auto ConvertOrFail(BundleWriter& self, Convert convert) {
+  try {
+    return convert();
+  } catch (const std::exception& error) {
+    self.Fail(error.what());
+    throw;
+  }
+}
+
+void AddTensors(BundleWriter& self, const nb::list& tensors) {
+  const auto values =
+      ConvertOrFail(self, [&] { return ListFromPython<TensorBytes>(tensors, TensorFromPython); });
+  const nb::gil_scoped_release release;
+  self.Add(values);
+}
+
+void AddStrings(BundleWriter& self, const nb::bytes& key, const nb::tuple& shape, const nb::list& values) {
+  std::string plain_key(ViewOf(key));
+  std::vector<int64_t> plain_shape = ConvertOrFail(self, [&] { return ShapeFromPython(shape); });
+  const nb::tuple owners(values);  // keeps the elements alive should another thread change the list
+  const auto views = ConvertOrFail(self, [&] { return ViewsOf(owners); });
+  const nb::gil_scoped_release release;
+  self.AddStrings(std::move(plain_key), std::move(plain_shape), views);
+}
+
+// --- BundleReader ----------------------------------------------------------------------------------------
+
+void InitReader(BundleReader* self, const nb::str& index_path, const nb::str& data_prefix,
+                const nb::tuple& data_suffixes) {
+  const std::string index = PathFromPython(index_path);
+  std::string prefix = PathFromPython(data_prefix);
+  std::vector<std::string> suffixes;
+  for (nb::handle suffix : data_suffixes) {
+    suffixes.push_back(PathFromPython(Require<nb::str>(suffix, "a data suffix must be a str")));
+  }
+  const nb::gil_scoped_release release;
+  new (self) BundleReader(index, std::move(prefix), std::move(suffixes));
+}
+
+nb::list ListEntries(const BundleReader& self) {
+  std::vector<BundleEntry> entries;
+  {
+    const nb::gil_scoped_release release;
+    entries = self.Entries();
+  }
+  nb::list result;
+  for (BundleEntry& entry : entries) result.append(nb::cast(std::move(entry)));
+  return result;
+}
+
+std::optional<BundleEntry> FindEntry(const BundleReader& self, const nb::bytes& key) {
+  const std::string_view view = ViewOf(key);
+  const nb::gil_scoped_release release;
+  return self.Find(view);
+}
+
+void CheckKeys(const BundleReader& self, const nb::list& keys) {
+  const auto plain_keys = KeysFromPython(keys);
+  const nb::gil_scoped_release release;
+  self.Check(plain_keys);
+}
+
+void VerifyKeys(const BundleReader& self, const nb::list& keys) {
+  const auto plain_keys = KeysFromPython(keys);
+  const nb::gil_scoped_release release;
+  self.Verify(plain_keys);
+}
+
+[[noreturn]] void ThrowWithProgress(const Error& error, const ReadProgress& progress) {
+  const nb::object exception = PythonException(error);
+  exception.attr("completed") = progress.completed;
+  exception.attr("touched") = progress.touched;
+  SetPythonError(exception);
+  throw nb::python_error();
+}
+
+void ReadTensors(const BundleReader& self, const nb::list& requests) {
+  const auto values = ListFromPython<ReadRequest>(requests, RequestFromPython);
+  ReadProgress progress;
+  try {
+    const nb::gil_scoped_release release;
+    self.Read(values, &progress);
+  } catch (const Error& error) {
+    ThrowWithProgress(error, progress);
+  }
+}
+
+nb::list ReadStrings(const BundleReader& self, const nb::bytes& key) {
+  std::vector<std::string> strings;
+  const std::string_view view = ViewOf(key);
+  {
+    const nb::gil_scoped_release release;
+    strings = self.ReadStrings(view);
+  }
+  nb::list result;
+  for (const std::string& value : strings) result.append(BytesOf(value));
+  return result;
+}
+
+// --- BundleEntry -----------------------------------------------------------------------------------------
+
+nb::bytes EntryKey(const BundleEntry& entry) { return BytesOf(entry.key); }
+
+nb::tuple EntryShape(const BundleEntry& entry) {
+  nb::list dims;
+  for (int64_t dim : entry.shape) dims.append(dim);
+  return nb::tuple(dims);
+}
+
+void DefineCrc32c(nb::module_& module) {
+  module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
+             "CRC-32C of `data`, continuing from `crc`.");
+  module.def("crc32c_implementations", &Crc32cNames, "Names of the CRC-32C kernels, fastest first.");
+}
+
+void DefineWriter(nb::module_& module) {
+  const nb::call_guard<nb::gil_scoped_release> unlocked;
+  nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes one shard and its index.")
+      .def("__init__", &InitWriter, "data_path"_a, "index_path"_a, nb::kw_only(), "durable"_a,
+           "block_size"_a = kDefaultBlockSize)
+      .def("add", &AddTensors, "tensors"_a)
+      .def("add_strings", &AddStrings, "key"_a, "shape"_a, "values"_a)
+      .def("finish", &BundleWriter::Finish, unlocked)
+      .def("abandon", &BundleWriter::Abandon, unlocked);
+}
+
+void DefineEntry(nb::module_& module) {
+  nb::class_<BundleEntry>(module, "BundleEntry", nb::is_final(), "One record of the index.")
+      .def_prop_ro("key", &EntryKey)
+      .def_ro("dtype", &BundleEntry::dtype)
+      .def_prop_ro("shape", &EntryShape)
+      .def_ro("shard_id", &BundleEntry::shard_id)
+      .def_ro("offset", &BundleEntry::offset)
+      .def_ro("size", &BundleEntry::size)
+      .def_ro("crc32c", &BundleEntry::crc32c)
+      .def_ro("num_slices", &BundleEntry::num_slices);
+}
+
+void DefineReader(nb::module_& module) {
+  nb::class_<BundleReader>(module, "BundleReader", nb::is_final(), "Reads one bundle.")
+      .def("__init__", &InitReader, "index_path"_a, "data_prefix"_a, "data_suffixes"_a = nb::make_tuple(""))
+      .def_prop_ro("num_shards", &BundleReader::num_shards)
+      .def("entries", &ListEntries)
+      .def("find", &FindEntry, "key"_a)
+      .def("check", &CheckKeys, "keys"_a)
+      .def("verify", &VerifyKeys, "keys"_a)
+      .def("read", &ReadTensors, "requests"_a)
+      .def("read_strings", &ReadStrings, "key"_a);
+}
+
+}  // namespace
+}  // namespace trackckpt
+
+NB_MODULE(_native, module) {
+  module.doc() = "The compiled core of torch_trackckpt.";
+  nb::register_exception_translator(trackckpt::TranslateException);
+  trackckpt::DefineCrc32c(module);
+  trackckpt::DefineWriter(module);
+  trackckpt::DefineEntry(module);
+  trackckpt::DefineReader(module);
+}

@@ -1,0 +1,42 @@
+#include "bundle/data_files.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <utility>
+
+#include "error.h"
+
+namespace trackckpt {
+
+namespace {
+
+// A process may have as few as 256 files open, and a bundle as many shards as its writer had hosts.
+constexpr size_t kMaxOpenFiles = 64;
+
+}  // namespace
+
+std::string DataFileNames::Name(int32_t shard, const std::string& suffix) const {
+  char numbers[48];
+  std::snprintf(numbers, sizeof(numbers), ".data-%05d-of-%05d", shard, num_shards);
+  return prefix + numbers + suffix;
+}
+
+const ReadableFile& DataFiles::Open(int32_t shard) {
+  const auto found = open_.find(shard);
+  if (found != open_.end()) return found->second;
+  if (open_.size() >= kMaxOpenFiles) open_.clear();
+  return open_.emplace(shard, OpenFirst(shard)).first->second;
+}
+
+ReadableFile DataFiles::OpenFirst(int32_t shard) const {
+  for (const std::string& suffix : names_.suffixes) {
+    try {
+      return ReadableFile(names_.Name(shard, suffix));
+    } catch (const FileError& error) {
+      if (error.kind() != ErrorKind::kNotFound) throw;
+    }
+  }
+  throw FileError(ErrorKind::kNotFound, ENOENT, names_.Name(shard, names_.suffixes.front()));
+}
+
+}  // namespace trackckpt

@@ -1,0 +1,16 @@
+// TensorFlow's DataType numbers, as far as the bytes of a tensor depend on them.
+#pragma once
+
+#include <cstdint>
+
+namespace trackckpt {
+
+constexpr int32_t kDtypeString = 7;
+constexpr int32_t kDtypeResource = 20;
+constexpr int32_t kDtypeVariant = 21;
+
+// Bytes per element; 0 for types without a fixed size and for numbers that are no known type. Types of less
+// than eight bits take a whole byte per element.
+uint32_t ItemSize(int32_t dtype);
+
+}  // namespace trackckpt

@@ -1,0 +1,54 @@
+// The records of a bundle's index: a header under the empty key, and an entry for every tensor.
+//
+//    BundleHeaderProto { 1 num_shards int32 | 2 endianness enum | 3 version VersionDef }
+//    VersionDef        { 1 producer int32 | 2 min_consumer int32 | 3 repeated bad_consumers int32 }
+//    BundleEntryProto  { 1 dtype enum | 2 shape TensorShapeProto | 3 shard_id int32 | 4 offset int64
+//                        5 size int64 | 6 crc32c fixed32, masked | 7 repeated slices TensorSliceProto }
+//    TensorShapeProto  { 2 repeated dim { 1 size int64 | 2 name } | 3 unknown_rank bool }
+//
+// Fields are written in ascending order and left out when 0; `shape` is always there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace trackckpt {
+
+struct BundleHeader {
+  int32_t num_shards = 0;
+  int32_t endianness = 0;  // 0 little, 1 big
+  int32_t producer = 0;
+  int32_t min_consumer = 0;
+  std::vector<int32_t> bad_consumers;
+
+  void EncodeTo(std::string* dst) const;  // without bad_consumers, which are never written
+  bool DecodeFrom(std::string_view value);
+};
+
+struct BundleEntry {
+  std::string key;
+  int32_t dtype = 0;
+  std::vector<int64_t> shape;
+  int32_t shard_id = 0;
+  int64_t offset = 0;
+  int64_t size = 0;
+  uint32_t crc32c = 0;      // masked
+  uint32_t num_slices = 0;  // more than 0: the value lies under slice keys of its own
+  bool is_unknown_rank = false;
+
+  // The key is not part of the record.
+  void EncodeTo(std::string* dst) const;
+  bool DecodeFrom(std::string_view value);
+};
+
+// Nothing for a shape that no tensor can have: a negative dimension, too many of them, or too many elements.
+std::optional<uint64_t> NumElements(const std::vector<int64_t>& shape);
+
+// A key for a message: UTF-8 as it is, control characters and other bytes as \xNN.
+std::string DisplayKey(std::string_view key);
+
+}  // namespace trackckpt

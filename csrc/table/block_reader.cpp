@@ -1,0 +1,84 @@
+#include "table/block_reader.h"
+
+#include "encoding/coding.h"
+#include "error.h"
+
+namespace trackckpt {
+
+namespace {
+
+[[noreturn]] void ThrowCorruption(const std::string& path, const char* what) {
+  throw Error(ErrorKind::kDataLoss, std::string(what) + ": " + path);
+}
+
+}  // namespace
+
+BlockIterator::BlockIterator(std::string_view contents, const std::string& path) : path_(&path) {
+  if (contents.size() < sizeof(uint32_t)) ThrowCorruption(path, "bad block contents");
+  const size_t before_count = contents.size() - sizeof(uint32_t);
+  num_restarts_ = DecodeFixed32(contents.data() + before_count);
+  if (num_restarts_ == 0 || num_restarts_ > before_count / sizeof(uint32_t)) {
+    ThrowCorruption(path, "bad block contents");
+  }
+  const size_t restarts_size = num_restarts_ * sizeof(uint32_t);
+  entries_ = contents.substr(0, before_count - restarts_size);
+  restarts_ = contents.substr(entries_.size(), restarts_size);
+}
+
+void BlockIterator::SeekToFirst() {
+  rest_ = entries_;
+  ParseNextEntry(true);
+}
+
+void BlockIterator::Seek(std::string_view target) {
+  SeekToRestart(LastRestartBefore(target));
+  while (valid_ && key_ < target) Next();
+}
+
+void BlockIterator::Next() { ParseNextEntry(false); }
+
+// The restart point to search from: the last with a key less than `target`, or the first.
+uint32_t BlockIterator::LastRestartBefore(std::string_view target) {
+  uint32_t left = 0;
+  uint32_t right = num_restarts_ - 1;
+  while (left < right) {
+    const uint32_t middle = right - (right - left) / 2;
+    SeekToRestart(middle);
+    if (valid_ && key_ < target) {
+      left = middle;
+    } else {
+      right = middle - 1;
+    }
+  }
+  return left;
+}
+
+void BlockIterator::SeekToRestart(uint32_t index) {
+  const uint32_t offset = DecodeFixed32(restarts_.data() + index * sizeof(uint32_t));
+  if (offset > entries_.size()) ThrowCorruption(*path_, "bad restart point in block");
+  rest_ = entries_.substr(offset);
+  ParseNextEntry(true);
+}
+
+void BlockIterator::ParseNextEntry(bool is_restart) {
+  valid_ = !rest_.empty();
+  if (!valid_) return;
+  if (is_restart) key_.clear();
+  uint32_t shared, non_shared, value_length;
+  if (!GetVarint32(&rest_, &shared) || !GetVarint32(&rest_, &non_shared) ||
+      !GetVarint32(&rest_, &value_length) || shared > key_.size() ||
+      uint64_t{non_shared} + value_length > rest_.size()) {
+    ThrowCorruption(*path_, "bad entry in block");
+  }
+  const std::string_view suffix = rest_.substr(0, non_shared);
+  // Both keys begin with the shared bytes, so comparing what follows compares the keys.
+  if (!is_restart && std::string_view(key_).substr(shared) >= suffix) {
+    ThrowCorruption(*path_, "keys out of order in block");
+  }
+  key_.resize(shared);
+  key_.append(suffix);
+  value_ = rest_.substr(non_shared, value_length);
+  rest_.remove_prefix(uint64_t{non_shared} + value_length);
+}
+
+}  // namespace trackckpt

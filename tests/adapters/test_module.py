@@ -1,0 +1,207 @@
+"""Modules, parameters and buffers as nodes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from torch_trackckpt import Checkpoint
+from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.graph.walk import walk
+
+
+def saved_paths(root: object) -> list[str]:
+    return [value.key.split("/.ATTRIBUTES")[0] for value in walk(root).values[:-1]]
+
+
+def same_values(module: nn.Module, other: nn.Module) -> bool:
+    state, other_state = module.state_dict(), other.state_dict()
+    return state.keys() == other_state.keys() and all(torch.equal(value, other_state[k]) for k, value in state.items())
+
+
+def test_children_are_parameters_then_persistent_buffers_then_submodules() -> None:
+    """C013, C020"""
+    module = nn.Module()
+    module.sub = nn.Linear(1, 1, bias=False)
+    module.register_buffer("seen", torch.zeros(1))
+    module.register_buffer("scratch", torch.zeros(1), persistent=False)
+    module.p2 = nn.Parameter(torch.zeros(1))
+    module.p1 = nn.Parameter(torch.zeros(1))
+    assert saved_paths(module) == ["p2", "p1", "seen", "sub/weight"]
+
+
+def test_a_non_persistent_buffer_is_left_alone_by_restore(prefix: str) -> None:
+    """C020"""
+
+    def made(value: float, *, persistent: bool) -> nn.Module:
+        module = nn.Module()
+        module.register_buffer("b", torch.tensor(value), persistent=persistent)
+        return module
+
+    Checkpoint(m=made(1.0, persistent=True)).write(prefix)
+    module = made(2.0, persistent=False)
+    Checkpoint(m=module).read(prefix).assert_existing_objects_matched()
+    assert torch.equal(module.b, torch.tensor(2.0))
+
+
+def test_running_statistics_are_saved_under_their_buffer_names(prefix: str) -> None:
+    """C021"""
+    norm = nn.BatchNorm1d(2)
+    norm(torch.arange(8.0).reshape(4, 2))
+    assert saved_paths(norm) == ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    Checkpoint(norm=norm).write(prefix)
+    fresh = nn.BatchNorm1d(2)
+    Checkpoint(norm=fresh).read(prefix).assert_consumed()
+    assert same_values(norm, fresh)
+    assert fresh.num_batches_tracked.item() == 1
+
+
+def test_parameters_and_buffers_that_are_none_have_no_node() -> None:
+    """C022"""
+    module = nn.Linear(1, 1, bias=False)
+    module.register_parameter("extra", None)
+    module.register_buffer("cache", None)
+    module.register_module("tail", None)
+    snapshot = walk(module)
+    assert [child.local_name for child in snapshot.graph.nodes[0].children] == ["weight"]
+
+
+def test_plain_attributes_of_a_module_are_no_children() -> None:
+    """C025"""
+    module = nn.Linear(1, 1, bias=False)
+    module.number, module.function, module.plain_tensor = 3, len, torch.zeros(1)
+    assert saved_paths(module) == ["weight"]
+
+
+def test_tied_weights_are_one_value_and_stay_tied_after_restore(prefix: str) -> None:
+    """C023"""
+
+    def tied() -> nn.Module:
+        model = nn.Module()
+        model.embed, model.head = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
+        model.head.weight = model.embed.weight
+        return model
+
+    written, fresh = tied(), tied()
+    assert saved_paths(written) == ["embed/weight"]
+    Checkpoint(m=written).write(prefix)
+    Checkpoint(m=fresh).read(prefix).assert_consumed()
+    assert fresh.head.weight is fresh.embed.weight
+    assert same_values(written, fresh)
+
+
+def test_a_shared_submodule_is_one_node() -> None:
+    """C023"""
+    shared = nn.Linear(1, 1, bias=False)
+    assert saved_paths(nn.ModuleList([shared, nn.Sequential(shared)])) == ["0/weight"]
+
+
+def test_a_parametrized_module_saves_its_original_tensor(prefix: str) -> None:
+    def made() -> nn.Module:
+        return nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+
+    written, fresh = made(), made()
+    Checkpoint(m=written).write(prefix)
+    Checkpoint(m=fresh).read(prefix).assert_consumed()
+    assert same_values(written, fresh)
+    assert torch.equal(written.weight, fresh.weight)
+
+
+def test_a_parameter_without_a_value_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedValueError, match=r"^\(root\)\.m\.weight cannot be saved: .*not initialised yet"):
+        walk({"m": nn.LazyLinear(1)})
+
+
+def test_a_module_on_the_meta_device_is_refused_by_key(prefix: str) -> None:
+    """C369"""
+    with pytest.raises(UnsupportedValueError, match=r"^m/weight/\.ATTRIBUTES/VARIABLE_VALUE: .*meta device"):
+        Checkpoint(m=nn.Linear(1, 1, device="meta")).write(prefix)
+    assert list(Path(prefix).parent.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------- wrappers
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    wrapped = torch.compile(module, backend="eager")
+    assert isinstance(wrapped, nn.Module)
+    return wrapped
+
+
+WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
+    nn.DataParallel,
+    compiled,
+    lambda module: compiled(nn.DataParallel(compiled(module))),
+]
+wrappers = pytest.mark.parametrize("wrap", WRAPPERS, ids=["DataParallel", "compile", "both"])
+
+
+@wrappers
+def test_a_wrapped_module_is_saved_under_the_keys_of_the_module_itself(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """C072"""
+    assert saved_paths({"m": wrap(nn.Linear(1, 1)), "n": nn.Sequential(wrap(nn.Linear(1, 1)))}) == [
+        "m/weight",
+        "m/bias",
+        "n/0/weight",
+        "n/0/bias",
+    ]
+
+
+@wrappers
+def test_wrapping_between_save_and_restore_changes_nothing(
+    prefix: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    """C072"""
+    written, fresh = nn.Linear(2, 1), nn.Linear(2, 1)
+    Checkpoint(wrap(written), again=wrap(written)).write(prefix)
+    Checkpoint(fresh).read(prefix).expect_partial()
+    assert same_values(written, fresh)
+
+
+def test_a_module_and_its_wrapper_are_one_node() -> None:
+    """C023, C072"""
+    module = nn.Linear(1, 1, bias=False)
+    assert saved_paths({"wrapped": nn.DataParallel(module), "bare": module}) == ["wrapped/weight"]
+
+
+def test_a_distributed_module_is_saved_under_the_keys_of_the_module_itself(tmp_path: Path) -> None:
+    """C072"""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Linear(1, 1, bias=False))
+        assert saved_paths({"m": wrapped}) == ["m/weight"]
+    finally:
+        dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------ extra state
+
+
+class Tuned(nn.Module):
+    """A module with state beyond its tensors."""
+
+    def __init__(self, state: object) -> None:
+        super().__init__()
+        self.state = state
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+def test_extra_state_travels_as_json_with_its_tensors_as_children(prefix: str) -> None:
+    Checkpoint(m=Tuned({"steps": 3, "history": [torch.tensor([1.0]), (2, None)]})).write(prefix)
+    fresh = Tuned(None)
+    Checkpoint(m=fresh).read(prefix).assert_consumed()
+    assert fresh.state == {"steps": 3, "history": [torch.tensor([1.0]), (2, None)]}
+
+
+def test_extra_state_that_cannot_be_encoded_is_refused_by_path() -> None:
+    """C168"""
+    with pytest.raises(UnsupportedValueError, match=r"^\(root\)\.m\._extra_state cannot be saved: "):
+        walk({"m": Tuned(object())})

@@ -1,0 +1,41 @@
+"""Fixtures of all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_trackckpt import _native
+
+Damage = Callable[[str, str], None]
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> str:
+    """Where a test writes its checkpoint, in a folder of its own."""
+    return str(tmp_path / "ckpt")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device that a test should run on."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def damage() -> Damage:
+    """Flips one bit in the middle of the value that a checkpoint of one shard holds under a key."""
+
+    def flip(prefix: str, key: str) -> None:
+        entry = _native.BundleReader(f"{prefix}.index", prefix).find(key.encode())
+        assert entry is not None
+        with open(f"{prefix}.data-00000-of-00001", "r+b") as file:
+            file.seek(entry.offset + entry.size // 2)
+            (byte,) = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+
+    return flip

@@ -1,0 +1,247 @@
+"""What the tests of the core share: bundles built byte by byte, and values moved through memory.
+
+`table` follows TensorFlow's writing rules to the byte, and bends them on request, so that it serves both
+as a second opinion on what the core writes and as a source of tables that TensorFlow never writes.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import witness
+
+from torch_trackckpt._native import BundleEntry, BundleReader, BundleWriter
+
+FLOAT, INT32, UINT8, STRING = 1, 3, 4, 7
+CHUNK = 1 << 20  # The largest value that is checked before its destination is touched.
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+MANIFEST: dict[str, dict[str, Any]] = {
+    vector["name"]: vector for vector in json.loads((GOLDEN / "manifest.json").read_text())["vectors"]
+}
+
+Tensor = tuple[bytes, int, tuple[int, ...], bytes | list[bytes]]
+"""Key, dtype, shape, and the value's bytes or, of a string tensor, its elements."""
+
+
+# --------------------------------------------------------------------------------------------- protobuf
+
+
+def varint(number: int) -> bytes:
+    number &= (1 << 64) - 1
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def number_field(field: int, number: int) -> bytes:
+    return varint(field << 3) + varint(number) if number else b""
+
+
+def message_field(field: int, content: bytes) -> bytes:
+    return varint(field << 3 | 2) + varint(len(content)) + content
+
+
+def header(
+    num_shards: int = 1,
+    endianness: int = 0,
+    producer: int = 1,
+    min_consumer: int = 0,
+    bad_consumers: Sequence[int] = (),
+) -> bytes:
+    version = number_field(1, producer) + number_field(2, min_consumer)
+    if bad_consumers:
+        version += message_field(3, b"".join(map(varint, bad_consumers)))
+    return number_field(1, num_shards) + number_field(2, endianness) + message_field(3, version)
+
+
+ONE_SHARD = header()
+
+
+def entry(
+    dtype: int, shape: Sequence[int], shard_id: int = 0, offset: int = 0, size: int = 0, crc32c: int = 0
+) -> bytes:
+    """A serialised BundleEntryProto; `crc32c` is the masked checksum."""
+    dims = b"".join(message_field(2, number_field(1, dim)) for dim in shape)
+    return (
+        number_field(1, dtype)
+        + message_field(2, dims)
+        + number_field(3, shard_id)
+        + number_field(4, offset)
+        + number_field(5, size)
+        + (b"\x35" + crc32c.to_bytes(4, "little") if crc32c else b"")
+    )
+
+
+# ------------------------------------------------------------------------------------------------ table
+
+
+def seal(contents: bytes, kind: int = 0) -> bytes:
+    """A block with its trailer."""
+    sealed = contents + bytes([kind])
+    return sealed + witness.mask(witness.crc32c(sealed)).to_bytes(4, "little")
+
+
+class Block:
+    """The contents of one block, entry by entry."""
+
+    def __init__(self, restart_interval: int) -> None:
+        self.restart_interval = restart_interval
+        self.entries = bytearray()
+        self.restarts = [0]
+        self.keys: list[bytes] = []
+
+    def add(self, key: bytes, value: bytes) -> None:
+        shared = 0
+        if self.keys and len(self.keys) % self.restart_interval == 0:
+            self.restarts.append(len(self.entries))
+        elif self.keys:
+            shared = shared_prefix(self.keys[-1], key)
+        self.keys.append(key)
+        self.entries += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+
+    def size(self) -> int:
+        return len(self.entries) + 4 * len(self.restarts) + 4
+
+    def contents(self) -> bytes:
+        numbers = [*self.restarts, len(self.restarts)]
+        return bytes(self.entries) + b"".join(number.to_bytes(4, "little") for number in numbers)
+
+
+def block(items: Iterable[tuple[bytes, bytes]], restart_interval: int = 16) -> bytes:
+    built = Block(restart_interval)
+    for key, value in items:
+        built.add(key, value)
+    return built.contents()
+
+
+def shared_prefix(a: bytes, b: bytes) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def separator(last: bytes, following: bytes) -> bytes:
+    """The index key between a block that ends with `last` and one that begins with `following`."""
+    i = shared_prefix(last, following)
+    if i == min(len(last), len(following)) or last[i] == 0xFF or last[i] + 1 >= following[i]:
+        return last
+    return last[:i] + bytes([last[i] + 1])
+
+
+def successor(last: bytes) -> bytes:
+    """The index key after the last block."""
+    i = next((i for i, byte in enumerate(last) if byte != 0xFF), None)
+    return last if i is None else last[:i] + bytes([last[i] + 1])
+
+
+def blocks_of(
+    items: Sequence[tuple[bytes, bytes]], block_size: int, restart_interval: int
+) -> Iterator[Block]:
+    """Cuts the items into data blocks: after the entry that fills a block, and before an overlong one."""
+    current = Block(restart_interval)
+    for key, value in items:
+        if current.keys and len(key) + len(value) >= 2 * block_size:
+            yield current
+            current = Block(restart_interval)
+        current.add(key, value)
+        if current.size() >= block_size:
+            yield current
+            current = Block(restart_interval)
+    if current.keys:
+        yield current
+
+
+def table(
+    items: Sequence[tuple[bytes, bytes]], block_size: int = 262144, restart_interval: int = 16
+) -> bytes:
+    """A table of these (key, value) pairs, in the given order."""
+    blocks = list(blocks_of(items, block_size, restart_interval))
+    index_keys = [separator(a.keys[-1], b.keys[0]) for a, b in itertools.pairwise(blocks)]
+    index_keys += [successor(last.keys[-1]) for last in blocks[-1:]]
+    return assemble(zip(index_keys, (built.contents() for built in blocks), strict=True))
+
+
+def assemble(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A table of finished block contents, each under its index key."""
+    out = bytearray()
+
+    def put(contents: bytes) -> bytes:
+        handle = varint(len(out)) + varint(len(contents))
+        out.extend(seal(contents))
+        return handle
+
+    index = [(key, put(contents)) for key, contents in blocks]
+    handles = put(block([])) + put(block(index, restart_interval=1))
+    return bytes(out) + handles.ljust(40, b"\0") + witness.MAGIC.to_bytes(8, "little")
+
+
+# ---------------------------------------------------------------------------------------------- bundles
+
+
+def write_crafted(
+    prefix: Path, entries: dict[bytes, bytes], data: bytes = b"", head: bytes = ONE_SHARD
+) -> None:
+    """A bundle of one shard from serialised entries and the content of its data file."""
+    Path(f"{prefix}.index").write_bytes(table([(b"", head), *sorted(entries.items())]))
+    Path(f"{prefix}.data-00000-of-00001").write_bytes(data)
+
+
+def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False) -> BundleWriter:
+    return BundleWriter(
+        f"{prefix}.data-00000-of-00001", f"{prefix}.index", durable=durable, block_size=block_size
+    )
+
+
+def open_reader(prefix: Path) -> BundleReader:
+    return BundleReader(f"{prefix}.index", str(prefix))
+
+
+def write_bundle(prefix: Path, tensors: Iterable[Tensor], *, block_size: int = 262144) -> None:
+    """Writes the tensors through the core, in the given order."""
+    writer = open_writer(prefix, block_size=block_size)
+    for key, dtype, shape, value in tensors:
+        add(writer, key, dtype, shape, value)
+    writer.finish()
+
+
+def add(
+    writer: BundleWriter, key: bytes, dtype: int, shape: tuple[int, ...], value: bytes | list[bytes]
+) -> None:
+    if isinstance(value, list):
+        writer.add_strings(key, shape, value)
+    else:
+        memory = np.frombuffer(value, np.uint8)
+        writer.add([(key, dtype, shape, memory.ctypes.data, memory.nbytes)])
+
+
+def read_value(reader: BundleReader, found: BundleEntry) -> bytes | list[bytes]:
+    """The value of an entry, read through the core."""
+    if found.dtype == STRING:
+        return reader.read_strings(found.key)
+    memory = np.empty(found.size, np.uint8)
+    reader.read([(found.key, memory.ctypes.data, memory.nbytes)])
+    return memory.tobytes()
+
+
+def read_bundle(prefix: Path) -> list[Tensor]:
+    """Every tensor of a bundle without slices, read through the core, in the order of the data file."""
+    reader = open_reader(prefix)
+    stored = sorted(reader.entries(), key=lambda found: (found.shard_id, found.offset, found.size))
+    return [(found.key, found.dtype, found.shape, read_value(reader, found)) for found in stored]
+
+
+def flip(path: Path, position: int, bits: int = 0x01) -> None:
+    """Changes one byte of a file; a negative position counts from the end."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= bits
+    path.write_bytes(content)
+
+
+def cut(path: Path, size: int) -> None:
+    """Leaves the first `size` bytes of a file."""
+    path.write_bytes(path.read_bytes()[:size])

@@ -1,0 +1,84 @@
+"""What a caller can choose, and when a wrong choice is refused."""
+
+import dataclasses
+
+import pytest
+
+from torch_trackckpt import CheckpointOptions
+
+
+def test_by_default_saves_are_durable_and_restores_check_on_the_way_with_slots() -> None:
+    """C301"""
+    options = CheckpointOptions()
+    assert options.durable is True
+    assert options.verify == "during"
+    assert options.experimental_skip_slot_variables is False
+    assert list(options.experimental_write_callbacks) == []
+    assert options.experimental_io_device is None
+
+
+def test_an_unknown_option_is_refused() -> None:
+    """C303"""
+    with pytest.raises(TypeError, match="experimental_colour"):
+        CheckpointOptions(experimental_colour="red")
+
+
+def test_an_unknown_attribute_is_refused() -> None:
+    """C303"""
+    with pytest.raises(AttributeError, match="experimental_colour"):
+        CheckpointOptions().experimental_colour  # noqa: B018
+
+
+def test_options_cannot_be_changed() -> None:
+    """C304"""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CheckpointOptions().durable = False
+
+
+def test_options_are_given_by_name_only() -> None:
+    with pytest.raises(TypeError):
+        CheckpointOptions(False)
+
+
+def test_an_unknown_way_to_verify_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"verify must be 'during' or 'before', not 'never'"):
+        CheckpointOptions(verify="never")
+
+
+def test_a_callback_takes_nothing_or_the_path() -> None:
+    """C305, C306"""
+    calls: list[object] = []
+
+    class Recorder:
+        def record(self, path: str) -> None:
+            calls.append(path)
+
+    options = CheckpointOptions(
+        experimental_write_callbacks=[lambda: calls.append("none"), calls.append, Recorder().record]
+    )
+    options.run_write_callbacks("ckpt-1")
+    assert calls == ["none", "ckpt-1", "ckpt-1"]
+
+
+def test_a_callback_with_a_second_parameter_is_refused_even_if_it_has_a_default() -> None:
+    """C305"""
+    with pytest.raises(ValueError, match=r"takes no argument or the path alone, but .* takes 2"):
+        CheckpointOptions(experimental_write_callbacks=[lambda path, mode="fast": None])
+
+
+def test_a_copy_has_the_same_callbacks_and_other_values_where_asked() -> None:
+    """C310"""
+
+    def callback() -> None: ...
+
+    copy = dataclasses.replace(CheckpointOptions(experimental_write_callbacks=[callback]), durable=False)
+    assert list(copy.experimental_write_callbacks) == [callback]
+    assert copy.durable is False
+
+
+def test_a_list_of_callbacks_that_changes_later_does_not_change_the_options() -> None:
+    """C304, C305: what was checked at construction is what is called."""
+    callbacks = [lambda: None]
+    options = CheckpointOptions(experimental_write_callbacks=callbacks)
+    callbacks.append(lambda one, two: None)
+    assert len(options.experimental_write_callbacks) == 1

@@ -1,0 +1,193 @@
+"""The text file `checkpoint`."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_trackckpt import Checkpoint, latest_checkpoint
+from torch_trackckpt.state_file import CheckpointState, get_checkpoint_state, write_checkpoint_state
+from torch_trackckpt.storage.local import LocalStorage
+
+GOLDEN = Path(__file__).parent / "golden"
+STORAGE = LocalStorage(durable=False)
+
+
+def write(directory: Path | str, *paths: str) -> None:
+    write_checkpoint_state(str(directory), CheckpointState(paths[-1], paths), STORAGE)
+
+
+def text(directory: Path) -> str:
+    return (directory / "checkpoint").read_text()
+
+
+# ----------------------------------------------------------------------------------------------- writing
+
+
+def test_a_save_writes_the_text_that_tensorflow_writes(tmp_path: Path) -> None:
+    """C040"""
+    Checkpoint().save(tmp_path / "ckpt")
+    assert text(tmp_path) == text(GOLDEN / "obj_module")
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in GOLDEN.glob("*/checkpoint")))
+def test_a_state_file_of_tensorflow_is_read_and_written_as_the_same_bytes(tmp_path: Path, folder: str) -> None:
+    """C399"""
+    copy = shutil.copytree(GOLDEN / folder, tmp_path / folder)
+    state = get_checkpoint_state(copy)
+    assert state is not None
+    (copy / "checkpoint").unlink()
+    write_checkpoint_state(str(copy), state, STORAGE)
+    assert (copy / "checkpoint").read_bytes() == (GOLDEN / folder / "checkpoint").read_bytes()
+
+
+def test_every_field_of_a_state_file_is_read() -> None:
+    directory = GOLDEN / "manager"
+    assert get_checkpoint_state(directory) == CheckpointState(
+        str(directory / "ckpt-4"),
+        (str(directory / "ckpt-3"), str(directory / "ckpt-4")),
+        (1700000000.125, 1700000000.375),
+        1700000000.625,
+    )
+
+
+def test_time_stamps_are_written_in_their_shortest_form(tmp_path: Path) -> None:
+    state = CheckpointState("a", ("a",), (1e9 / 3,), 0.1)
+    write_checkpoint_state(str(tmp_path), state, STORAGE)
+    assert text(tmp_path).splitlines()[2:] == [
+        "all_model_checkpoint_timestamps: 333333333.3333333",
+        "last_preserved_timestamp: 0.1",
+    ]
+
+
+def test_paths_are_stored_as_relative_to_the_state_file(tmp_path: Path) -> None:
+    """C053"""
+    write(tmp_path / "..", str(tmp_path / "one"), str(tmp_path.parent / "two"))
+    written = (tmp_path.parent / "checkpoint").read_text()
+    (tmp_path.parent / "checkpoint").unlink()
+    assert written.splitlines()[1:] == [
+        f'all_model_checkpoint_paths: "{tmp_path.name}/one"',
+        'all_model_checkpoint_paths: "two"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [('with "quotes"', r"with \"quotes\""), ("back\\slash", r"back\\slash"), ("hé", "hé"), ("two\nlines", r"two\nlines")],
+)
+def test_names_are_quoted_as_in_tensorflows_text_and_found_again(tmp_path: Path, name: str, stored: str) -> None:
+    """C053"""
+    path = Checkpoint().save(tmp_path / name)
+    assert text(tmp_path).splitlines()[0] == f'model_checkpoint_path: "{stored}-1"'
+    assert latest_checkpoint(tmp_path) == path
+
+
+def test_a_checkpoint_with_the_path_of_the_state_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"path of the state file, '.*/checkpoint'; save it under another name"):
+        write(tmp_path, str(tmp_path / "checkpoint"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replacing_a_state_file_leaves_nothing_else_behind(tmp_path: Path) -> None:
+    write(tmp_path, "one")
+    write(tmp_path, str(tmp_path / "two"))
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def test_a_state_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, str(tmp_path / "one"))
+    before = text(tmp_path)
+
+    def refuse(source: str, destination: str) -> None:
+        raise OSError(28, "No space left on device", destination)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "replace", refuse)
+        write(tmp_path, str(tmp_path / "two"))
+    assert text(tmp_path) == before
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+# ----------------------------------------------------------------------------------------------- reading
+
+
+def test_a_folder_that_was_moved_still_leads_to_its_checkpoint(tmp_path: Path) -> None:
+    """C053"""
+    Checkpoint(x=torch.tensor(1)).save(tmp_path / "old" / "ckpt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    path = latest_checkpoint(tmp_path / "new")
+    assert path == str(tmp_path / "new" / "ckpt-1")
+    x = torch.tensor(0)
+    Checkpoint(x=x).restore(path).assert_consumed()
+    assert torch.equal(x, torch.tensor(1))
+
+
+def test_an_absolute_path_is_kept(tmp_path: Path) -> None:
+    elsewhere = Checkpoint().write(tmp_path / "elsewhere" / "ckpt")
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{elsewhere}"\n')
+    assert latest_checkpoint(tmp_path) == elsewhere
+
+
+def test_the_latest_checkpoint_of_tensorflows_folders_is_found() -> None:
+    """C399"""
+    assert latest_checkpoint(GOLDEN / "manager") == str(GOLDEN / "manager" / "ckpt-4")
+    assert latest_checkpoint(str(GOLDEN / "v1_saver")) == str(GOLDEN / "v1_saver" / "model.ckpt-3")
+
+
+def test_a_state_file_of_another_name_is_found_by_that_name(tmp_path: Path) -> None:
+    path = Checkpoint().save(tmp_path / "ckpt")
+    (tmp_path / "checkpoint").rename(tmp_path / "best")
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path, "best") == path
+
+
+def test_without_a_state_file_there_is_no_latest_checkpoint(tmp_path: Path) -> None:
+    Checkpoint().write(tmp_path / "ckpt")
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "missing") is None
+    assert latest_checkpoint(tmp_path / "ckpt.index") is None
+
+
+def test_a_latest_checkpoint_whose_files_are_gone_is_none_and_an_older_one_is_not_tried(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = Checkpoint()
+    first = checkpoint.save(tmp_path / "ckpt")
+    write(tmp_path, first, str(tmp_path / "ckpt-2"))
+    assert latest_checkpoint(tmp_path) is None
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("torch_trackckpt", logging.ERROR)
+    assert str(tmp_path / "ckpt-2") in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "content", [b"nonsense", b'model_checkpoint_path: "a', b'unknown_field: "a"', b'model_checkpoint_path: "\xff"']
+)
+def test_a_state_file_that_cannot_be_understood_counts_as_absent_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    (tmp_path / "checkpoint").write_bytes(content)
+    assert latest_checkpoint(tmp_path) is None
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("torch_trackckpt", logging.WARNING)
+    assert str(tmp_path / "checkpoint") in record.getMessage()
+
+
+def test_a_state_file_that_is_a_directory_counts_as_absent_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    assert latest_checkpoint(tmp_path) is None
+    assert "is ignored" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", 'all_model_checkpoint_paths: "a"'])
+def test_a_state_file_that_names_no_latest_checkpoint_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "checkpoint").write_text(content)
+    with pytest.raises(ValueError, match=r"/checkpoint' names no checkpoint; its model_checkpoint_path is missing"):
+        latest_checkpoint(tmp_path)

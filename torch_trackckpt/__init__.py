@@ -1,0 +1,30 @@
+"""TensorFlow's object checkpoints for PyTorch."""
+
+from importlib.metadata import version
+
+from torch_trackckpt.adapters import RNGState, register_adapter
+from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
+from torch_trackckpt.state_file import latest_checkpoint
+from torch_trackckpt.trackable import AutoTrackable, NoDependency, PythonState, Trackable
+
+__version__ = version("torch_trackckpt")
+
+__all__ = [
+    "AutoTrackable",
+    "Checkpoint",
+    "CheckpointOptions",
+    "CheckpointReader",
+    "NoDependency",
+    "PythonState",
+    "RNGState",
+    "Trackable",
+    "__version__",
+    "latest_checkpoint",
+    "list_variables",
+    "load_checkpoint",
+    "load_variable",
+    "register_adapter",
+]

@@ -1,0 +1,20 @@
+"""Adapters show live objects to the object graph, one module for each family of objects.
+
+Importing this package registers them all.
+"""
+
+from torch_trackckpt.adapters import containers, module, optimizer, python_state
+from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
+from torch_trackckpt.adapters.rng import RNGState
+
+__all__ = [
+    "Adapter",
+    "RNGState",
+    "adapt",
+    "containers",
+    "is_trackable",
+    "module",
+    "optimizer",
+    "python_state",
+    "register_adapter",
+]

@@ -1,0 +1,209 @@
+"""Nested Python values as JSON, exact and without pickle.
+
+``None``, booleans, integers, finite floats, text, lists, and dicts whose keys are all text (none of them ``"$"``)
+stand for themselves. Everything else is a JSON object whose ``"$"`` names its kind:
+
+    {"$": "tuple", "v": [...]}                      {"$": "size", "v": [2, 3]}            torch.Size
+    {"$": "dict", "v": [[key, value], ...]}         {"$": "ordered_dict", "v": [[key, value], ...]}
+    {"$": "counter", "v": [[key, count], ...]}      {"$": "set", "v": [...]}              also frozenset
+    {"$": "float", "v": "nan" | "inf" | "-inf"}     {"$": "complex", "v": [real, imag]}
+    {"$": "bytes", "v": base64}                     {"$": "dtype", "v": "float32"}        torch.dtype
+    {"$": "device", "v": "cuda:0"}                  {"$": "tensor", "v": child name}
+    {"$": "array", "dtype": "<f4", "shape": [2], "v": base64}                             numpy.ndarray
+    {"$": "scalar", "dtype": "<f4", "v": base64}                                          NumPy scalar
+
+Tensors stay out of the JSON: they are collected, and the JSON refers to them by name. Decoding looks kinds up in
+a fixed table; nothing in the text is evaluated or imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from torch_trackckpt.errors import DataLossError, UnsupportedFormatError, UnsupportedValueError
+
+__all__ = ["decode", "encode"]
+
+_NUMPY_KINDS = "biufc"
+
+
+def encode(value: object) -> tuple[bytes, dict[str, torch.Tensor]]:
+    """JSON text for a value, and the tensors that it refers to by name.
+
+    Raises:
+        UnsupportedValueError: something in it is neither JSON nor one of the kinds above; the text says where.
+    """
+    encoder = _Encoder()
+    tree = encoder.encode(value, "")
+    return json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), encoder.tensors
+
+
+def decode(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The value that `encode` was given.
+
+    Raises:
+        DataLossError: the text is not what `encode` writes, or refers to a tensor that is not there.
+        UnsupportedFormatError: it holds a kind that this version does not know.
+    """
+    try:
+        return _Decoder(tensors).decode(json.loads(data))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        if isinstance(error, UnsupportedFormatError):
+            raise
+        raise DataLossError(f"The python state is damaged: {type(error).__name__}: {error}") from error
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._names: dict[int, str] = {}
+        self._by_type: dict[type, Callable[[Any, str], object]] = {
+            type(None): _as_is,
+            bool: _as_is,
+            int: _as_is,
+            str: _as_is,
+            float: self._float,
+            list: self._items,
+            tuple: lambda value, where: {"$": "tuple", "v": self._items(value, where)},
+            torch.Size: lambda value, where: {"$": "size", "v": list(value)},
+            dict: self._dict,
+            collections.OrderedDict: lambda value, where: {
+                "$": "ordered_dict",
+                "v": self._pairs(value, where),
+            },
+            collections.Counter: lambda value, where: {"$": "counter", "v": self._pairs(value, where)},
+            set: self._set,
+            frozenset: self._set,
+            complex: lambda value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
+            bytes: lambda value, where: {"$": "bytes", "v": _base64(value)},
+            torch.dtype: lambda value, where: {"$": "dtype", "v": str(value).removeprefix("torch.")},
+            torch.device: lambda value, where: {"$": "device", "v": str(value)},
+            np.ndarray: self._array,
+        }
+
+    def encode(self, value: Any, where: str) -> object:
+        handler = self._by_type.get(type(value))
+        if handler is not None:
+            return handler(value, where)
+        if isinstance(value, torch.Tensor):
+            return {"$": "tensor", "v": self._name(value)}
+        if isinstance(value, np.generic) and value.dtype.kind in _NUMPY_KINDS:
+            return {"$": "scalar", "dtype": value.dtype.str, "v": _base64(value.tobytes())}
+        raise _cannot_encode(value, where)
+
+    def _name(self, tensor: torch.Tensor) -> str:
+        if id(tensor) not in self._names:
+            name = str(len(self.tensors))
+            self._names[id(tensor)] = name
+            self.tensors[name] = tensor
+        return self._names[id(tensor)]
+
+    def _float(self, value: float, where: str) -> object:
+        return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+
+    def _items(self, value: Any, where: str) -> list[object]:
+        return [self.encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
+
+    def _dict(self, value: dict[Any, Any], where: str) -> object:
+        if all(type(key) is str for key in value) and "$" not in value:
+            return {key: self.encode(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {"$": "dict", "v": self._pairs(value, where)}
+
+    def _pairs(self, value: Mapping[Any, Any], where: str) -> list[object]:
+        return [
+            [self.encode(key, f"{where} key {key!r}"), self.encode(item, f"{where}[{key!r}]")]
+            for key, item in value.items()
+        ]
+
+    def _set(self, value: set[Any] | frozenset[Any], where: str) -> object:
+        # Sorted by their text, because equal sets may iterate in different orders.
+        items = [self.encode(item, f"{where}{{{item!r}}}") for item in value]
+        return {"$": "set", "v": sorted(items, key=json.dumps)}
+
+    def _array(self, value: np.ndarray[Any, Any], where: str) -> object:
+        if value.dtype.kind not in _NUMPY_KINDS:
+            raise _cannot_encode(value, where)
+        return {
+            "$": "array",
+            "dtype": value.dtype.str,
+            "shape": list(value.shape),
+            "v": _base64(np.ascontiguousarray(value).tobytes()),
+        }
+
+
+class _Decoder:
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._by_kind: dict[str, Callable[[dict[str, Any]], object]] = {
+            "tuple": lambda tagged: tuple(self._items(tagged["v"])),
+            "size": lambda tagged: torch.Size(tagged["v"]),
+            "dict": lambda tagged: dict(self._pairs(tagged["v"])),
+            "ordered_dict": lambda tagged: collections.OrderedDict(self._pairs(tagged["v"])),
+            "counter": lambda tagged: collections.Counter(dict(self._pairs(tagged["v"]))),
+            "set": lambda tagged: set(self._items(tagged["v"])),
+            "float": lambda tagged: _NON_FINITE[tagged["v"]],
+            "complex": lambda tagged: complex(*self._items(tagged["v"])),
+            "bytes": lambda tagged: base64.b64decode(tagged["v"], validate=True),
+            "dtype": lambda tagged: _torch_dtypes()[tagged["v"]],
+            "device": lambda tagged: torch.device(tagged["v"]),
+            "tensor": lambda tagged: self._tensors[tagged["v"]],
+            "array": lambda tagged: _numpy_values(tagged).reshape(tagged["shape"]).copy(),
+            "scalar": lambda tagged: _numpy_values(tagged)[0],
+        }
+
+    def decode(self, tree: Any) -> object:
+        if isinstance(tree, list):
+            return self._items(tree)
+        if not isinstance(tree, dict):
+            return tree
+        if "$" not in tree:
+            return {key: self.decode(item) for key, item in tree.items()}
+        kind = tree["$"]
+        if kind not in self._by_kind:
+            raise UnsupportedFormatError(f"The python state holds a value of kind {kind!r}, unknown to this version.")
+        return self._by_kind[kind](tree)
+
+    def _items(self, trees: list[Any]) -> list[Any]:
+        return [self.decode(tree) for tree in trees]
+
+    def _pairs(self, pairs: list[Any]) -> list[tuple[Any, Any]]:
+        return [(self.decode(key), self.decode(item)) for key, item in pairs]
+
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _as_is(value: object, where: str) -> object:
+    return value
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _torch_dtypes() -> dict[str, torch.dtype]:
+    return {str(item).removeprefix("torch."): item for item in vars(torch).values() if isinstance(item, torch.dtype)}
+
+
+def _numpy_values(tagged: dict[str, Any]) -> np.ndarray[Any, Any]:
+    dtype = np.dtype(tagged["dtype"])
+    if dtype.kind not in _NUMPY_KINDS:
+        raise ValueError(f"{dtype} is not a numeric type")
+    return np.frombuffer(base64.b64decode(tagged["v"], validate=True), dtype=dtype)
+
+
+def _cannot_encode(value: object, where: str) -> UnsupportedValueError:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return UnsupportedValueError(
+        f"the value{' at ' + where if where else ''} is a {kind}, which is neither a tensor nor JSON. Register an "
+        f"adapter for the object that owns it (torch_trackckpt.register_adapter), or give that object "
+        "serialize() and deserialize() methods."
+    )

@@ -1,0 +1,97 @@
+"""Tensors and modules as nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torch_trackckpt.adapters.registry import Adapter, register_adapter
+from torch_trackckpt.adapters.state_node import StateNode
+from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.trackable import VARIABLE_VALUE, Value
+
+__all__ = ["ModuleAdapter", "TensorAdapter"]
+
+
+class TensorAdapter(Adapter):
+    """A parameter, buffer or tensor: a leaf that is restored in place."""
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        return (VARIABLE_VALUE,)
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        if is_lazy(self.adapted):
+            raise UnsupportedValueError(
+                "the parameter is not initialised yet and has no value to save; run one forward pass first."
+            )
+        return {VARIABLE_VALUE: self.adapted}
+
+    def _restore_destinations(self) -> Mapping[str, torch.Tensor]:
+        return {VARIABLE_VALUE: self.adapted}
+
+
+class ModuleAdapter(Adapter):
+    """A module: parameters, persistent buffers, submodules, each in the order of registration.
+
+    Wrappers (``torch.compile``, DataParallel, DistributedDataParallel) have no node of their own, so wrapping or
+    unwrapping between save and restore changes nothing.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(_unwrapped(module))
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        module: nn.Module = self.adapted
+        children: dict[str, object] = {}
+        children.update((name, tensor) for name, tensor in module._parameters.items() if tensor is not None)
+        children.update(
+            (name, tensor)
+            for name, tensor in module._buffers.items()
+            if tensor is not None and name not in module._non_persistent_buffers_set
+        )
+        children.update((name, child) for name, child in module._modules.items() if child is not None)
+        if _has_extra_state(module):
+            children["_extra_state"] = _extra_state(module)
+        return children
+
+    def _lookup_dependency(self, name: str) -> object | None:
+        module: nn.Module = self.adapted
+        if name == "_extra_state":
+            return _extra_state(module) if _has_extra_state(module) else None
+        if name in module._non_persistent_buffers_set:
+            return None
+        for registered in (module._parameters, module._buffers, module._modules):
+            child = registered.get(name)
+            if child is not None:
+                return None if isinstance(child, torch.Tensor) and is_lazy(child) else child
+        return None
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _extra_state(module: nn.Module) -> StateNode:
+    return StateNode(
+        identity=(id(module), "_extra_state"),
+        capture=lambda path_of: module.get_extra_state(),
+        prepare=lambda state, resolve: lambda: module.set_extra_state(state),
+    )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif type(module).__module__ == "torch._dynamo.eval_frame" and "_orig_mod" in module._modules:
+            # The class is not imported for this: torch._dynamo takes seconds to load.
+            module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return module
+
+
+register_adapter(torch.Tensor, TensorAdapter)
+register_adapter(nn.Module, ModuleAdapter)

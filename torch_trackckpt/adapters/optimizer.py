@@ -1,0 +1,282 @@
+"""torch.optim optimizers as nodes.
+
+    <variable>/.OPTIMIZER_SLOT/<optimizer>/<slot>   one tensor of the state of one parameter: a slot variable
+    <optimizer>/param_groups                        {"kind": class name, "groups": [{"params": [object path or null,
+                                                    ...], "lr": ..., every other hyper-parameter}, ...]}
+    <optimizer>/extra_state                         {object path of a parameter: {name: value}}: state that is not
+                                                    one tensor per parameter, such as LBFGS's histories
+
+Everything is matched to parameters through the object graph, never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.optim import LBFGS, Optimizer
+
+from torch_trackckpt.adapters.registry import Adapter, register_adapter
+from torch_trackckpt.adapters.state_node import PathOf, StateNode
+from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
+from torch_trackckpt.trackable import Resolve, SlotOwner
+
+__all__ = ["OptimizerAdapter"]
+
+_NOT_HYPER_PARAMETERS = frozenset({"params", "param_names"})
+_ADDED_BY_SCHEDULERS = frozenset(
+    {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "swa_momentum"}
+)
+
+
+class OptimizerAdapter(Adapter, SlotOwner):
+    """An optimizer: hyper-parameters and irregular state as children, regular state as slot variables."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer)
+        self._is_stored_by_torch = False
+
+    # Children.
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        children = {"param_groups": self._param_groups()}
+        if self._extra_state_by_parameter():
+            children["extra_state"] = self._extra_state()
+        return children
+
+    def _lookup_dependency(self, name: str) -> object | None:
+        if name == "param_groups":
+            self._is_stored_by_torch = True
+            return self._param_groups()
+        return self._extra_state() if name == "extra_state" else None
+
+    def _param_groups(self) -> StateNode:
+        return StateNode((id(self.adapted), "param_groups"), self._capture_groups, self._prepare_groups)
+
+    def _extra_state(self) -> StateNode:
+        return StateNode((id(self.adapted), "extra_state"), self._capture_extra, self._prepare_extra)
+
+    # Slot variables.
+
+    def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        slots: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for parameter, state in self._states():
+            for name, value in state.items():
+                if self._is_slot(value):
+                    slots.setdefault(name, []).append((parameter, value))
+        return dict(sorted(slots.items()))
+
+    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+        with_state = {id(parameter) for parameter, state in self._states() if state}
+        return [
+            (parameter, _called(group_index, index, group))
+            for group_index, group in enumerate(self.adapted.param_groups)
+            for index, parameter in enumerate(group["params"])
+            if id(parameter) in with_state
+        ]
+
+    def _slot_destinations(
+        self, variable: torch.Tensor, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    ) -> Mapping[str, torch.Tensor] | None:
+        if self._group_of(variable) is None:
+            return None
+        live = {name: value for name, value in self.adapted.state.get(variable, {}).items() if self._is_slot(value)}
+        # Another program's slots may not be all that this optimizer needs; an incomplete state would break its
+        # next step. They are taken only in place of slots that are here already.
+        if not self._is_stored_by_torch and not stored.keys() <= live.keys():
+            return None
+        return {
+            name: live[name] if name in live else _new_slot(variable, name, dtype, shape)
+            for name, (dtype, shape) in stored.items()
+        }
+
+    def _assign_slots(self, variable: torch.Tensor, slots: Mapping[str, torch.Tensor]) -> None:
+        group = self._group_of(variable) or {}
+        if "step" in slots and (group.get("capturable") or group.get("fused")):
+            slots = {**slots, "step": slots["step"].to(variable.device)}
+        self.adapted.state[variable].update(slots)
+
+    def _group_of(self, variable: torch.Tensor) -> dict[str, Any] | None:
+        return self._groups_by_member.get(id(variable))
+
+    @cached_property
+    def _groups_by_member(self) -> dict[int, dict[str, Any]]:
+        return {id(member): group for group in self.adapted.param_groups for member in group["params"]}
+
+    def _is_slot(self, value: object) -> bool:
+        return isinstance(value, torch.Tensor) and not self._is_flat()
+
+    def _is_flat(self) -> bool:
+        """Whether the state runs over all parameters in their order, instead of belonging to each one."""
+        return isinstance(self.adapted, LBFGS)
+
+    def _states(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+        for key in self.adapted.state:
+            if not isinstance(key, torch.Tensor):
+                raise UnsupportedValueError(
+                    f"{type(self.adapted).__name__}.state has the key {key!r}; only state of parameters can be saved. "
+                    "Register an adapter for this optimizer (torch_trackckpt.register_adapter)."
+                )
+        return list(self.adapted.state.items())
+
+    # Extra state.
+
+    def _extra_state_by_parameter(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+        extra = [
+            (parameter, {name: value for name, value in state.items() if not self._is_slot(value)})
+            for parameter, state in self._states()
+        ]
+        return [(parameter, values) for parameter, values in extra if values]
+
+    def _capture_extra(self, path_of: PathOf) -> object:
+        by_path = {path_of(parameter): values for parameter, values in self._extra_state_by_parameter()}
+        return {path: values for path, values in by_path.items() if path is not None}
+
+    def _prepare_extra(self, stored: Any, resolve: Resolve) -> Callable[[], None]:
+        if not isinstance(stored, dict) or not all(isinstance(values, dict) for values in stored.values()):
+            raise DataLossError("The stored extra_state of an optimizer is not a dict of dicts.")
+        found = [(resolve(path), values) for path, values in stored.items()]
+
+        def assign() -> None:
+            for parameter, values in found:
+                if isinstance(parameter, torch.Tensor):
+                    self.adapted.state[parameter].update(_on_device(values, parameter.device))
+
+        return assign
+
+    # Hyper-parameters.
+
+    def _capture_groups(self, path_of: PathOf) -> object:
+        return {
+            "kind": type(self.adapted).__name__,
+            "groups": [
+                {
+                    "params": [path_of(parameter) for parameter in group["params"]],
+                    **{name: value for name, value in group.items() if name not in _NOT_HYPER_PARAMETERS},
+                }
+                for group in self.adapted.param_groups
+            ],
+        }
+
+    def _prepare_groups(self, stored: Any, resolve: Resolve) -> Callable[[], None]:
+        _check_stored_groups(stored)
+        self._check_kind(stored)
+        groups: list[dict[str, Any]] = stored["groups"]
+        members = [[None if path is None else resolve(path) for path in group["params"]] for group in groups]
+        targets = self._match_groups(groups, members)
+
+        def assign() -> None:
+            for index, target in targets.items():
+                _assign_group(self.adapted.param_groups[target], groups[index], members[index])
+
+        return assign
+
+    def _check_kind(self, stored: dict[str, Any]) -> None:
+        if stored["kind"] == type(self.adapted).__name__:
+            return
+        for group in stored["groups"]:
+            missing = self.adapted.defaults.keys() - group.keys()
+            unknown = group.keys() - self.adapted.defaults.keys() - _NOT_HYPER_PARAMETERS - _ADDED_BY_SCHEDULERS
+            if missing and unknown:
+                raise MismatchError(
+                    f"the checkpoint holds the state of a {stored['kind']} with {sorted(unknown)}, but the live "
+                    f"optimizer is a {type(self.adapted).__name__} with {sorted(missing)}; restore into the kind of "
+                    "optimizer that was saved, or leave the optimizer out."
+                )
+
+    def _match_groups(self, groups: list[dict[str, Any]], members: list[list[object]]) -> dict[int, int]:
+        """Stored group -> live group, by the parameters they have in common."""
+        live_groups = self.adapted.param_groups
+        group_of = {id(parameter): index for index, group in enumerate(live_groups) for parameter in group["params"]}
+        targets: dict[int, int] = {}
+        sources: dict[int, int] = {}
+        for stored, group in enumerate(members):
+            for live in sorted({group_of[id(member)] for member in group if id(member) in group_of}):
+                if targets.setdefault(stored, live) != live or sources.setdefault(live, stored) != stored:
+                    raise MismatchError(
+                        f"the parameter groups differ: stored group {stored} ({_some(groups[stored]['params'])}) has "
+                        f"parameters in live group {live}, which "
+                        + (
+                            f"also has parameters of stored group {sources[live]}"
+                            if sources.get(live, stored) != stored
+                            else f"differs from live group {targets[stored]} that holds others of them"
+                        )
+                        + "; make the groups as they were when the checkpoint was saved."
+                    )
+        if self._is_flat():
+            for stored, live in targets.items():
+                if not _are_same(members[stored], live_groups[live]["params"]):
+                    raise MismatchError(
+                        f"the state of {type(self.adapted).__name__} runs over all of its parameters, but the "
+                        f"checkpoint has others: {_some(groups[stored]['params'])}."
+                    )
+        return targets
+
+
+def _check_stored_groups(stored: Any) -> None:
+    groups = stored.get("groups") if isinstance(stored, dict) and "kind" in stored else None
+    if not isinstance(groups, list) or not all(
+        isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
+    ):
+        raise DataLossError("The stored param_groups of an optimizer do not have the expected form.")
+
+
+def _assign_group(group: dict[str, Any], stored: dict[str, Any], members: list[object]) -> None:
+    for name, value in stored.items():
+        if name in _NOT_HYPER_PARAMETERS:
+            continue
+        current = group.get(name)
+        if isinstance(current, torch.Tensor):
+            # A learning rate in a tensor may be part of a captured graph: it keeps its identity.
+            with torch.no_grad():
+                current.copy_(torch.as_tensor(value, dtype=current.dtype, device=current.device))
+        else:
+            group[name] = value
+    if _are_same(members, group["params"]):
+        _reorder(group, members)
+
+
+def _reorder(group: dict[str, Any], members: list[Any]) -> None:
+    """Puts a group's parameters into the stored order, which flat states depend on."""
+    order = {id(parameter): index for index, parameter in enumerate(group["params"])}
+    if "param_names" in group:
+        group["param_names"][:] = [group["param_names"][order[id(member)]] for member in members]
+    group["params"][:] = members
+
+
+def _are_same(members: list[object], parameters: list[torch.Tensor]) -> bool:
+    return len(members) == len(parameters) and {id(m) for m in members} == {id(p) for p in parameters}
+
+
+def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """Memory for a slot where torch.optim itself would have made it."""
+    if name == "step":
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    if shape == tuple(variable.shape):
+        return torch.empty_like(variable, dtype=dtype, requires_grad=False)
+    return torch.empty(shape, dtype=dtype, device=variable.device)
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on_device(item, device) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_on_device(item, device) for item in value)
+    return value
+
+
+def _called(group_index: int, index: int, group: dict[str, Any]) -> str:
+    name = f" {group['param_names'][index]!r}" if "param_names" in group else ""
+    return f"param_groups[{group_index}]['params'][{index}]{name} {tuple(group['params'][index].shape)}"
+
+
+def _some(paths: list[str | None]) -> str:
+    shown = ", ".join(str(path) for path in paths[:3])
+    return shown + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+register_adapter(Optimizer, OptimizerAdapter)

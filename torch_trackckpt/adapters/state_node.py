@@ -1,0 +1,101 @@
+"""A nested Python value as one node: its JSON as python state, its tensors as children."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+
+from torch_trackckpt.adapters import json_codec
+from torch_trackckpt.errors import DataLossError
+from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Resolve, Trackable, Value
+
+__all__ = ["PathOf", "StateNode", "state_bytes"]
+
+PathOf = Callable[[object], str | None]
+"""The object path of a live object in the graph that is being saved; None where it is not part of it."""
+
+
+class StateNode(Trackable):
+    """Stands for a value that is captured when a checkpoint is saved, and applied when one is restored.
+
+    The children exist in two situations only: after `encode`, the tensors of the captured value; and while a
+    restore asks for them by name, places for the stored tensors.
+
+    Args:
+        identity: equal for every node that stands for the same value.
+        capture: returns the value; may refer to other saved objects by their paths.
+        prepare: checks a stored value against the live object, which it does not change; returns what does.
+    """
+
+    def __init__(
+        self,
+        identity: Hashable,
+        capture: Callable[[PathOf], object],
+        prepare: Callable[[Any, Resolve], Callable[[], None]],
+    ) -> None:
+        self._state_identity = identity
+        self._capture = capture
+        self._prepare = prepare
+        self._json = b""
+        self._tensors: dict[str, _StateTensor] = {}
+
+    def encode(self, path_of: PathOf) -> None:
+        """Captures the value as it is now."""
+        self._json, tensors = json_codec.encode(self._capture(path_of))
+        self._tensors = {name: self._place(name, tensor) for name, tensor in tensors.items()}
+
+    def _place(self, name: str, tensor: torch.Tensor | None) -> _StateTensor:
+        return _StateTensor((self._state_identity, name), tensor)
+
+    def _identity(self) -> Hashable:
+        return self._state_identity
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        return self._tensors
+
+    def _lookup_dependency(self, name: str) -> object:
+        return self._tensors.setdefault(name, self._place(name, None))
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        return (PYTHON_STATE,)
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        return {PYTHON_STATE: self._json}
+
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+        tensors = {name: place.tensor for name, place in self._tensors.items() if place.tensor is not None}
+        return self._prepare(json_codec.decode(state_bytes(values), tensors), resolve)
+
+
+class _StateTensor(Trackable):
+    """A tensor inside a state. Never shared with another node, even if the live tensor is another's too."""
+
+    def __init__(self, identity: Hashable, tensor: torch.Tensor | None) -> None:
+        self._tensor_identity = identity
+        self.tensor = tensor
+
+    def _identity(self) -> Hashable:
+        return self._tensor_identity
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        return (VARIABLE_VALUE,)
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        return {} if self.tensor is None else {VARIABLE_VALUE: self.tensor}
+
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+        value = values[VARIABLE_VALUE]
+        if not isinstance(value, torch.Tensor):
+            raise DataLossError("A tensor of a python state is stored as text.")
+        self.tensor = value
+        return lambda: None
+
+
+def state_bytes(values: Mapping[str, Value]) -> bytes:
+    """The stored python state among an object's values."""
+    state = values[PYTHON_STATE]
+    if not isinstance(state, bytes):
+        raise DataLossError("A python state is stored as a tensor, not as a string scalar.")
+    return state

@@ -1,0 +1,1 @@
+"""Tensors and files: one bundle is an index and its data files."""

@@ -1,0 +1,253 @@
+"""Saves and restores trackable objects. The file to read first: `_write` and `_read` show the stages in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from torch_trackckpt.adapters import adapt, is_trackable
+from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.errors import CheckpointNotFoundError, UnsupportedFormatError
+from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
+from torch_trackckpt.graph.messages import decode_object_graph
+from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.graph.walk import LiveGraph, Snapshot, discover, walk
+from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.restore.assign import assign_values
+from torch_trackckpt.restore.match import match
+from torch_trackckpt.restore.status import CheckpointLoadStatus, InitializationOnlyStatus, LoadStatus
+from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.save.staging import stage
+from torch_trackckpt.save.write import write_shards
+from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
+from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.trackable import AutoTrackable
+
+__all__ = ["Checkpoint"]
+
+_SAVE_COUNTER = "save_counter"
+
+_logger = logging.getLogger("torch_trackckpt")
+
+
+class Checkpoint(AutoTrackable):
+    """A group of trackable objects that are saved and restored together. TensorFlow's ``tf.train.Checkpoint``.
+
+    Trackable are modules, tensors, optimizers, lists, tuples and dicts of trackables, `RNGState`, every object with
+    ``state_dict`` and ``load_state_dict`` or with ``serialize`` and ``deserialize``, and whatever an adapter was
+    registered for. Values are matched by the names that lead to them from the checkpoint, never by position.
+
+    Args:
+        root: its children become the children of the checkpoint itself (a module, say), or a weak reference to it.
+        **kwargs: further children by name. Attributes that are set later are children as well.
+
+    Raises:
+        ValueError: an argument is not trackable, or a keyword names a child that the root has already.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_trackckpt import Checkpoint
+        >>> model = torch.nn.Linear(2, 1)
+        >>> checkpoint = Checkpoint(model=model, optimizer=torch.optim.Adam(model.parameters()))
+        >>> path = checkpoint.save(tempfile.mkdtemp() + "/ckpt")
+        >>> other = torch.nn.Linear(2, 1)
+        >>> status = Checkpoint(model=other).restore(path)
+        >>> torch.equal(model.weight, other.weight)
+        True
+    """
+
+    def __init__(self, root: Any = None, **kwargs: Any) -> None:
+        self._own = _Own(root)
+        if root is not None:
+            if not is_trackable(root):
+                raise ValueError(f"Checkpoint: root is a {type(root).__name__}, which is not trackable.")
+            kwargs["root"] = root
+        for name, value in sorted(kwargs.items()):
+            self._check_argument(name, value)
+            setattr(self, name, value)
+
+    def _check_argument(self, name: str, value: object) -> None:
+        if name == _SAVE_COUNTER:
+            raise ValueError("Checkpoint: the name save_counter is taken by the checkpoint's own counter.")
+        trackable = adapt(value)
+        if trackable is None:
+            raise ValueError(
+                f"Checkpoint: {name} is a {type(value).__name__}, which is not trackable. Pass a module, optimizer, "
+                "tensor, a container of these, an object with state_dict and load_state_dict, or register an adapter."
+            )
+        root = adapt(self._own.root)
+        present = None if root is None else adapt(root._lookup_dependency(name))
+        if present is not None and present._identity() != trackable._identity():
+            raise ValueError(
+                f"Cannot create a Checkpoint with keyword argument {name} if root.{name} already exists and is "
+                "another object."
+            )
+
+    # Saving.
+
+    def save(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
+        """Saves under the next number, and names the new checkpoint in the directory's state file.
+
+        The number is spent even if the save fails. Missing directories are made.
+
+        Args:
+            file_prefix: the path that the files begin with; the number follows, as in ``run/ckpt-1``.
+            options: see `CheckpointOptions`.
+
+        Returns:
+            The path to pass to `restore`.
+
+        Raises:
+            UnsupportedValueError: something cannot be saved; the text names it. Nothing was written.
+            OSError: the system refuses. The previous checkpoints and the state file are as before.
+        """
+        options = options or CheckpointOptions()
+        counter = self.save_counter
+        with torch.no_grad():
+            counter += 1
+        path = f"{os.fspath(file_prefix)}-{int(counter)}"
+        self._write(path, options)
+        options.run_write_callbacks(path)
+        write_checkpoint_state(
+            os.path.dirname(path), CheckpointState(path, (path,)), LocalStorage(durable=options.durable)
+        )
+        return path
+
+    def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
+        """Saves under exactly this path: no number, no state file. `read` is its counterpart.
+
+        A checkpoint that is there already is replaced: readers find the old one or the new one, whole.
+
+        Returns:
+            The path.
+
+        Raises:
+            UnsupportedValueError, OSError: as `save`.
+        """
+        options = options or CheckpointOptions()
+        path = os.fspath(file_prefix)
+        self._write(path, options)
+        options.run_write_callbacks(path)
+        return path
+
+    def _write(self, prefix: str, options: CheckpointOptions) -> None:
+        storage = LocalStorage(durable=options.durable)
+        snapshot = walk(self._graph_root(), self._attached())
+        self._warn_of_unreachable(snapshot)
+        staged = stage(make_plan(snapshot.values))
+        recover(prefix, storage)
+        files = write_shards(staged, prefix, storage, durable=options.durable)
+        commit(files, prefix, storage)
+
+    # Restoring.
+
+    def restore(self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None) -> LoadStatus:
+        """Restores what `save` wrote, the save counter included. Live tensors change in place.
+
+        Args:
+            save_path: what `save` or `latest_checkpoint` returned; None does nothing and says so in the status.
+            options: see `CheckpointOptions`.
+
+        Returns:
+            The status, whose assertions tell whether everything was restored.
+
+        Raises:
+            CheckpointNotFoundError: there is no checkpoint at the path.
+            MismatchError: shapes, dtypes or parameter groups do not fit; nothing has changed.
+            DataLossError: the files are damaged; see `CheckpointOptions.verify` for when live values may have changed.
+            UnsupportedFormatError: the file holds no object graph.
+        """
+        if save_path is None:
+            self.save_counter  # noqa: B018  creates it
+            return InitializationOnlyStatus()
+        try:
+            reader = _open(os.fspath(save_path))
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(
+                f"Error when restoring from checkpoint or SavedModel at {os.fspath(save_path)}: {error}"
+            ) from error
+        self.save_counter  # noqa: B018  creates it, so that it is restored
+        return self._read(reader, options or CheckpointOptions())
+
+    def read(self, save_path: str | os.PathLike[str], options: CheckpointOptions | None = None) -> LoadStatus:
+        """Restores what `write` wrote; as `restore`, but without a save counter.
+
+        Raises:
+            As `restore`.
+        """
+        return self._read(_open(os.fspath(save_path)), options or CheckpointOptions())
+
+    def _read(self, reader: CheckpointReader, options: CheckpointOptions) -> CheckpointLoadStatus:
+        skip_slots = options.experimental_skip_slot_variables
+        graph = _read_graph(reader)
+        matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
+        assign_values(matched, reader, options)
+        return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
+
+    # The graph.
+
+    @property
+    def save_counter(self) -> torch.Tensor:
+        """How many times `save` was called: an int64 scalar, made on first use, itself saved and restored."""
+        counter = self._counter_of_root()
+        if counter is None:
+            counter = self.__dict__.setdefault(_SAVE_COUNTER, torch.zeros((), dtype=torch.int64, device="cpu"))
+        return counter
+
+    def _counter_of_root(self) -> torch.Tensor | None:
+        root = adapt(self._own.root)
+        counter = None if root is None else root._lookup_dependency(_SAVE_COUNTER)
+        return counter if isinstance(counter, torch.Tensor) else None
+
+    def _graph_root(self) -> object:
+        return self if self._own.root is None else self._own.root
+
+    def _attached(self) -> Mapping[str, object]:
+        """With a root of its own, the checkpoint's children are attached to the root's."""
+        return {} if self._own.root is None else self._trackable_children()
+
+    def _discover(self) -> LiveGraph:
+        return discover(self._graph_root(), self._attached())
+
+    def _warn_of_unreachable(self, snapshot: Snapshot) -> None:
+        if snapshot.unreachable and not self._own.has_warned_of_unreachable:
+            self._own.has_warned_of_unreachable = True
+            _logger.warning(
+                "The state of %d optimizer parameters is not saved, because the checkpoint does not reach the "
+                "parameters themselves; track their module as well. The first: %s",
+                len(snapshot.unreachable),
+                "; ".join(snapshot.unreachable[:5]),
+            )
+
+
+class _Own:
+    """What a checkpoint keeps for itself, out of sight of its children."""
+
+    def __init__(self, root: object) -> None:
+        self.root = root
+        self.has_warned_of_unreachable = False
+
+
+def _open(path: str) -> CheckpointReader:
+    if os.path.isdir(path) and not os.path.exists(path + ".index"):
+        raise CheckpointNotFoundError(
+            f"{path!r} is a directory, not a checkpoint; latest_checkpoint({path!r}) finds the newest checkpoint in it."
+        )
+    return CheckpointReader(path)
+
+
+def _read_graph(reader: CheckpointReader) -> ObjectGraph:
+    if not reader.has_tensor(OBJECT_GRAPH_KEY):
+        raise UnsupportedFormatError(
+            f"The checkpoint {reader.file_prefix!r} has no object graph: its values are named, not matched by object. "
+            "Read them with load_checkpoint(path).get_tensor(name)."
+        )
+    record = reader.get_tensor(OBJECT_GRAPH_KEY)
+    if not isinstance(record, bytes):
+        raise UnsupportedFormatError(f"The object graph of {reader.file_prefix!r} is not a string scalar.")
+    return decode_object_graph(record, reader.file_prefix)

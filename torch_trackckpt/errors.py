@@ -1,0 +1,66 @@
+"""The exceptions of this package.
+
+    TrackckptError
+    |-- CheckpointNotFoundError   FileNotFoundError   no checkpoint, or no data file, at a path
+    |-- TensorNotFoundError       KeyError            a key that the checkpoint does not hold
+    |-- DataLossError             OSError             damaged, cut or contradictory files
+    |-- UnsupportedFormatError    ValueError          sound files of a kind that is not read
+    |-- MismatchError             ValueError          stored and live values do not fit together
+    |-- UnsupportedValueError     TypeError           a live value that cannot be saved
+    |-- DuplicateKeyError         ValueError          one key given twice to a writer
+    `-- WriterClosedError         RuntimeError        a writer used after it finished or failed
+
+Failures of the operating system (a full disk, a missing permission) stay what they are: ``OSError``
+with its ``errno`` and file name.
+"""
+
+__all__ = [
+    "CheckpointNotFoundError",
+    "DataLossError",
+    "DuplicateKeyError",
+    "MismatchError",
+    "TensorNotFoundError",
+    "TrackckptError",
+    "UnsupportedFormatError",
+    "UnsupportedValueError",
+    "WriterClosedError",
+]
+
+
+class TrackckptError(Exception):
+    """The base of every exception that this package defines."""
+
+
+class CheckpointNotFoundError(TrackckptError, FileNotFoundError):
+    """There is no checkpoint at the path, or one of its data files is missing."""
+
+
+class TensorNotFoundError(TrackckptError, KeyError):
+    """The checkpoint holds no value under this key."""
+
+    # KeyError shows the repr of its argument, which would put a whole sentence in quotes.
+    __str__ = Exception.__str__
+
+
+class DataLossError(TrackckptError, OSError):
+    """A file of the checkpoint is damaged: a checksum, a length or a structure is wrong."""
+
+
+class UnsupportedFormatError(TrackckptError, ValueError):
+    """The files are sound but of a version or kind that this package does not read."""
+
+
+class MismatchError(TrackckptError, ValueError):
+    """Stored values and live objects do not fit together; nothing has been assigned."""
+
+
+class UnsupportedValueError(TrackckptError, TypeError):
+    """A live value cannot be saved; no file has been written."""
+
+
+class DuplicateKeyError(TrackckptError, ValueError):
+    """A key was added twice to one bundle."""
+
+
+class WriterClosedError(TrackckptError, RuntimeError):
+    """A bundle writer was used after it had finished or failed."""

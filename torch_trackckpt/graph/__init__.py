@@ -1,0 +1,1 @@
+"""Trackables and the saved object graph: values, keys, messages, and the walk from one to the other."""

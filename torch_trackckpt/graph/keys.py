@@ -1,0 +1,57 @@
+"""How object paths and checkpoint keys are spelled.
+
+    object path       local names from the root, each escaped, joined by "/"; "" for the root
+    checkpoint key    <object path>/.ATTRIBUTES/<escaped attribute name>
+    slot's path       <variable's path>/.OPTIMIZER_SLOT/<optimizer's path>/<escaped slot name>
+
+Escaping doubles "." and then writes "/" as ".S", so that no name can be taken for one of the reserved words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["OBJECT_GRAPH_KEY", "attribute_key", "escape", "object_path", "readable_path", "slot_path"]
+
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+"""The key under which a checkpoint keeps its object graph."""
+
+
+def escape(name: str) -> str:
+    """A local name as it stands in a path.
+
+    Example:
+        >>> escape("a.b/c")
+        'a..b.Sc'
+    """
+    return name.replace(".", "..").replace("/", ".S")
+
+
+def object_path(names: Iterable[str]) -> str:
+    """The path that local names, from the root on, lead along.
+
+    Example:
+        >>> object_path(("model", "a.b"))
+        'model/a..b'
+    """
+    return "/".join(map(escape, names))
+
+
+def attribute_key(path: str, attribute: str) -> str:
+    """The checkpoint key of an attribute of the object at ``path``."""
+    return f"{path}/.ATTRIBUTES/{escape(attribute)}"
+
+
+def slot_path(variable: str, optimizer: str, slot_name: str) -> str:
+    """The path of a slot variable, from the paths of its variable and its optimizer."""
+    return f"{variable}/.OPTIMIZER_SLOT/{optimizer}/{escape(slot_name)}"
+
+
+def readable_path(names: tuple[str, ...]) -> str:
+    """Local names as messages show them.
+
+    Example:
+        >>> readable_path(("model", "fc"))
+        '(root).model.fc'
+    """
+    return ".".join(("(root)", *names))

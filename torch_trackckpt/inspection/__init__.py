@@ -1,0 +1,1 @@
+"""Read-only views of checkpoints; no model is needed."""

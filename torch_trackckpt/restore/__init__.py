@@ -1,0 +1,1 @@
+"""The way back: match, assign, status, in this order."""

@@ -1,0 +1,207 @@
+"""Reads matched values into live objects: everything is checked first, then assigned.
+
+collect   what goes where; shapes and dtypes that do not fit are all reported in one error
+verify    structure, offsets and file lengths; and all checksums, where asked for or cheap
+read      values that objects decode themselves; they are decoded before anything changes
+assign    python states, then tensors in place: file bytes go straight into contiguous CPU memory, and through
+          a bounded number of staging tensors to every other destination
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+
+from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
+from torch_trackckpt.errors import DataLossError, MismatchError, TensorNotFoundError
+from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.restore.match import BoundValues, Match
+from torch_trackckpt.trackable import Trackable, Value
+
+__all__ = ["assign_values"]
+
+VERIFIED_BEFORE_BYTES = 64 << 20
+"""A restore of at most this size checks every checksum before it assigns: reading twice costs little then."""
+
+STAGING_BYTES = 32 << 20
+"""How much is read at once for destinations that are not contiguous CPU memory (one tensor may be larger)."""
+
+_logger = logging.getLogger("torch_trackckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class _InPlace:
+    stored: StoredTensor
+    readable: str
+    tensor: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _HandedOver:
+    bound: BoundValues
+    readable: str
+    stored: dict[str, StoredTensor]
+
+
+def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOptions) -> None:
+    """Gives every matched live object its stored values.
+
+    Raises:
+        MismatchError: shapes, dtypes or parameter groups do not fit; nothing has changed.
+        DataLossError: damage. Nothing has changed, unless the text names what had been overwritten.
+        TensorNotFoundError: the object graph names a value that the checkpoint does not hold.
+    """
+    in_place, handed_over = _collect(match, reader)
+    keys = [item.stored.key for item in in_place]
+    keys += [stored.key for item in handed_over for stored in item.stored.values()]
+    nbytes = sum(item.stored.nbytes for item in in_place)
+    if options.verify == "before" or nbytes <= VERIFIED_BEFORE_BYTES:
+        reader.verify(keys)
+    else:
+        reader.check(keys)
+    for apply in _prepare(handed_over, match, reader):
+        apply()
+    _read_in_place(in_place, reader)
+    for slot_set in match.slots.values():
+        slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
+        slot_set.optimizer._assign_slots(slot_set.variable, slots)
+
+
+def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], list[_HandedOver]]:
+    in_place: list[_InPlace] = []
+    handed_over: list[_HandedOver] = []
+    for bound in match.values.values():
+        readable = match.graph.readable_paths[bound.node_id]
+        stored = {name: _stored(reader, key, readable) for name, key in bound.keys.items()}
+        destinations = bound.trackable._restore_destinations()
+        in_place += [_InPlace(stored.pop(name), readable, tensor) for name, tensor in destinations.items()]
+        if stored:
+            handed_over.append(_HandedOver(bound, readable, stored))
+    for slot_set in match.slots.values():
+        for node_id, key, tensor in slot_set.slots.values():
+            readable = match.graph.readable_paths[node_id]
+            in_place.append(_InPlace(_stored(reader, key, readable), readable, tensor))
+    _check_fit(in_place, reader)
+    return in_place, handed_over
+
+
+def _stored(reader: CheckpointReader, key: str, readable: str) -> StoredTensor:
+    try:
+        return reader.stored(key)
+    except TensorNotFoundError as error:
+        raise TensorNotFoundError(
+            f"The object graph of {reader.file_prefix!r} names a value for {readable} under the key {key}, "
+            "but the checkpoint holds no such value."
+        ) from error
+
+
+def _check_fit(items: list[_InPlace], reader: CheckpointReader) -> None:
+    conflicts = [conflict for item in items for conflict in _conflicts(item)]
+    if conflicts:
+        raise MismatchError(
+            f"{len(conflicts)} value{'s' if len(conflicts) > 1 else ''} of {reader.file_prefix!r} cannot be restored; "
+            "nothing has been assigned:\n  " + "\n  ".join(conflicts)
+        )
+
+
+def _conflicts(item: _InPlace) -> Iterator[str]:
+    stored, live = item.stored, item.tensor
+    if not stored.dtype.is_twin or stored.dtype.torch_dtype != live.dtype:
+        yield (
+            f"{item.readable}: tensor_name = {stored.key}; expected dtype {_name(live.dtype)} does not equal "
+            f"original dtype {stored.dtype}"
+        )
+    if stored.shape != tuple(live.shape):
+        yield (
+            f"{item.readable}: received incompatible tensor with shape {list(stored.shape)} when attempting to "
+            f"restore a tensor with shape {list(live.shape)} (key {stored.key})"
+        )
+    if live.is_meta:
+        yield f"{item.readable}: the live tensor is on the meta device; materialise the module first (to_empty)"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -> list[Callable[[], None]]:
+    """Reads and decodes what objects take themselves; the results assign it."""
+    values = [{name: reader.get_tensor(stored.key) for name, stored in item.stored.items()} for item in items]
+    prepared: list[Callable[[], None]] = []
+    # Backwards, because a state is decoded with the tensors of its children, which follow it.
+    for item, values_of_item in reversed(list(zip(items, values, strict=True))):
+        prepared.append(_prepare_one(item.bound.trackable, item.readable, values_of_item, match, reader))
+    return prepared[::-1]
+
+
+def _prepare_one(
+    trackable: Trackable, readable: str, values: dict[str, Value], match: Match, reader: CheckpointReader
+) -> Callable[[], None]:
+    try:
+        return trackable._prepare_restore(values, match.resolve)
+    except (MismatchError, DataLossError) as error:
+        raise type(error)(
+            f"{readable} cannot be restored from {reader.file_prefix!r}; nothing has been assigned: {error}"
+        ) from error
+
+
+def _read_in_place(items: list[_InPlace], reader: CheckpointReader) -> None:
+    direct = [item for item in items if _takes_file_bytes(item.tensor)]
+    others = [item for item in items if not _takes_file_bytes(item.tensor)]
+    overwritten: list[_InPlace] = []
+    _read_batch(direct, [item.tensor for item in direct], reader, overwritten)
+    # Autograd learns of the change, as it would from copy_().
+    torch.autograd.graph.increment_version([item.tensor for item in direct if not item.tensor.is_inference()])
+    for batch in _batches(others):
+        staged = [torch_tensor_like_stored(item.stored) for item in batch]
+        _read_batch(batch, staged, reader, overwritten, is_staged=True)
+        with torch.no_grad():
+            for item, tensor in zip(batch, staged, strict=True):
+                item.tensor.copy_(tensor)
+        overwritten += batch
+
+
+def _takes_file_bytes(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _read_batch(
+    items: list[_InPlace],
+    tensors: list[torch.Tensor],
+    reader: CheckpointReader,
+    overwritten: list[_InPlace],
+    *,
+    is_staged: bool = False,
+) -> None:
+    try:
+        reader.read_into([(item.stored.key, tensor) for item, tensor in zip(items, tensors, strict=True)])
+    except OSError as error:
+        changed = list(overwritten)
+        if not is_staged:
+            num_changed = getattr(error, "completed", 0) + bool(getattr(error, "touched", False))
+            changed += items[:num_changed]
+        if not changed:
+            raise
+        raise DataLossError(
+            f"{error}\nThese values had been overwritten before the damage was found; restore another checkpoint, or "
+            "use CheckpointOptions(verify='before') to check everything first:\n  "
+            + "\n  ".join(item.readable for item in changed)
+        ) from error
+    if not is_staged:
+        overwritten += items
+
+
+def _batches(items: list[_InPlace]) -> Iterator[list[_InPlace]]:
+    batch: list[_InPlace] = []
+    nbytes = 0
+    for item in items:
+        if batch and nbytes + item.stored.nbytes > STAGING_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(item)
+        nbytes += item.stored.nbytes
+    if batch:
+        yield batch

@@ -1,0 +1,199 @@
+"""Pairs saved nodes with live objects, by local names from the root. No value is read here.
+
+The rules are TensorFlow's. Breadth first from the root: a child of a bound node is bound to the live child of the
+same local name, unless the saved child is bound already; so a saved object that two paths lead to goes to the live
+object of the first path. A live object may be bound to several saved nodes; the first one with values supplies them.
+Then the slot variables of bound optimizers are paired, for those variables that are bound as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+
+import torch
+
+from torch_trackckpt.adapters import adapt
+from torch_trackckpt.adapters.module import TensorAdapter
+from torch_trackckpt.bundle.reader import StoredTensor
+from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.graph.keys import escape
+from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
+
+__all__ = ["BoundValues", "Match", "SlotSet", "match"]
+
+_logger = logging.getLogger("torch_trackckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundValues:
+    """The stored values that one live object takes."""
+
+    node_id: int
+    trackable: Trackable
+    keys: Mapping[str, str]
+    """Checkpoint keys by the names that the live object knows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotSet:
+    """The stored slots of one variable, and the tensors they go to."""
+
+    optimizer: SlotOwner
+    variable: torch.Tensor
+    slots: Mapping[str, tuple[int, str, torch.Tensor]]
+    """By slot name: node id, checkpoint key, destination."""
+
+
+@dataclasses.dataclass
+class Match:
+    """Which live object each saved node was paired with."""
+
+    graph: ObjectGraph
+    bound: dict[int, Trackable] = dataclasses.field(default_factory=dict)
+    """Node id -> live object; without slot variables."""
+    values: dict[Hashable, BoundValues] = dataclasses.field(default_factory=dict)
+    """Live object's identity -> what it takes."""
+    slots: dict[tuple[Hashable, Hashable], SlotSet] = dataclasses.field(default_factory=dict)
+    """Identities of optimizer and variable -> what goes to the variable's slots."""
+    unused_attributes: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    """Node id -> stored attributes that the live object does not know."""
+
+    @property
+    def bound_slot_ids(self) -> set[int]:
+        """The nodes of all slot variables that were paired."""
+        return {node_id for slot_set in self.slots.values() for node_id, _, _ in slot_set.slots.values()}
+
+    def resolve(self, path: str) -> object | None:
+        """The live object that was paired with an object path of the checkpoint."""
+        trackable = self.bound.get(self.graph.node_ids.get(path, -1))
+        return getattr(trackable, "adapted", trackable)
+
+
+def match(
+    graph: ObjectGraph,
+    root: object,
+    attached: Mapping[str, object],
+    stored: Callable[[str], StoredTensor],
+    *,
+    skip_slot_variables: bool = False,
+) -> Match:
+    """Pairs a saved graph with the live objects below a root.
+
+    Args:
+        graph: the saved graph.
+        root: the live object for node 0.
+        attached: live objects that count as children of the root without being known to it.
+        stored: what the checkpoint holds under a key.
+        skip_slot_variables: leaves optimizer slots alone.
+    """
+    matcher = _Matcher(graph)
+    matcher.bind(0, root)
+    matcher.follow_children()
+    for name, child in attached.items():
+        node_id = next((c.node_id for c in graph.nodes[0].children if c.local_name == name), None)
+        if node_id is not None and node_id not in matcher.match.bound:
+            matcher.bind(node_id, child)
+            matcher.follow_children()
+    if not skip_slot_variables:
+        matcher.pair_slots(stored)
+    return matcher.match
+
+
+class _Matcher:
+    def __init__(self, graph: ObjectGraph) -> None:
+        self.match = Match(graph)
+        self._graph = graph
+        self._queue: deque[int] = deque()
+        self._is_inconsistency_reported = False
+
+    def bind(self, node_id: int, value: object) -> None:
+        trackable = adapt(value)
+        if trackable is None:
+            return
+        self.match.bound[node_id] = trackable
+        self._queue.append(node_id)
+        self._take_values(node_id, trackable)
+
+    def _take_values(self, node_id: int, trackable: Trackable) -> None:
+        attributes = self._graph.nodes[node_id].attributes
+        if not attributes or trackable._identity() in self.match.values:
+            return
+        live_names = {escape(name): name for name in trackable._attribute_names()}
+        keys = {live_names[a.name]: a.checkpoint_key for a in attributes if a.name in live_names}
+        unused = [a.name for a in attributes if a.name not in live_names]
+        if unused:
+            self.match.unused_attributes[node_id] = unused
+        # An object takes its values all together or not at all.
+        if len(keys) == len(live_names) > 0:
+            self.match.values[trackable._identity()] = BoundValues(node_id, trackable, keys)
+
+    def follow_children(self) -> None:
+        while self._queue:
+            node_id = self._queue.popleft()
+            trackable = self.match.bound[node_id]
+            for child in self._graph.nodes[node_id].children:
+                live = trackable._lookup_dependency(child.local_name)
+                if live is None:
+                    continue
+                if child.node_id not in self.match.bound:
+                    self.bind(child.node_id, live)
+                else:
+                    self._report_inconsistency(child.node_id, live)
+
+    def _report_inconsistency(self, node_id: int, live: object) -> None:
+        trackable = adapt(live)
+        if (
+            self._is_inconsistency_reported
+            or trackable is None
+            or trackable._identity() == self.match.bound[node_id]._identity()
+        ):
+            return
+        self._is_inconsistency_reported = True
+        _logger.warning(
+            "Inconsistent references when loading the checkpoint into this object graph: %s is one object in the "
+            "checkpoint but several in the program; only the first of them gets its values.",
+            self._graph.readable_paths[node_id],
+        )
+
+    def pair_slots(self, stored: Callable[[str], StoredTensor]) -> None:
+        for node_id, node in enumerate(self._graph.nodes):
+            optimizer = self.match.bound.get(node_id)
+            if not node.slot_variables or not isinstance(optimizer, SlotOwner):
+                continue
+            by_variable: dict[int, dict[str, tuple[int, str]]] = {}
+            for slot in node.slot_variables:
+                for attribute in self._graph.nodes[slot.slot_id].attributes:
+                    if attribute.name == VARIABLE_VALUE:
+                        slots = by_variable.setdefault(slot.variable_id, {})
+                        slots[slot.slot_name] = (slot.slot_id, attribute.checkpoint_key)
+            for variable_id, slots in by_variable.items():
+                self._pair_slots_of_variable(optimizer, variable_id, slots, stored)
+
+    def _pair_slots_of_variable(
+        self,
+        optimizer: SlotOwner,
+        variable_id: int,
+        slots: Mapping[str, tuple[int, str]],
+        stored: Callable[[str], StoredTensor],
+    ) -> None:
+        variable = self.match.bound.get(variable_id)
+        if not isinstance(variable, TensorAdapter):
+            return
+        identities = (optimizer._identity(), variable._identity())
+        if identities in self.match.slots:
+            return
+        kinds = {name: _kind(stored(key)) for name, (_, key) in slots.items()}
+        destinations = optimizer._slot_destinations(variable.adapted, kinds)
+        if destinations is not None:
+            paired = {name: (node_id, key, destinations[name]) for name, (node_id, key) in slots.items()}
+            self.match.slots[identities] = SlotSet(optimizer, variable.adapted, paired)
+
+
+def _kind(stored: StoredTensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    if stored.dtype.torch_dtype is None:
+        raise UnsupportedValueError(f"{stored.key}: a slot variable of type {stored.dtype} cannot be restored.")
+    return stored.dtype.torch_dtype, stored.shape

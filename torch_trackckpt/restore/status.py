@@ -1,0 +1,166 @@
+"""What a restore matched and what it did not; the assertions look at the program as it is when they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch_trackckpt.graph.walk import LiveGraph
+from torch_trackckpt.restore.match import Match
+
+__all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus"]
+
+_MOST_NAMED = 10
+
+
+class LoadStatus:
+    """The outcome of a restore. Each assertion returns the status, so that calls can be chained."""
+
+    def assert_consumed(self) -> LoadStatus:
+        """Asserts that every value of the checkpoint has an object, and every object with values got them.
+
+        Raises:
+            AssertionError: naming what did not match.
+        """
+        raise NotImplementedError
+
+    def assert_existing_objects_matched(self) -> LoadStatus:
+        """Asserts that every live object with values got them; the checkpoint may hold more.
+
+        Raises:
+            AssertionError: naming what did not match.
+        """
+        raise NotImplementedError
+
+    def assert_nontrivial_match(self) -> LoadStatus:
+        """Asserts that more than the root was matched.
+
+        Raises:
+            AssertionError: nothing else was.
+        """
+        raise NotImplementedError
+
+    def expect_partial(self) -> LoadStatus:
+        """Says that a partial match is fine."""
+        return self
+
+    def run_restore_ops(self) -> None:
+        """For TensorFlow's sake: values have been restored already."""
+
+    def initialize_or_restore(self) -> None:
+        """For TensorFlow's sake: values have been restored already."""
+
+
+class CheckpointLoadStatus(LoadStatus):
+    """The outcome of restoring a checkpoint with an object graph.
+
+    Args:
+        match: the pairing.
+        discover: walks the live objects as they are now.
+        prefix: the checkpoint.
+        skips_slot_variables: whether slots are left out of every assertion.
+    """
+
+    def __init__(
+        self, match: Match, discover: Callable[[], LiveGraph], prefix: str, *, skips_slot_variables: bool
+    ) -> None:
+        self._match = match
+        self._discover = discover
+        self._prefix = prefix
+        self._skips_slot_variables = skips_slot_variables
+
+    def assert_consumed(self) -> CheckpointLoadStatus:
+        self.assert_existing_objects_matched()
+        unresolved = self._unresolved()
+        if unresolved:
+            raise AssertionError(
+                f"Unresolved object{'s' if len(unresolved) > 1 else ''} in checkpoint {self._prefix!r}: "
+                f"{_listed(unresolved)}. The program has nothing of this name."
+            )
+        paths = self._match.graph.readable_paths
+        unused = [f"{paths[node]}: {', '.join(names)}" for node, names in self._match.unused_attributes.items()]
+        if unused:
+            raise AssertionError(
+                f"Unused attributes in checkpoint {self._prefix!r}, which the objects of the program do not know: "
+                f"{_listed(unused)}"
+            )
+        return self
+
+    def assert_existing_objects_matched(self) -> CheckpointLoadStatus:
+        live = self._discover()
+        bound = {trackable._identity() for trackable in self._match.bound.values()}
+        missing = []
+        for identity, node in live.nodes.items():
+            if identity in self._match.values or not node.trackable._attribute_names():
+                continue
+            if identity in bound:
+                raise AssertionError(f"Object {node.readable} not assigned a value from checkpoint {self._prefix!r}.")
+            missing.append(node.readable)
+        missing += self._missing_slots(live)
+        if missing:
+            raise AssertionError(
+                f"Found {len(missing)} Python objects that were not bound to checkpointed values of "
+                f"{self._prefix!r}: {_listed(missing)}. The checkpoint has nothing of this name."
+            )
+        return self
+
+    def assert_nontrivial_match(self) -> CheckpointLoadStatus:
+        if len(self._match.bound) > 1:
+            return self
+        live = self._discover()
+        root, *others = live.nodes.values()
+        if not any(node.trackable._attribute_names() for node in others):
+            raise AssertionError(f"Nothing to load. No dependencies have been added to {root.readable} yet.")
+        raise AssertionError(
+            f"Nothing except the root object matched a checkpointed value of {self._prefix!r}. The checkpoint has "
+            f"{_listed([self._match.graph.readable_paths[c.node_id] for c in self._match.graph.nodes[0].children])}; "
+            f"the program has {_listed([node.readable for node in others])}."
+        )
+
+    def expect_partial(self) -> CheckpointLoadStatus:
+        return self
+
+    def _unresolved(self) -> list[str]:
+        graph = self._match.graph
+        slot_ids = {slot.slot_id for node in graph.nodes for slot in node.slot_variables}
+        resolved = self._match.bound.keys() | self._match.bound_slot_ids
+        if self._skips_slot_variables:
+            resolved |= slot_ids
+        return [
+            graph.readable_paths[node_id]
+            for node_id, node in enumerate(graph.nodes)
+            if (node.attributes or node.registered_saver) and node_id not in resolved
+        ]
+
+    def _missing_slots(self, live: LiveGraph) -> list[str]:
+        if self._skips_slot_variables:
+            return []
+        missing = []
+        for optimizer, slot_name, variable, _ in live.slots():
+            slots = self._match.slots.get((optimizer.trackable._identity(), variable.trackable._identity()))
+            if slots is None or slot_name not in slots.slots:
+                missing.append(f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}")
+        return missing
+
+
+class InitializationOnlyStatus(LoadStatus):
+    """The outcome of ``restore(None)``: there was nothing to restore from."""
+
+    def _refuse(self) -> AssertionError:
+        return AssertionError("No checkpoint specified (save_path=None); nothing is being restored.")
+
+    def assert_consumed(self) -> LoadStatus:
+        raise self._refuse()
+
+    def assert_existing_objects_matched(self) -> LoadStatus:
+        raise self._refuse()
+
+    def assert_nontrivial_match(self) -> LoadStatus:
+        raise self._refuse()
+
+    def run_restore_ops(self) -> None:
+        raise self._refuse()
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMED])
+    return shown + (f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")

@@ -1,0 +1,1 @@
+"""The way out: plan, staging, write, commit, in this order."""

@@ -1,0 +1,73 @@
+"""Publishes written files, so that a reader finds either the previous checkpoint of a prefix or the new one.
+
+Where the prefix is free, the data files get their names first and the index last; its rename is the commit:
+
+    data.tempstate -> data          index.tempstate -> index
+
+Where a checkpoint is there already, its data file cannot keep its name until the new index has the old one's, so
+one more name lies between; the commit is the index's first rename, because a reader prefers files called `.next`
+as soon as there is an index of that name:
+
+    data.tempstate -> data.next     index.tempstate -> index.next     data.next -> data     index.next -> index
+
+Names are made durable between the steps. A process that dies on the way leaves `.tempstate` files, which mean
+nothing, or a committed checkpoint with some names to go; `recover` completes or cleans up either before the next
+save to the prefix.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch_trackckpt.bundle.file_names import NEXT, TEMPORARY, index_name
+from torch_trackckpt.save.write import WrittenFiles
+from torch_trackckpt.storage.base import Storage
+
+__all__ = ["commit", "recover"]
+
+
+def commit(files: WrittenFiles, prefix: str, storage: Storage) -> None:
+    """Gives written files their names."""
+    if storage.exists(index_name(prefix)):
+        _rename([(temporary, final + NEXT) for temporary, final in files.data], storage)
+        _rename([(files.index[0], files.index[1] + NEXT)], storage)
+        _finish_replacement(prefix, storage)
+        _remove_other_data(prefix, {final for _, final in files.data}, storage)
+    else:
+        _rename(list(files.data), storage)
+        _rename([files.index], storage)
+
+
+def recover(prefix: str, storage: Storage) -> None:
+    """Completes what an interrupted save to a prefix had committed, and removes what it had not."""
+    if storage.exists(index_name(prefix) + NEXT):
+        _finish_replacement(prefix, storage)
+    for path in _files_of(prefix, storage):
+        if path.endswith(NEXT) or TEMPORARY in path.removeprefix(prefix):
+            storage.remove(path)
+
+
+def _finish_replacement(prefix: str, storage: Storage) -> None:
+    data = [path for path in _files_of(prefix, storage) if path.endswith(NEXT) and path != index_name(prefix) + NEXT]
+    _rename([(path, path.removesuffix(NEXT)) for path in data], storage)
+    _rename([(index_name(prefix) + NEXT, index_name(prefix))], storage)
+
+
+def _rename(pairs: list[tuple[str, str]], storage: Storage) -> None:
+    for source, destination in pairs:
+        storage.rename(source, destination)
+    if pairs:
+        storage.sync_directory(pairs[0][1])
+
+
+def _remove_other_data(prefix: str, current: set[str], storage: Storage) -> None:
+    """Removes data files of a checkpoint that had another number of shards."""
+    for path in _files_of(prefix, storage):
+        if re.fullmatch(r"\.data-\d{5,}-of-\d{5,}", path.removeprefix(prefix)) and path not in current:
+            storage.remove(path)
+
+
+def _files_of(prefix: str, storage: Storage) -> list[str]:
+    """Every file of this very prefix: of `ckpt-1`, but not of `ckpt-10` or `ckpt-1.old`."""
+    pattern = re.compile(rf"\.(index|data-\d{{5,}}-of-\d{{5,}})({re.escape(NEXT)}|{re.escape(TEMPORARY)}\w+)?")
+    return [path for path in storage.list(prefix + ".") if pattern.fullmatch(path.removeprefix(prefix))]

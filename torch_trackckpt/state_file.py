@@ -1,0 +1,129 @@
+"""The text file ``checkpoint``, which names the newest checkpoint of a directory and all that are kept.
+
+It is a `CheckpointState` message (`torch_trackckpt.graph.messages`) in protobuf's text form. Paths are stored as
+relative to its directory, so that the directory can be moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from torch_trackckpt.bundle.file_names import index_name
+from torch_trackckpt.graph.messages import CheckpointStateMessage
+from torch_trackckpt.storage.base import Storage
+
+__all__ = ["CheckpointState", "get_checkpoint_state", "latest_checkpoint", "write_checkpoint_state"]
+
+STATE_FILE = "checkpoint"
+
+_logger = logging.getLogger("torch_trackckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointState:
+    """The content of a state file."""
+
+    model_checkpoint_path: str
+    """The newest checkpoint."""
+    all_model_checkpoint_paths: tuple[str, ...]
+    """Every checkpoint that is kept, oldest first."""
+    all_model_checkpoint_timestamps: tuple[float, ...] = ()
+    """When each was made, in seconds since 1970; may be empty."""
+    last_preserved_timestamp: float = 0.0
+    """When the last checkpoint that is kept for good was made."""
+
+
+def write_checkpoint_state(directory: str, state: CheckpointState, storage: Storage) -> None:
+    """Replaces the state file of a directory.
+
+    Raises:
+        RuntimeError: a checkpoint has the path of the state file itself.
+    """
+    path = os.path.join(directory, STATE_FILE)
+    paths = [state.model_checkpoint_path, *state.all_model_checkpoint_paths]
+    if any(os.path.abspath(other) == os.path.abspath(path) for other in paths):
+        raise RuntimeError(f"A checkpoint has the path of the state file, {path!r}; save it under another name.")
+    message = CheckpointStateMessage(
+        model_checkpoint_path=_relative(state.model_checkpoint_path, directory),
+        all_model_checkpoint_paths=[_relative(other, directory) for other in state.all_model_checkpoint_paths],
+        all_model_checkpoint_timestamps=state.all_model_checkpoint_timestamps,
+        last_preserved_timestamp=state.last_preserved_timestamp,
+    )
+    storage.put(path, text_format.MessageToString(message, as_utf8=True).encode())
+
+
+def get_checkpoint_state(
+    checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None
+) -> CheckpointState | None:
+    """What the state file of a directory says, with paths joined to the directory.
+
+    Returns:
+        None where there is no state file; also, with a warning, where it cannot be understood.
+
+    Raises:
+        ValueError: it names no newest checkpoint.
+    """
+    path = os.path.join(os.fspath(checkpoint_dir), latest_filename or STATE_FILE)
+    try:
+        text = Path(path).read_bytes().decode()
+        message = text_format.Parse(text, CheckpointStateMessage())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        _logger.warning("The state file %r is ignored, because it cannot be understood: %s", path, error)
+        return None
+    if not message.model_checkpoint_path:
+        raise ValueError(f"The state file {path!r} names no checkpoint; its model_checkpoint_path is missing.")
+    return CheckpointState(
+        _joined(message.model_checkpoint_path, path),
+        tuple(_joined(other, path) for other in message.all_model_checkpoint_paths),
+        tuple(message.all_model_checkpoint_timestamps),
+        message.last_preserved_timestamp,
+    )
+
+
+def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None) -> str | None:
+    """The path of the newest checkpoint of a directory. TensorFlow's ``tf.train.latest_checkpoint``.
+
+    Args:
+        checkpoint_dir: the directory that checkpoints were saved in.
+        latest_filename: the name of the state file, if it is not ``checkpoint``.
+
+    Returns:
+        A path for `Checkpoint.restore`, or None where there is no checkpoint, or where (as the log then says) the
+        files of the newest are gone.
+
+    Raises:
+        ValueError: the state file names no checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> from torch_trackckpt import Checkpoint, latest_checkpoint
+        >>> directory = tempfile.mkdtemp()
+        >>> latest_checkpoint(directory) is None
+        True
+        >>> path = Checkpoint().save(directory + "/ckpt")
+        >>> latest_checkpoint(directory) == path
+        True
+    """
+    state = get_checkpoint_state(checkpoint_dir, latest_filename)
+    if state is None:
+        return None
+    path = state.model_checkpoint_path
+    if os.path.exists(index_name(path)) or os.path.isfile(path):
+        return path
+    _logger.error("The state file of %r names %r, but there is no such checkpoint.", os.fspath(checkpoint_dir), path)
+    return None
+
+
+def _relative(path: str, directory: str) -> str:
+    return os.path.relpath(path, directory or ".")
+
+
+def _joined(path: str, state_path: str) -> str:
+    return path if os.path.isabs(path) else os.path.join(os.path.dirname(state_path), path)

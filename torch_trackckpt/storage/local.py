@@ -1,0 +1,64 @@
+"""Files of this machine."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import glob
+import os
+import secrets
+
+__all__ = ["LocalStorage"]
+
+
+class LocalStorage:
+    """The local file system; with ``durable``, what it reports as done survives the loss of power."""
+
+    def __init__(self, *, durable: bool = True) -> None:
+        self.durable = durable
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def list(self, prefix: str) -> builtins.list[str]:
+        return sorted(glob.glob(glob.escape(prefix) + "*"))
+
+    def make_directory(self, path: str) -> None:
+        path = path or "."
+        if os.path.isdir(path):
+            return
+        parent = os.path.dirname(path)
+        self.make_directory(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        self.sync_directory(path)
+
+    def rename(self, source: str, destination: str) -> None:
+        os.replace(source, destination)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def put(self, path: str, data: bytes) -> None:
+        temporary = f"{path}.tmp{secrets.token_hex(8)}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                if self.durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            self.remove(temporary)
+            raise
+        self.sync_directory(path)
+
+    def sync_directory(self, path: str) -> None:
+        if not self.durable:
+            return
+        descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,216 @@
+"""What the object graph knows of an object: named children, and values of its own.
+
+A class takes part by deriving from `Trackable` (or `AutoTrackable`, whose attributes are its children); an
+object of a foreign class is shown to the graph by an adapter, which is a `Trackable` that stands for it.
+The underscored methods are TensorFlow's names where TensorFlow has the method: they leave every plain name
+to the user's own attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+
+__all__ = [
+    "PYTHON_STATE",
+    "VARIABLE_VALUE",
+    "AutoTrackable",
+    "NoDependency",
+    "PythonState",
+    "Resolve",
+    "SlotOwner",
+    "Trackable",
+    "Value",
+]
+
+VARIABLE_VALUE = "VARIABLE_VALUE"
+"""The attribute that holds a variable's value."""
+
+PYTHON_STATE = "py_state"
+"""The attribute that holds bytes which the object itself encoded."""
+
+Value = torch.Tensor | bytes | np.ndarray[Any, np.dtype[np.object_]]
+"""What an attribute may hold: a tensor, a string scalar, or an array of byte strings."""
+
+Resolve = Callable[[str], object | None]
+"""Finds the live object that was matched with an object path of the checkpoint."""
+
+T = TypeVar("T")
+
+
+class Trackable:
+    """An object with named children and named values: one node of the object graph.
+
+    Example:
+        >>> import torch
+        >>> from torch_trackckpt import Trackable
+        >>> class Pair(Trackable):
+        ...     def __init__(self):
+        ...         self.low, self.high = 1.0, 2.0
+        ...     def _serialize_to_tensors(self):
+        ...         return {"low": torch.tensor(self.low), "high": torch.tensor(self.high)}
+        ...     def _restore_from_tensors(self, values):
+        ...         self.low, self.high = float(values["low"]), float(values["high"])
+        >>> Pair()._attribute_names()
+        ('low', 'high')
+    """
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        """Local names and live objects, in order. What is not trackable among them is left out."""
+        return {}
+
+    def _lookup_dependency(self, name: str) -> object | None:
+        """The child under a local name of the checkpoint. May create it; None where there is none."""
+        return self._trackable_children().get(name)
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        """The object's own values by attribute name, as they are now."""
+        return {}
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        """The names that `_serialize_to_tensors` would return."""
+        return tuple(self._serialize_to_tensors())
+
+    def _restore_destinations(self) -> Mapping[str, torch.Tensor]:
+        """The live tensors into which stored values of these names are copied directly.
+
+        Stored values of other names are handed to `_prepare_restore`.
+        """
+        return {}
+
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+        """Checks and decodes stored values without a change to the object; the result assigns them."""
+        return lambda: self._restore_from_tensors(values)
+
+    def _restore_from_tensors(self, values: Mapping[str, Value]) -> None:
+        """Takes the stored values over."""
+        raise NotImplementedError(
+            f"{type(self).__name__} saves values but does not say how to restore them: "
+            "define _restore_from_tensors(values)."
+        )
+
+    def _identity(self) -> Hashable:
+        """Equal for two views of one object: a node exists once for each identity."""
+        return id(self)
+
+
+@runtime_checkable
+class PythonState(Protocol):
+    """An object that encodes its own state. TensorFlow's ``tf.train.experimental.PythonState``.
+
+    Any object with these two methods is one; deriving from this class says so.
+    """
+
+    def serialize(self) -> str | bytes:
+        """The state as text or bytes."""
+        ...
+
+    def deserialize(self, string_value: bytes) -> None:
+        """Takes the state from the bytes that `serialize` gave (text arrives as UTF-8)."""
+        ...
+
+
+class SlotOwner(Trackable):
+    """A trackable that keeps named tensors for each of some other objects' tensors: an optimizer."""
+
+    def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """By slot name, in order: pairs of a variable and its slot tensor."""
+        raise NotImplementedError
+
+    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+        """Every variable that it keeps any state for, and what to call it in a message."""
+        raise NotImplementedError
+
+    def _slot_destinations(
+        self, variable: torch.Tensor, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    ) -> Mapping[str, torch.Tensor] | None:
+        """Tensors to read a variable's stored slots into: live ones, or new ones of the stored dtype and shape.
+
+        None where the owner cannot use this set of slots. Nothing changes before `_assign_slots`.
+        """
+        raise NotImplementedError
+
+    def _assign_slots(self, variable: torch.Tensor, slots: Mapping[str, torch.Tensor]) -> None:
+        """Makes the filled tensors the variable's slots."""
+        raise NotImplementedError
+
+
+class NoDependency:
+    """Marks a value that is assigned to an `AutoTrackable` but is no part of its checkpoints.
+
+    Example:
+        >>> from torch_trackckpt import AutoTrackable, NoDependency
+        >>> thing = AutoTrackable()
+        >>> thing.cache = NoDependency([1, 2])
+        >>> thing.cache
+        [1, 2]
+        >>> list(thing._trackable_children())
+        []
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Bookkeeping:
+    """What an `AutoTrackable` knows of its attributes; made when first needed, so that a subclass may
+    leave out the call of its base's ``__init__``."""
+
+    def __init__(self) -> None:
+        self.untracked: set[str] = set()
+        self.explicit: dict[str, object] = {}
+
+
+class AutoTrackable(Trackable):
+    """An object whose attributes are its children, in the order of their first assignment.
+
+    Attributes that are not trackable (numbers, text, functions) are ignored. TensorFlow's
+    ``tf.__internal__.tracking.AutoTrackable``.
+
+    Example:
+        >>> import torch
+        >>> from torch_trackckpt import AutoTrackable
+        >>> thing = AutoTrackable()
+        >>> thing.layer = torch.nn.Linear(2, 1)
+        >>> list(thing._trackable_children())
+        ['layer']
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, NoDependency):
+            self._bookkeeping().untracked.add(name)
+            value = value.value
+        elif "_tracking" in self.__dict__:
+            self._bookkeeping().untracked.discard(name)
+        super().__setattr__(name, value)
+
+    def _bookkeeping(self) -> _Bookkeeping:
+        bookkeeping: _Bookkeeping = self.__dict__.setdefault("_tracking", _Bookkeeping())
+        return bookkeeping
+
+    def _track_trackable(self, trackable: T, name: str, overwrite: bool = False) -> T:
+        """Makes an object a child under a name of the caller's choice; returns the object.
+
+        Raises:
+            ValueError: another child has the name, and ``overwrite`` is false.
+        """
+        present = self._trackable_children().get(name)
+        if present is not None and present is not trackable and not overwrite:
+            raise ValueError(
+                f"{type(self).__name__} already has a child called {name!r} ({present!r}); "
+                "choose another name or pass overwrite=True."
+            )
+        self._bookkeeping().explicit[name] = trackable
+        return trackable
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        bookkeeping = self._bookkeeping()
+        children = {
+            name: value
+            for name, value in vars(self).items()
+            if value is not bookkeeping and name not in bookkeeping.untracked
+        }
+        return children | bookkeeping.explicit
