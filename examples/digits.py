@@ -164,7 +164,7 @@ def demonstrate(directory: Path, steps: int, use_tensorflow: bool) -> bool:
     remove_checkpoints(whole_directory)
     remove_checkpoints(broken_directory)
 
-    print(f"Training a convolutional network on 1,437 handwritten digits: {steps} steps, {NUM_SAVES} checkpoints.\n")
+    print(f"Training on scikit-learn's handwritten digits: {steps} steps, a checkpoint every {save_every}.\n")
     with make_progress() as progress:
         whole = watch(progress, "uninterrupted", whole_directory, steps)
         killed = watch(progress, "another, killed", broken_directory, steps, kill_after)
@@ -172,9 +172,9 @@ def demonstrate(directory: Path, steps: int, use_tensorflow: bool) -> bool:
 
     assert whole.accuracy is not None
     assert resumed.accuracy is not None
-    num_lost = len(killed.losses) - resumed.restored_step
-    print(f"\nSIGKILL came after step {len(killed.losses)}, {num_lost} steps past the latest checkpoint.")
-    print(f"The new process restored that checkpoint at step {resumed.restored_step} and finished.")
+    last, restored = len(killed.losses), resumed.restored_step
+    print(f"\nSIGKILL came after step {last}, the latest checkpoint after step {restored}: {last - restored} lost.")
+    print("A new process restored that checkpoint, did the lost steps again, and finished.")
     print(f"Test accuracy: {whole.accuracy:.2%} uninterrupted, {resumed.accuracy:.2%} killed and resumed.\n")
 
     whole_path, broken_path = latest_checkpoint(whole_directory), latest_checkpoint(broken_directory)
@@ -260,10 +260,10 @@ def compare(whole_path: str, broken_path: str) -> bool:
     print_table(["SHA-256 of", "uninterrupted", "killed and resumed", ""], [(*row, row[1] == row[2]) for row in rows])
     is_same = whole == broken
     if is_same:
-        print(f"Bit-identical: all {len(whole)} values of the two last checkpoints are equal.\n")
+        print(f"Bit-identical: {len(whole) - 1} values and the object graph of the two last checkpoints are equal.\n")
     else:
         differing = [key for key in sorted({*whole, *broken}) if whole.get(key) != broken.get(key)]
-        print(f"NOT bit-identical: {len(differing)} values differ, the first is {differing[0]}.\n")
+        print(f"NOT bit-identical: {len(differing)} of {len(whole)} values differ, the first is {differing[0]}.\n")
     return is_same
 
 
@@ -343,8 +343,8 @@ def compare_with_tensorflow(path: str, num_shown: int = 8) -> bool:
     # The first row is the object graph, which has a long name and no meaning to the eye.
     print_table(["SHA-256 of", "torch_trackckpt", "TensorFlow", ""], rows[1 : num_shown + 1], shown_digits=12)
     num_equal = sum(row[3] for row in rows)
-    counted = f"all {len(rows)} values are equal" if ours == theirs else f"only {num_equal} of {len(rows)} are equal"
-    print(f"TensorFlow {answer['version']} reads the same checkpoint: {counted}.\n")
+    counted = f"all {len(rows)} are equal" if ours == theirs else f"only {num_equal} of {len(rows)} are equal"
+    print(f"TensorFlow {answer['version']} reads the same checkpoint: of its values and the object graph, {counted}.\n")
     return bool(ours == theirs)
 
 

@@ -25,7 +25,7 @@ NEVER_EACH_OTHER = {frozenset({"save", "restore"})}
 # The lines of the table that are narrower than their level.
 ONLY = {
     "adapters": {"errors", "options", "trackable", "_native"},
-    "inspection": {"reading", "checkpoint", "state_file", "bundle", "graph", "storage", "errors"},
+    "inspection": {"trackable", "reading", "checkpoint", "state_file", "bundle", "graph", "storage", "errors"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -87,3 +87,13 @@ def test_importing_the_package_loads_no_optional_dependency() -> None:
     )
 
     assert result.stdout.strip() == "[]"
+
+
+def test_the_code_of_the_readme_runs(tmp_path: Path) -> None:
+    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    code = "\n".join(block.split("```")[0] for block in blocks)
+
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "ckpt-10.index").exists()

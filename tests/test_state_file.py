@@ -65,18 +65,22 @@ def test_time_stamps_are_written_in_their_shortest_form(tmp_path: Path) -> None:
 
 def test_paths_are_stored_as_relative_to_the_state_file(tmp_path: Path) -> None:
     """C053"""
-    write(tmp_path / "..", str(tmp_path / "one"), str(tmp_path.parent / "two"))
-    written = (tmp_path.parent / "checkpoint").read_text()
-    (tmp_path.parent / "checkpoint").unlink()
-    assert written.splitlines()[1:] == [
-        f'all_model_checkpoint_paths: "{tmp_path.name}/one"',
-        'all_model_checkpoint_paths: "two"',
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run", str(tmp_path / "run" / "sub" / "one"), str(tmp_path / "two"))
+    assert text(tmp_path / "run").splitlines()[1:] == [
+        'all_model_checkpoint_paths: "sub/one"',
+        'all_model_checkpoint_paths: "../two"',
     ]
 
 
 @pytest.mark.parametrize(
     ("name", "stored"),
-    [('with "quotes"', r"with \"quotes\""), ("back\\slash", r"back\\slash"), ("hé", "hé"), ("two\nlines", r"two\nlines")],
+    [
+        ('with "quotes"', r"with \"quotes\""),
+        ("back\\slash", r"back\\slash"),
+        ("hé", "hé"),
+        ("two\nlines", r"two\nlines"),
+    ],
 )
 def test_names_are_quoted_as_in_tensorflows_text_and_found_again(tmp_path: Path, name: str, stored: str) -> None:
     """C053"""
@@ -106,8 +110,8 @@ def test_a_state_file_that_cannot_be_written_leaves_the_old_one(
     def refuse(source: str, destination: str) -> None:
         raise OSError(28, "No space left on device", destination)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
         write(tmp_path, str(tmp_path / "two"))
     assert text(tmp_path) == before
     assert os.listdir(tmp_path) == ["checkpoint"]

@@ -55,6 +55,7 @@ def test_an_object_that_only_saves_is_told_which_method_it_lacks(prefix: str) ->
 
 def test_strings_of_a_scalar_and_of_an_array_come_back(prefix: str) -> None:
     """C358"""
+
     class Texts(Trackable):
         def __init__(self, scalar: bytes, array: list[list[bytes]]) -> None:
             self.values: dict[str, Value] = {"scalar": scalar, "array": np.array(array, dtype=object)}

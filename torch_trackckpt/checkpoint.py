@@ -12,8 +12,7 @@ import torch
 from torch_trackckpt.adapters import adapt, is_trackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError, UnsupportedFormatError
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
-from torch_trackckpt.graph.messages import decode_object_graph
+from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.graph.walk import LiveGraph, Snapshot, discover, walk
 from torch_trackckpt.options import CheckpointOptions
@@ -185,8 +184,10 @@ class Checkpoint(AutoTrackable):
     def _read(self, reader: CheckpointReader, options: CheckpointOptions) -> CheckpointLoadStatus:
         skip_slots = options.experimental_skip_slot_variables
         graph = _read_graph(reader)
-        matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
-        assign_values(matched, reader, options)
+        # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
+        with torch.inference_mode(False):
+            matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
+            assign_values(matched, reader, options)
         return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
 
     # The graph.
@@ -195,9 +196,13 @@ class Checkpoint(AutoTrackable):
     def save_counter(self) -> torch.Tensor:
         """How many times `save` was called: an int64 scalar, made on first use, itself saved and restored."""
         counter = self._counter_of_root()
-        if counter is None:
-            counter = self.__dict__.setdefault(_SAVE_COUNTER, torch.zeros((), dtype=torch.int64, device="cpu"))
-        return counter
+        if counter is not None:
+            return counter
+        if _SAVE_COUNTER not in self.__dict__:
+            with torch.inference_mode(False):
+                self.__dict__[_SAVE_COUNTER] = torch.zeros((), dtype=torch.int64, device="cpu")
+        own: torch.Tensor = self.__dict__[_SAVE_COUNTER]
+        return own
 
     def _counter_of_root(self) -> torch.Tensor | None:
         root = adapt(self._own.root)
@@ -242,12 +247,10 @@ def _open(path: str) -> CheckpointReader:
 
 
 def _read_graph(reader: CheckpointReader) -> ObjectGraph:
-    if not reader.has_tensor(OBJECT_GRAPH_KEY):
+    graph = read_object_graph(reader)
+    if graph is None:
         raise UnsupportedFormatError(
             f"The checkpoint {reader.file_prefix!r} has no object graph: its values are named, not matched by object. "
             "Read them with load_checkpoint(path).get_tensor(name)."
         )
-    record = reader.get_tensor(OBJECT_GRAPH_KEY)
-    if not isinstance(record, bytes):
-        raise UnsupportedFormatError(f"The object graph of {reader.file_prefix!r} is not a string scalar.")
-    return decode_object_graph(record, reader.file_prefix)
+    return graph

@@ -48,18 +48,22 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         if self.verify not in ("during", "before"):
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
+        # A copy, so that a list that the caller goes on changing does not change what was checked.
+        object.__setattr__(self, "experimental_write_callbacks", tuple(self.experimental_write_callbacks))
         for callback in self.experimental_write_callbacks:
-            if _num_parameters(callback) > 1:
+            if not _takes_path_or_nothing(callback):
                 raise ValueError(
-                    f"A write callback takes no argument or the path alone, but {callback!r} "
-                    f"takes {_num_parameters(callback)}."
+                    "A write callback takes no argument or the path alone, but the parameters of "
+                    f"{callback!r} are {inspect.signature(callback)}."
                 )
 
     def run_write_callbacks(self, path: str) -> None:
         """Calls each write callback with what it takes."""
         for callback in self.experimental_write_callbacks:
-            callback(path) if _num_parameters(callback) else callback()
+            callback(path) if inspect.signature(callback).parameters else callback()
 
 
-def _num_parameters(callback: Callable[..., Any]) -> int:
-    return len(inspect.signature(callback).parameters)
+def _takes_path_or_nothing(callback: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(callback).parameters.values()
+    is_keyword = any(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters)
+    return len(parameters) <= 1 and not is_keyword

@@ -8,6 +8,7 @@ to the user's own attributes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -19,6 +20,7 @@ __all__ = [
     "VARIABLE_VALUE",
     "AutoTrackable",
     "NoDependency",
+    "Prepared",
     "PythonState",
     "Resolve",
     "SlotOwner",
@@ -39,6 +41,16 @@ Resolve = Callable[[str], object | None]
 """Finds the live object that was matched with an object path of the checkpoint."""
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Stored values that were checked and decoded."""
+
+    assign: Callable[[], None]
+    """Gives them to the live object."""
+    unused: tuple[str, ...] = ()
+    """What among them has no place in the live object; the status tells of it."""
 
 
 class Trackable:
@@ -81,9 +93,9 @@ class Trackable:
         """
         return {}
 
-    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         """Checks and decodes stored values without a change to the object; the result assigns them."""
-        return lambda: self._restore_from_tensors(values)
+        return Prepared(lambda: self._restore_from_tensors(values))
 
     def _restore_from_tensors(self, values: Mapping[str, Value]) -> None:
         """Takes the stored values over."""
@@ -115,6 +127,9 @@ class PythonState(Protocol):
 
 class SlotOwner(Trackable):
     """A trackable that keeps named tensors for each of some other objects' tensors: an optimizer."""
+
+    _children_with_slots: tuple[str, ...] = ()
+    """Local names of children that complete the slots, and are left out of a restore that skips those."""
 
     def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
         """By slot name, in order: pairs of a variable and its slot tensor."""
@@ -185,7 +200,16 @@ class AutoTrackable(Trackable):
             value = value.value
         elif "_tracking" in self.__dict__:
             self._bookkeeping().untracked.discard(name)
+        self._forget_explicit(name)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._forget_explicit(name)
+
+    def _forget_explicit(self, name: str) -> None:
+        if "_tracking" in self.__dict__:
+            self._bookkeeping().explicit.pop(name, None)
 
     def _bookkeeping(self) -> _Bookkeeping:
         bookkeeping: _Bookkeeping = self.__dict__.setdefault("_tracking", _Bookkeeping())

@@ -151,9 +151,7 @@ def test_a_wrapped_module_is_saved_under_the_keys_of_the_module_itself(wrap: Cal
 
 
 @wrappers
-def test_wrapping_between_save_and_restore_changes_nothing(
-    prefix: str, wrap: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_wrapping_between_save_and_restore_changes_nothing(prefix: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
     """C072"""
     written, fresh = nn.Linear(2, 1), nn.Linear(2, 1)
     Checkpoint(wrap(written), again=wrap(written)).write(prefix)

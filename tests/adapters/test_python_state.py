@@ -313,9 +313,7 @@ def test_a_nested_state_comes_back_with_its_types(prefix: str) -> None:
 
     Checkpoint(thing=box).restore(path).assert_consumed()
 
-    array, expected = box.state.pop("array"), dict(NESTED).pop("array")
-    assert repr(array) == repr(expected)
-    assert repr(box.state) == repr({name: value for name, value in NESTED.items() if name != "array"})
+    assert repr(box.state) == repr(NESTED)
 
 
 @pytest.mark.parametrize("state", [None, {}, [], 5, "text", torch.arange(3)], ids=repr)
@@ -495,9 +493,7 @@ def test_a_state_that_cannot_be_encoded_is_refused_with_its_object_and_position(
     [torch.ones(2).to_sparse(), torch.ones(2, device="meta")],
     ids=["sparse", "meta"],
 )
-def test_a_tensor_of_a_state_that_cannot_be_written_is_refused_by_its_key(
-    tensor: torch.Tensor, tmp_path: Path
-) -> None:
+def test_a_tensor_of_a_state_that_cannot_be_written_is_refused_by_its_key(tensor: torch.Tensor, tmp_path: Path) -> None:
     """C168, C369"""
     with pytest.raises(UnsupportedValueError, match=r"^thing/0/\.ATTRIBUTES/VARIABLE_VALUE: "):
         Checkpoint(thing=Box({"tensor": tensor})).save(tmp_path / "ckpt")

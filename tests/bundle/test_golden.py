@@ -99,4 +99,3 @@ def test_writing_the_values_again_in_their_order_gives_the_same_files(name: str,
 
     assert data.read_bytes() == Path(source + ".data-00000-of-00001").read_bytes()
     assert index.read_bytes() == Path(source + ".index").read_bytes()
-

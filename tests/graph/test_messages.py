@@ -116,8 +116,8 @@ def test_paths_lead_to_the_node_of_their_first_discovery() -> None:
             Node(),
         )
     )
-    assert graph.node_ids == {"": 0, "a": 1, "b": 2, "a/c": 3}
-    assert graph.readable_paths == ("(root)", "(root).a", "(root).b", "(root).a.c")
+    assert [graph.find(path) for path in ("", "a", "b", "a/c", "a/d", "c/a")] == [0, 1, 2, 3, None, None]
+    assert [graph.readable(node_id) for node_id in range(4)] == ["(root)", "(root).a", "(root).b", "(root).a.c"]
 
 
 def test_a_slot_is_called_after_its_optimizer_and_its_variable() -> None:
@@ -130,4 +130,4 @@ def test_a_slot_is_called_after_its_optimizer_and_its_variable() -> None:
             Node(),
         )
     )
-    assert graph.readable_paths[3] == "(root).opt's state 'm' for (root).w"
+    assert graph.readable(3) == "(root).opt's state 'm' for (root).w"

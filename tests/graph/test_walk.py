@@ -229,9 +229,8 @@ def test_the_last_value_is_the_encoded_graph() -> None:
 def test_a_node_has_values_if_it_or_anything_below_it_owns_one() -> None:
     """C016"""
     snapshot = walk(thing(full=thing(inner=thing(x=torch.tensor(1))), empty=thing(inner=thing())))
-    flags = dict(
-        zip(snapshot.graph.readable_paths, (n.has_checkpoint_values for n in snapshot.graph.nodes), strict=True)
-    )
+    graph = snapshot.graph
+    flags = {graph.readable(node_id): node.has_checkpoint_values for node_id, node in enumerate(graph.nodes)}
     assert flags == {
         "(root)": True,
         "(root).full": True,

@@ -139,9 +139,7 @@ def successor(last: bytes) -> bytes:
     return last if i is None else last[:i] + bytes([last[i] + 1])
 
 
-def blocks_of(
-    items: Sequence[tuple[bytes, bytes]], block_size: int, restart_interval: int
-) -> Iterator[Block]:
+def blocks_of(items: Sequence[tuple[bytes, bytes]], block_size: int, restart_interval: int) -> Iterator[Block]:
     """Cuts the items into data blocks: after the entry that fills a block, and before an overlong one."""
     current = Block(restart_interval)
     for key, value in items:
@@ -156,9 +154,7 @@ def blocks_of(
         yield current
 
 
-def table(
-    items: Sequence[tuple[bytes, bytes]], block_size: int = 262144, restart_interval: int = 16
-) -> bytes:
+def table(items: Sequence[tuple[bytes, bytes]], block_size: int = 262144, restart_interval: int = 16) -> bytes:
     """A table of these (key, value) pairs, in the given order."""
     blocks = list(blocks_of(items, block_size, restart_interval))
     index_keys = [separator(a.keys[-1], b.keys[0]) for a, b in itertools.pairwise(blocks)]
@@ -183,18 +179,14 @@ def assemble(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
 # ---------------------------------------------------------------------------------------------- bundles
 
 
-def write_crafted(
-    prefix: Path, entries: dict[bytes, bytes], data: bytes = b"", head: bytes = ONE_SHARD
-) -> None:
+def write_crafted(prefix: Path, entries: dict[bytes, bytes], data: bytes = b"", head: bytes = ONE_SHARD) -> None:
     """A bundle of one shard from serialised entries and the content of its data file."""
     Path(f"{prefix}.index").write_bytes(table([(b"", head), *sorted(entries.items())]))
     Path(f"{prefix}.data-00000-of-00001").write_bytes(data)
 
 
 def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False) -> BundleWriter:
-    return BundleWriter(
-        f"{prefix}.data-00000-of-00001", f"{prefix}.index", durable=durable, block_size=block_size
-    )
+    return BundleWriter(f"{prefix}.data-00000-of-00001", f"{prefix}.index", durable=durable, block_size=block_size)
 
 
 def open_reader(prefix: Path) -> BundleReader:
@@ -209,9 +201,7 @@ def write_bundle(prefix: Path, tensors: Iterable[Tensor], *, block_size: int = 2
     writer.finish()
 
 
-def add(
-    writer: BundleWriter, key: bytes, dtype: int, shape: tuple[int, ...], value: bytes | list[bytes]
-) -> None:
+def add(writer: BundleWriter, key: bytes, dtype: int, shape: tuple[int, ...], value: bytes | list[bytes]) -> None:
     if isinstance(value, list):
         writer.add_strings(key, shape, value)
     else:

@@ -16,9 +16,7 @@ from torch_trackckpt._native import BundleReader
 from torch_trackckpt.errors import TrackckptError, UnsupportedFormatError
 
 READABLE = [
-    name
-    for name, vector in crafted.MANIFEST.items()
-    if (vector["format"], vector["origin"]) == ("V2", "tensorflow")
+    name for name, vector in crafted.MANIFEST.items() if (vector["format"], vector["origin"]) == ("V2", "tensorflow")
 ]
 WITNESSED = [*READABLE, "crafted_big_endian"]
 WITH_GRAPH = [name for name, vector in crafted.MANIFEST.items() if "object_graph" in vector]
@@ -47,9 +45,7 @@ def native_order(name: str, dtype: int, value: bytes | list[bytes]) -> bytes | l
     return b"".join(value[at : at + size][::-1] for at in range(0, len(value), size))
 
 
-def assert_equals_manifest(
-    name: str, values: dict[str, tuple[int, tuple[int, ...], bytes | list[bytes]]]
-) -> None:
+def assert_equals_manifest(name: str, values: dict[str, tuple[int, tuple[int, ...], bytes | list[bytes]]]) -> None:
     """Values by key as (dtype, shape, value), against what TensorFlow read; sliced tensors are left out."""
     vector = crafted.MANIFEST[name]
     digests = {key: manifest_digest(value) for key, (_, _, value) in values.items()}
@@ -121,10 +117,7 @@ def test_values_are_those_that_tensorflow_read(name: str) -> None:
 def test_entries_are_those_that_the_witness_reads(name: str) -> None:
     """C355, C360"""
     reader = crafted.open_reader(golden(name))
-    read = [
-        (e.key, e.dtype, e.shape, e.shard_id, e.offset, e.size, e.crc32c, e.num_slices)
-        for e in reader.entries()
-    ]
+    read = [(e.key, e.dtype, e.shape, e.shard_id, e.offset, e.size, e.crc32c, e.num_slices) for e in reader.entries()]
     assert read == [
         (
             *(key.encode("utf-8", "surrogateescape"), t.dtype, t.shape, t.shard_id, t.offset, t.size),
@@ -155,8 +148,12 @@ def test_values_of_several_shards_are_read_in_one_call() -> None:
     memory = {found.key: np.empty(found.size // 4, np.int32) for found in reader.entries()}
     reader.read([(key, array.ctypes.data, array.nbytes) for key, array in reversed(memory.items())])
     assert {key: array.tolist() for key, array in memory.items()} == {
-        **{b"a": [97, 97], b"b": [98], b"c": [99, 99, 99]},
-        **{b"d": [100], b"e": [101, 101, 101], b"f": [102, 102, 102]},
+        b"a": [97, 97],
+        b"b": [98],
+        b"c": [99, 99, 99],
+        b"d": [100],
+        b"e": [101, 101, 101],
+        b"f": [102, 102, 102],
     }
 
 
@@ -191,9 +188,7 @@ def test_an_absent_key_is_named(call: str) -> None:
     """C350"""
     reader = crafted.open_reader(golden("v2_order"))
     memory = np.empty(4, np.uint8)
-    argument = {"read": [(b"nothing", memory.ctypes.data, 4)], "read_strings": b"nothing"}.get(
-        call, [b"nothing"]
-    )
+    argument = {"read": [(b"nothing", memory.ctypes.data, 4)], "read_strings": b"nothing"}.get(call, [b"nothing"])
     with pytest.raises(KeyError, match="nothing") as caught:
         getattr(reader, call)(argument)
     assert isinstance(caught.value, TrackckptError)
@@ -289,9 +284,7 @@ def test_any_separator_between_two_blocks_is_read(prefix: Path) -> None:
     record = crafted.entry(crafted.UINT8, (), size=1, crc32c=crc)
     blocks = [[(b"", crafted.ONE_SHARD), (b"a", record)], [(b"ab", record)], [(b"b\xff", record)]]
     index_keys = [b"a\0\0\0\0", b"b\xfe\xff", b"\xff" * 30]
-    Path(f"{prefix}.index").write_bytes(
-        crafted.assemble(zip(index_keys, map(crafted.block, blocks), strict=True))
-    )
+    Path(f"{prefix}.index").write_bytes(crafted.assemble(zip(index_keys, map(crafted.block, blocks), strict=True)))
     Path(f"{prefix}.data-00000-of-00001").write_bytes(b"!")
     reader = crafted.open_reader(prefix)
     assert [found.key for found in reader.entries()] == [b"a", b"ab", b"b\xff"]
@@ -334,12 +327,7 @@ def test_a_number_of_shards_beyond_five_digits_names_its_files_in_full(prefix: P
 
 
 def test_unknown_fields_of_header_and_entry_are_skipped(prefix: Path) -> None:
-    extra = (
-        crafted.number_field(90, 7)
-        + crafted.message_field(91, b"new")
-        + crafted.varint(92 << 3 | 1)
-        + bytes(8)
-    )
+    extra = crafted.number_field(90, 7) + crafted.message_field(91, b"new") + crafted.varint(92 << 3 | 1) + bytes(8)
     crc = witness.mask(witness.crc32c(b"!"))
     record = extra + crafted.entry(crafted.UINT8, (), size=1, crc32c=crc) + extra
     crafted.write_crafted(prefix, {b"k": record}, b"!", extra + crafted.ONE_SHARD + extra)
@@ -363,9 +351,7 @@ def test_versions_that_allow_this_reader_are_read(prefix: Path, head: bytes) -> 
     assert crafted.open_reader(prefix).entries() == []
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("crafted_big_endian", "big-endian"), ("crafted_snappy_v2", "Snappy")]
-)
+@pytest.mark.parametrize(("name", "reason"), [("crafted_big_endian", "big-endian"), ("crafted_snappy_v2", "Snappy")])
 def test_sound_files_of_a_kind_that_is_not_read_are_refused_with_the_reason(name: str, reason: str) -> None:
     with pytest.raises(UnsupportedFormatError, match=reason) as caught:
         crafted.open_reader(golden(name))
@@ -381,8 +367,7 @@ def test_an_empty_string_tensor_may_have_no_bytes_at_all(prefix: Path) -> None:
 def test_values_read_side_by_side_are_the_same(prefix: Path) -> None:
     rng = np.random.default_rng(0)
     values = {
-        b"%03d" % number: rng.bytes(size)
-        for number, size in zip(range(200), itertools.cycle((0, 1, 999, 70_001)))
+        b"%03d" % number: rng.bytes(size) for number, size in zip(range(200), itertools.cycle((0, 1, 999, 70_001)))
     }
     crafted.write_bundle(prefix, [(key, crafted.UINT8, (len(v),), v) for key, v in values.items()])
     reader = crafted.open_reader(prefix)

@@ -94,9 +94,7 @@ def test_the_example_of_a_string_tensor_has_its_known_bytes(prefix: Path) -> Non
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 1 << 40)])
-def test_a_string_tensor_without_elements_is_its_length_checksum(
-    prefix: Path, shape: tuple[int, ...]
-) -> None:
+def test_a_string_tensor_without_elements_is_its_length_checksum(prefix: Path, shape: tuple[int, ...]) -> None:
     """C358"""
     crafted.write_bundle(prefix, [(b"s", crafted.STRING, shape, [])])
     assert data_file(prefix).read_bytes() == bytes.fromhex("d8ea82a2")
@@ -134,9 +132,7 @@ def test_a_string_of_32_mib_is_written_soundly(prefix: Path) -> None:
     assert crafted.open_reader(prefix).read_strings(b"s") == [value]
 
 
-@pytest.mark.parametrize(
-    "shape", [(), (1,), (0,), (0, 1618), (16, 0, 18), (0, 1 << 62), (1,) * 40, (3, 5, 7)]
-)
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 1618), (16, 0, 18), (0, 1 << 62), (1,) * 40, (3, 5, 7)])
 @pytest.mark.parametrize("dtype", sorted(witness.ELEMENT_SIZES))
 def test_every_shape_of_every_dtype_is_kept(prefix: Path, shape: tuple[int, ...], dtype: int) -> None:
     """C356, C357"""
@@ -151,9 +147,7 @@ def test_every_shape_of_every_dtype_is_kept(prefix: Path, shape: tuple[int, ...]
 
 @settings(max_examples=40)
 @given(
-    pieces=st.lists(
-        st.tuples(st.integers(0, 70), st.one_of(st.integers(0, 200), st.integers(0, 20_000))), max_size=8
-    )
+    pieces=st.lists(st.tuples(st.integers(0, 70), st.one_of(st.integers(0, 200), st.integers(0, 20_000))), max_size=8)
 )
 def test_memory_at_any_address_and_of_any_length_is_written(pieces: list[tuple[int, int]]) -> None:
     """C362"""
@@ -175,9 +169,7 @@ def test_memory_at_any_address_and_of_any_length_is_written(pieces: list[tuple[i
 
 def test_a_tensor_of_many_chunks_is_written_whole(prefix: Path) -> None:
     value = np.random.default_rng(0).bytes(5 * crafted.CHUNK + 3)
-    crafted.write_bundle(
-        prefix, [(b"a", crafted.UINT8, (1,), b"a"), (b"t", crafted.UINT8, (len(value),), value)]
-    )
+    crafted.write_bundle(prefix, [(b"a", crafted.UINT8, (1,), b"a"), (b"t", crafted.UINT8, (len(value),), value)])
     assert hashlib.sha256(data_file(prefix).read_bytes()).digest() == hashlib.sha256(b"a" + value).digest()
     found = crafted.open_reader(prefix).find(b"t")
     assert found is not None
@@ -351,9 +343,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def add_and_finish(
-    writer: _native.BundleWriter, record: tuple[bytes, int, tuple[int, ...], int, int]
-) -> None:
+def add_and_finish(writer: _native.BundleWriter, record: tuple[bytes, int, tuple[int, ...], int, int]) -> None:
     writer.add([record])
     writer.finish()
 

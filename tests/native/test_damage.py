@@ -231,9 +231,7 @@ def test_a_failure_after_large_values_counts_them(prefix: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "num_sound"), [(11, 2), (8, 2), (7, 1), (4, 1), (3, 0), (0, 0)])
-def test_a_cut_data_file_costs_only_the_tensors_beyond_the_cut(
-    numbers: Path, size: int, num_sound: int
-) -> None:
+def test_a_cut_data_file_costs_only_the_tensors_beyond_the_cut(numbers: Path, size: int, num_sound: int) -> None:
     """C384, C385"""
     crafted.cut(data_file(numbers), size)
     keys = [b"layer/a", b"layer/b", b"layer/c"]
@@ -628,9 +626,7 @@ def test_damage_anywhere_gives_an_error_or_the_right_values(
             st.builds(
                 crafted.entry,
                 dtype=st.integers(0, 40),
-                shape=st.lists(
-                    st.one_of(st.integers(-2, 5), st.integers(-(1 << 63), (1 << 63) - 1)), max_size=3
-                ),
+                shape=st.lists(st.one_of(st.integers(-2, 5), st.integers(-(1 << 63), (1 << 63) - 1)), max_size=3),
                 shard_id=st.integers(-1, 2),
                 offset=st.one_of(st.integers(-2, 70), st.integers(-(1 << 63), (1 << 63) - 1)),
                 size=st.one_of(st.integers(-2, 70), st.integers(-(1 << 63), (1 << 63) - 1)),

@@ -38,7 +38,9 @@ def test_each_value_has_the_type_that_stores_it(value: torch.Tensor | bytes, nam
 def subclassed() -> torch.Tensor:
     class Wrapper(torch.Tensor):
         @classmethod
-        def __torch_dispatch__(cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        def __torch_dispatch__(
+            cls, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+        ) -> object:
             raise AssertionError("the values are elsewhere")
 
     return torch.Tensor._make_wrapper_subclass(Wrapper, (2,))

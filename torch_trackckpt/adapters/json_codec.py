@@ -5,7 +5,7 @@ stand for themselves. Everything else is a JSON object whose ``"$"`` names its k
 
     {"$": "tuple", "v": [...]}                      {"$": "size", "v": [2, 3]}            torch.Size
     {"$": "dict", "v": [[key, value], ...]}         {"$": "ordered_dict", "v": [[key, value], ...]}
-    {"$": "counter", "v": [[key, count], ...]}      {"$": "set", "v": [...]}              also frozenset
+    {"$": "counter", "v": [[key, count], ...]}      {"$": "set", "v": [...]}              {"$": "frozenset", ...}
     {"$": "float", "v": "nan" | "inf" | "-inf"}     {"$": "complex", "v": [real, imag]}
     {"$": "bytes", "v": base64}                     {"$": "dtype", "v": "float32"}        torch.dtype
     {"$": "device", "v": "cuda:0"}                  {"$": "tensor", "v": child name}
@@ -23,7 +23,7 @@ import collections
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +32,16 @@ from torch_trackckpt.errors import DataLossError, UnsupportedFormatError, Unsupp
 
 __all__ = ["decode", "encode"]
 
-_NUMPY_KINDS = "biufc"
+T = TypeVar("T")
+
+# NumPy parses other spellings of types as Python, and some (such as longdouble) differ between machines.
+_NUMPY_DTYPES = {
+    dtype.str: dtype
+    for code in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+    for dtype in (np.dtype("<" + code), np.dtype(">" + code))
+}
+_DIM_LIMIT = 2**63
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def encode(value: object) -> tuple[bytes, dict[str, torch.Tensor]]:
@@ -42,8 +51,13 @@ def encode(value: object) -> tuple[bytes, dict[str, torch.Tensor]]:
         UnsupportedValueError: something in it is neither JSON nor one of the kinds above; the text says where.
     """
     encoder = _Encoder()
-    tree = encoder.encode(value, "")
-    return json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), encoder.tensors
+    try:
+        tree = encoder.encode(value, "")
+        text = json.dumps(tree, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError) as error:
+        # Half a surrogate pair, an integer of thousands of digits, a list that contains itself.
+        raise UnsupportedValueError(f"a value in it cannot be JSON: {error}") from error
+    return text, encoder.tensors
 
 
 def decode(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -54,10 +68,10 @@ def decode(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
         UnsupportedFormatError: it holds a kind that this version does not know.
     """
     try:
-        return _Decoder(tensors).decode(json.loads(data))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        if isinstance(error, UnsupportedFormatError):
-            raise
+        return _Decoder(tensors).decode(json.loads(data, parse_constant=_refuse_constant))
+    except UnsupportedFormatError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise DataLossError(f"The python state is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -73,15 +87,15 @@ class _Encoder:
             float: self._float,
             list: self._items,
             tuple: lambda value, where: {"$": "tuple", "v": self._items(value, where)},
-            torch.Size: lambda value, where: {"$": "size", "v": list(value)},
+            torch.Size: self._size,
             dict: self._dict,
             collections.OrderedDict: lambda value, where: {
                 "$": "ordered_dict",
                 "v": self._pairs(value, where),
             },
             collections.Counter: lambda value, where: {"$": "counter", "v": self._pairs(value, where)},
-            set: self._set,
-            frozenset: self._set,
+            set: lambda value, where: {"$": "set", "v": self._sorted(value, where)},
+            frozenset: lambda value, where: {"$": "frozenset", "v": self._sorted(value, where)},
             complex: lambda value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
             bytes: lambda value, where: {"$": "bytes", "v": _base64(value)},
             torch.dtype: lambda value, where: {"$": "dtype", "v": str(value).removeprefix("torch.")},
@@ -95,7 +109,7 @@ class _Encoder:
             return handler(value, where)
         if isinstance(value, torch.Tensor):
             return {"$": "tensor", "v": self._name(value)}
-        if isinstance(value, np.generic) and value.dtype.kind in _NUMPY_KINDS:
+        if isinstance(value, np.generic) and value.dtype.str in _NUMPY_DTYPES:
             return {"$": "scalar", "dtype": value.dtype.str, "v": _base64(value.tobytes())}
         raise _cannot_encode(value, where)
 
@@ -123,13 +137,17 @@ class _Encoder:
             for key, item in value.items()
         ]
 
-    def _set(self, value: set[Any] | frozenset[Any], where: str) -> object:
-        # Sorted by their text, because equal sets may iterate in different orders.
-        items = [self.encode(item, f"{where}{{{item!r}}}") for item in value]
-        return {"$": "set", "v": sorted(items, key=json.dumps)}
+    def _sorted(self, value: set[Any] | frozenset[Any], where: str) -> list[object]:
+        # By their text, because equal sets may iterate in different orders.
+        return sorted((self.encode(item, f"{where}{{{item!r}}}") for item in value), key=json.dumps)
+
+    def _size(self, value: torch.Size, where: str) -> object:
+        if any(not 0 <= dim < _DIM_LIMIT for dim in value):
+            raise _cannot_encode(value, where)
+        return {"$": "size", "v": list(value)}
 
     def _array(self, value: np.ndarray[Any, Any], where: str) -> object:
-        if value.dtype.kind not in _NUMPY_KINDS:
+        if value.dtype.str not in _NUMPY_DTYPES:
             raise _cannot_encode(value, where)
         return {
             "$": "array",
@@ -140,45 +158,69 @@ class _Encoder:
 
 
 class _Decoder:
+    """Trusts nothing: the text may come from anywhere."""
+
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
         self._by_kind: dict[str, Callable[[dict[str, Any]], object]] = {
-            "tuple": lambda tagged: tuple(self._items(tagged["v"])),
-            "size": lambda tagged: torch.Size(tagged["v"]),
-            "dict": lambda tagged: dict(self._pairs(tagged["v"])),
-            "ordered_dict": lambda tagged: collections.OrderedDict(self._pairs(tagged["v"])),
-            "counter": lambda tagged: collections.Counter(dict(self._pairs(tagged["v"]))),
-            "set": lambda tagged: set(self._items(tagged["v"])),
+            "tuple": lambda tagged: tuple(self._items(tagged)),
+            "size": lambda tagged: torch.Size(_dims(tagged["v"])),
+            "dict": lambda tagged: dict(self._pairs(tagged)),
+            "ordered_dict": lambda tagged: collections.OrderedDict(self._pairs(tagged)),
+            "counter": lambda tagged: collections.Counter(dict(self._pairs(tagged))),
+            "set": lambda tagged: set(self._items(tagged)),
+            "frozenset": lambda tagged: frozenset(self._items(tagged)),
             "float": lambda tagged: _NON_FINITE[tagged["v"]],
-            "complex": lambda tagged: complex(*self._items(tagged["v"])),
-            "bytes": lambda tagged: base64.b64decode(tagged["v"], validate=True),
+            "complex": self._complex,
+            "bytes": lambda tagged: _bytes(tagged["v"]),
             "dtype": lambda tagged: _torch_dtypes()[tagged["v"]],
-            "device": lambda tagged: torch.device(tagged["v"]),
+            "device": lambda tagged: torch.device(_checked(tagged["v"], str)),
             "tensor": lambda tagged: self._tensors[tagged["v"]],
-            "array": lambda tagged: _numpy_values(tagged).reshape(tagged["shape"]).copy(),
-            "scalar": lambda tagged: _numpy_values(tagged)[0],
+            "array": lambda tagged: _numpy_values(tagged).reshape(_dims(tagged["shape"])).copy(),
+            "scalar": lambda tagged: _numpy_values(tagged).reshape(())[()],
         }
 
     def decode(self, tree: Any) -> object:
         if isinstance(tree, list):
-            return self._items(tree)
+            return [self.decode(item) for item in tree]
         if not isinstance(tree, dict):
             return tree
         if "$" not in tree:
             return {key: self.decode(item) for key, item in tree.items()}
         kind = tree["$"]
         if kind not in self._by_kind:
-            raise UnsupportedFormatError(f"The python state holds a value of kind {kind!r}, unknown to this version.")
+            raise UnsupportedFormatError(
+                f"The python state holds a value of kind {kind!r}, which is unknown to this version."
+            )
         return self._by_kind[kind](tree)
 
-    def _items(self, trees: list[Any]) -> list[Any]:
-        return [self.decode(tree) for tree in trees]
+    def _items(self, tagged: dict[str, Any]) -> list[Any]:
+        return [self.decode(item) for item in _checked(tagged["v"], list)]
 
-    def _pairs(self, pairs: list[Any]) -> list[tuple[Any, Any]]:
+    def _pairs(self, tagged: dict[str, Any]) -> list[tuple[Any, Any]]:
+        pairs = [_checked(pair, list) for pair in _checked(tagged["v"], list)]
         return [(self.decode(key), self.decode(item)) for key, item in pairs]
 
+    def _complex(self, tagged: dict[str, Any]) -> complex:
+        real, imaginary = (_checked(part, float) for part in self._items(tagged))
+        return complex(real, imaginary)
 
-_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+def _checked(value: Any, kind: type[T]) -> T:
+    """A part of the text that has to be of one type; a bool is no int."""
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} expected, not {type(value).__name__}")
+    return value
+
+
+def _dims(dims: Any) -> list[int]:
+    if any(not 0 <= _checked(dim, int) < _DIM_LIMIT for dim in _checked(dims, list)):
+        raise ValueError("a dimension out of range")
+    return list(dims)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _as_is(value: object, where: str) -> object:
@@ -189,15 +231,16 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+def _bytes(text: Any) -> bytes:
+    return base64.b64decode(_checked(text, str), validate=True)
+
+
 def _torch_dtypes() -> dict[str, torch.dtype]:
     return {str(item).removeprefix("torch."): item for item in vars(torch).values() if isinstance(item, torch.dtype)}
 
 
 def _numpy_values(tagged: dict[str, Any]) -> np.ndarray[Any, Any]:
-    dtype = np.dtype(tagged["dtype"])
-    if dtype.kind not in _NUMPY_KINDS:
-        raise ValueError(f"{dtype} is not a numeric type")
-    return np.frombuffer(base64.b64decode(tagged["v"], validate=True), dtype=dtype)
+    return np.frombuffer(_bytes(tagged["v"]), dtype=_NUMPY_DTYPES[tagged["dtype"]])
 
 
 def _cannot_encode(value: object, where: str) -> UnsupportedValueError:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.trackable import VARIABLE_VALUE, Value
+from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value
 
 __all__ = ["ModuleAdapter", "TensorAdapter"]
 
@@ -78,7 +78,7 @@ def _extra_state(module: nn.Module) -> StateNode:
     return StateNode(
         identity=(id(module), "_extra_state"),
         capture=lambda path_of: module.get_extra_state(),
-        prepare=lambda state, resolve: lambda: module.set_extra_state(state),
+        prepare=lambda state, resolve: Prepared(lambda: module.set_extra_state(state)),
     )
 
 

@@ -11,7 +11,7 @@ Everything is matched to parameters through the object graph, never by position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,18 +21,17 @@ from torch.optim import LBFGS, Optimizer
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
-from torch_trackckpt.trackable import Resolve, SlotOwner
+from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner
 
 __all__ = ["OptimizerAdapter"]
 
 _NOT_HYPER_PARAMETERS = frozenset({"params", "param_names"})
-_ADDED_BY_SCHEDULERS = frozenset(
-    {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "swa_momentum"}
-)
 
 
 class OptimizerAdapter(Adapter, SlotOwner):
     """An optimizer: hyper-parameters and irregular state as children, regular state as slot variables."""
+
+    _children_with_slots = ("extra_state",)
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
@@ -134,17 +133,22 @@ class OptimizerAdapter(Adapter, SlotOwner):
         by_path = {path_of(parameter): values for parameter, values in self._extra_state_by_parameter()}
         return {path: values for path, values in by_path.items() if path is not None}
 
-    def _prepare_extra(self, stored: Any, resolve: Resolve) -> Callable[[], None]:
+    def _prepare_extra(self, stored: Any, resolve: Resolve) -> Prepared:
         if not isinstance(stored, dict) or not all(isinstance(values, dict) for values in stored.values()):
             raise DataLossError("The stored extra_state of an optimizer is not a dict of dicts.")
-        found = [(resolve(path), values) for path, values in stored.items()]
+        found = [(path, resolve(path), values) for path, values in stored.items()]
+        mine = [
+            (parameter, values)
+            for _, parameter, values in found
+            if isinstance(parameter, torch.Tensor) and self._group_of(parameter) is not None
+        ]
+        unused = tuple(path for path, parameter, _ in found if all(parameter is not member for member, _ in mine))
 
         def assign() -> None:
-            for parameter, values in found:
-                if isinstance(parameter, torch.Tensor):
-                    self.adapted.state[parameter].update(_on_device(values, parameter.device))
+            for parameter, values in mine:
+                self.adapted.state[parameter].update(_on_device(values, parameter.device))
 
-        return assign
+        return Prepared(assign, unused)
 
     # Hyper-parameters.
 
@@ -160,31 +164,33 @@ class OptimizerAdapter(Adapter, SlotOwner):
             ],
         }
 
-    def _prepare_groups(self, stored: Any, resolve: Resolve) -> Callable[[], None]:
+    def _prepare_groups(self, stored: Any, resolve: Resolve) -> Prepared:
         _check_stored_groups(stored)
         self._check_kind(stored)
         groups: list[dict[str, Any]] = stored["groups"]
         members = [[None if path is None else resolve(path) for path in group["params"]] for group in groups]
         targets = self._match_groups(groups, members)
+        for index, target in targets.items():
+            _check_tensors(self.adapted.param_groups[target], groups[index])
 
         def assign() -> None:
             for index, target in targets.items():
                 _assign_group(self.adapted.param_groups[target], groups[index], members[index])
 
-        return assign
+        unused = [
+            f"group {index} of {len(group['params'])} parameters, none of which is known here"
+            for index, group in enumerate(groups)
+            if group["params"] and index not in targets
+        ]
+        return Prepared(assign, tuple(unused))
 
     def _check_kind(self, stored: dict[str, Any]) -> None:
-        if stored["kind"] == type(self.adapted).__name__:
-            return
-        for group in stored["groups"]:
-            missing = self.adapted.defaults.keys() - group.keys()
-            unknown = group.keys() - self.adapted.defaults.keys() - _NOT_HYPER_PARAMETERS - _ADDED_BY_SCHEDULERS
-            if missing and unknown:
-                raise MismatchError(
-                    f"the checkpoint holds the state of a {stored['kind']} with {sorted(unknown)}, but the live "
-                    f"optimizer is a {type(self.adapted).__name__} with {sorted(missing)}; restore into the kind of "
-                    "optimizer that was saved, or leave the optimizer out."
-                )
+        if stored["kind"] not in _accepted_kinds(type(self.adapted)):
+            raise MismatchError(
+                f"the checkpoint holds the state of a {stored['kind']}, but the live optimizer is a "
+                f"{type(self.adapted).__name__}, which keeps its state in another way; restore into the kind of "
+                "optimizer that was saved, or leave the optimizer out."
+            )
 
     def _match_groups(self, groups: list[dict[str, Any]], members: list[list[object]]) -> dict[int, int]:
         """Stored group -> live group, by the parameters they have in common."""
@@ -215,12 +221,45 @@ class OptimizerAdapter(Adapter, SlotOwner):
         return targets
 
 
+def _accepted_kinds(kind: type) -> set[str]:
+    """Whose state an optimizer takes: its own class's, and, for a user's class, that of what it was derived from.
+
+    Classes of torch.optim that derive from each other (AdamW from Adam) mean different things by equal state.
+    """
+    names = {kind.__name__}
+    while kind.__base__ not in (None, Optimizer, object) and not kind.__module__.startswith("torch.optim"):
+        kind = kind.__base__
+        names.add(kind.__name__)
+    return names
+
+
 def _check_stored_groups(stored: Any) -> None:
-    groups = stored.get("groups") if isinstance(stored, dict) and "kind" in stored else None
-    if not isinstance(groups, list) or not all(
-        isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
-    ):
+    groups = stored.get("groups") if isinstance(stored, dict) and isinstance(stored.get("kind"), str) else None
+    if not isinstance(groups, list) or not all(_is_group(group) for group in groups):
         raise DataLossError("The stored param_groups of an optimizer do not have the expected form.")
+
+
+def _is_group(group: Any) -> bool:
+    return (
+        isinstance(group, dict)
+        and all(isinstance(name, str) for name in group)
+        and isinstance(group.get("params"), list)
+        and all(path is None or isinstance(path, str) for path in group["params"])
+    )
+
+
+def _check_tensors(group: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Hyper-parameters that live in tensors take numbers and tensors of their shape."""
+    for name, value in stored.items():
+        current = group.get(name)
+        if not isinstance(current, torch.Tensor):
+            continue
+        is_number = type(value) in (int, float, bool)
+        if not is_number and not (isinstance(value, torch.Tensor) and value.shape == current.shape):
+            raise MismatchError(
+                f"the hyper-parameter {name!r} is a tensor of shape {list(current.shape)} here, but the checkpoint "
+                f"has {value!r} for it."
+            )
 
 
 def _assign_group(group: dict[str, Any], stored: dict[str, Any], members: list[object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode, state_bytes
 from torch_trackckpt.errors import DataLossError, UnsupportedValueError
-from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Resolve, Trackable, Value
+from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Trackable, Value
 
 __all__ = ["GeneratorAdapter", "PythonStateAdapter", "StateDictAdapter"]
 
@@ -31,9 +31,9 @@ class PythonStateAdapter(Adapter):
             )
         return {PYTHON_STATE: state}
 
-    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         state = state_bytes(values)
-        return lambda: self.adapted.deserialize(state)
+        return Prepared(lambda: self.adapted.deserialize(state))
 
 
 class StateDictAdapter(StateNode):
@@ -43,7 +43,7 @@ class StateDictAdapter(StateNode):
         super().__init__(
             identity=id(adapted),
             capture=lambda path_of: adapted.state_dict(),
-            prepare=lambda state, resolve: lambda: adapted.load_state_dict(state),
+            prepare=lambda state, resolve: Prepared(lambda: adapted.load_state_dict(state)),
         )
         self.adapted = adapted
 
@@ -57,7 +57,7 @@ class GeneratorAdapter(Adapter):
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         return {VARIABLE_VALUE: self.adapted.get_state()}
 
-    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         state = values[VARIABLE_VALUE]
         expected = self.adapted.get_state()
         if not isinstance(state, torch.Tensor) or (state.dtype, state.shape) != (
@@ -65,7 +65,7 @@ class GeneratorAdapter(Adapter):
             expected.shape,
         ):
             raise DataLossError("The stored value is no state of this kind of torch.Generator.")
-        return lambda: self.adapted.set_state(state)
+        return Prepared(lambda: self.adapted.set_state(state))
 
 
 def _adapt_by_methods(value: object) -> Trackable | None:

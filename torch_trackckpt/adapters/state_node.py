@@ -9,7 +9,7 @@ import torch
 
 from torch_trackckpt.adapters import json_codec
 from torch_trackckpt.errors import DataLossError
-from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Resolve, Trackable, Value
+from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Trackable, Value
 
 __all__ = ["PathOf", "StateNode", "state_bytes"]
 
@@ -26,14 +26,14 @@ class StateNode(Trackable):
     Args:
         identity: equal for every node that stands for the same value.
         capture: returns the value; may refer to other saved objects by their paths.
-        prepare: checks a stored value against the live object, which it does not change; returns what does.
+        prepare: checks a stored value against the live object, which it does not change.
     """
 
     def __init__(
         self,
         identity: Hashable,
         capture: Callable[[PathOf], object],
-        prepare: Callable[[Any, Resolve], Callable[[], None]],
+        prepare: Callable[[Any, Resolve], Prepared],
     ) -> None:
         self._state_identity = identity
         self._capture = capture
@@ -64,7 +64,7 @@ class StateNode(Trackable):
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         return {PYTHON_STATE: self._json}
 
-    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         tensors = {name: place.tensor for name, place in self._tensors.items() if place.tensor is not None}
         return self._prepare(json_codec.decode(state_bytes(values), tensors), resolve)
 
@@ -85,12 +85,12 @@ class _StateTensor(Trackable):
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         return {} if self.tensor is None else {VARIABLE_VALUE: self.tensor}
 
-    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Callable[[], None]:
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         value = values[VARIABLE_VALUE]
         if not isinstance(value, torch.Tensor):
             raise DataLossError("A tensor of a python state is stored as text.")
         self.tensor = value
-        return lambda: None
+        return Prepared(lambda: None)
 
 
 def state_bytes(values: Mapping[str, Value]) -> bytes:

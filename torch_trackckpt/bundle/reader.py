@@ -12,7 +12,7 @@ import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_number
-from torch_trackckpt.bundle.file_names import find_bundle
+from torch_trackckpt.bundle.file_names import find_bundle, index_name
 from torch_trackckpt.errors import CheckpointNotFoundError, TensorNotFoundError, UnsupportedFormatError
 
 __all__ = ["CheckpointReader", "StoredTensor", "torch_tensor_like_stored"]
@@ -52,7 +52,8 @@ class CheckpointReader:
     """
 
     def __init__(self, file_prefix: str | os.PathLike[str]) -> None:
-        self.file_prefix = os.fspath(file_prefix).removesuffix(".index")
+        path = os.fspath(file_prefix)
+        self.file_prefix = path if os.path.exists(index_name(path)) else path.removesuffix(".index")
         self._bundle = _open(self.file_prefix)
 
     def has_tensor(self, key: str) -> bool:

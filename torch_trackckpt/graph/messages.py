@@ -25,10 +25,12 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import DataLossError
+from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 
-__all__ = ["CheckpointStateMessage", "decode_object_graph", "encode_object_graph"]
+__all__ = ["CheckpointStateMessage", "decode_object_graph", "encode_object_graph", "read_object_graph"]
 
 _PACKAGE = "torch_trackckpt"
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -135,6 +137,20 @@ def decode_object_graph(data: bytes, source: str) -> ObjectGraph:
     nodes = tuple(_decode_node(node) for node in encoded.nodes)
     _check_references(nodes, source)
     return ObjectGraph(nodes)
+
+
+def read_object_graph(reader: CheckpointReader) -> ObjectGraph | None:
+    """The object graph of an open checkpoint, or None where its values have names only.
+
+    Raises:
+        DataLossError: as `decode_object_graph`; or the record itself is damaged.
+    """
+    if not reader.has_tensor(OBJECT_GRAPH_KEY):
+        return None
+    record = reader.get_tensor(OBJECT_GRAPH_KEY)
+    if not isinstance(record, bytes):
+        raise DataLossError(f"The object graph of {reader.file_prefix!r} is damaged: it is not a string scalar.")
+    return decode_object_graph(record, reader.file_prefix)
 
 
 def _decode_node(node: Any) -> Node:

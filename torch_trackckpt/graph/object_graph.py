@@ -6,7 +6,7 @@ import dataclasses
 from collections import deque
 from functools import cached_property
 
-from torch_trackckpt.graph.keys import object_path, readable_path
+from torch_trackckpt.graph.keys import escape, readable_path
 
 __all__ = ["Attribute", "Child", "Node", "ObjectGraph", "SlotVariable"]
 
@@ -56,32 +56,57 @@ class ObjectGraph:
 
     nodes: tuple[Node, ...]
 
+    def find(self, path: str) -> int | None:
+        """The node that an object path leads to."""
+        node_id: int | None = 0
+        for part in path.split("/") if path else ():
+            node_id = None if node_id is None else self._children_by_part(node_id).get(part)
+        return node_id
+
+    def readable(self, node_id: int) -> str:
+        """What messages call a node; for a slot variable it tells the optimizer and the variable."""
+        if node_id not in self._slot_owners:
+            return self._readable_object(node_id)
+        optimizer_id, slot = self._slot_owners[node_id]
+        return (
+            f"{self._readable_object(optimizer_id)}'s state '{slot.slot_name}' "
+            f"for {self._readable_object(slot.variable_id)}"
+        )
+
+    def _readable_object(self, node_id: int) -> str:
+        if node_id and node_id not in self._parents:
+            return f"node {node_id}"
+        names = []
+        while node_id:
+            node_id, name = self._parents[node_id]
+            names.append(name)
+        return readable_path(tuple(reversed(names)))
+
     @cached_property
-    def local_names(self) -> dict[int, tuple[str, ...]]:
-        """The shortest way from the root to each node that children lead to."""
-        names: dict[int, tuple[str, ...]] = {0: ()}
+    def _parents(self) -> dict[int, tuple[int, str]]:
+        """For each node that children lead to, the node before it on the shortest way from the root."""
+        parents: dict[int, tuple[int, str]] = {}
         queue = deque([0])
         while queue:
             parent = queue.popleft()
             for child in self.nodes[parent].children:
-                if child.node_id not in names:
-                    names[child.node_id] = (*names[parent], child.local_name)
+                if child.node_id and child.node_id not in parents:
+                    parents[child.node_id] = (parent, child.local_name)
                     queue.append(child.node_id)
-        return names
+        return parents
 
     @cached_property
-    def node_ids(self) -> dict[str, int]:
-        """Node ids by object path, for the paths of `local_names`."""
-        # The root's path is empty, and so is that of a child without a name: the earlier node has it.
-        return {object_path(names): node_id for node_id, names in reversed(self.local_names.items())}
+    def _slot_owners(self) -> dict[int, tuple[int, SlotVariable]]:
+        return {
+            slot.slot_id: (node_id, slot) for node_id, node in enumerate(self.nodes) for slot in node.slot_variables
+        }
+
+    def _children_by_part(self, node_id: int) -> dict[str, int]:
+        if node_id not in self._lookups:
+            children = reversed(self.nodes[node_id].children)
+            self._lookups[node_id] = {escape(child.local_name): child.node_id for child in children}
+        return self._lookups[node_id]
 
     @cached_property
-    def readable_paths(self) -> tuple[str, ...]:
-        """For each node, what messages call it; a slot's name tells its optimizer and its variable."""
-        paths = {node_id: readable_path(names) for node_id, names in self.local_names.items()}
-        for node_id, node in enumerate(self.nodes):
-            for slot in node.slot_variables:
-                optimizer = paths.get(node_id, f"node {node_id}")
-                variable = paths.get(slot.variable_id, f"node {slot.variable_id}")
-                paths.setdefault(slot.slot_id, f"{optimizer}'s state '{slot.slot_name}' for {variable}")
-        return tuple(paths.get(node_id, f"node {node_id}") for node_id in range(len(self.nodes)))
+    def _lookups(self) -> dict[int, dict[str, int]]:
+        return {}

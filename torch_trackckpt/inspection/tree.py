@@ -14,18 +14,14 @@ import os
 from collections import deque
 from collections.abc import Iterator
 
-from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor
-from torch_trackckpt.errors import UnsupportedFormatError
+from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY, escape
-from torch_trackckpt.graph.messages import decode_object_graph
+from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.reading import load_checkpoint
+from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE
 
 __all__ = ["format_tree"]
-
-# Attributes that are the whole of an object, as the file format calls them.
-_VARIABLE_VALUE = "VARIABLE_VALUE"
-_PYTHON_STATE = "py_state"
 
 _WIDEST_COLUMN = 72
 """Rows that begin deeper than this push their values to the right, instead of those of every other row."""
@@ -61,8 +57,8 @@ def format_tree(ckpt_dir_or_file: str | os.PathLike[str], *, max_lines: int | No
     reader = load_checkpoint(ckpt_dir_or_file)
     stored = {value.key: value for value in reader.all_stored()}
     title = _printable(os.path.basename(reader.file_prefix))
-    if OBJECT_GRAPH_KEY in stored:
-        graph = _read_graph(reader)
+    graph = read_object_graph(reader)
+    if graph is not None:
         del stored[OBJECT_GRAPH_KEY]
         tree, objects = _tree_of_objects(graph, stored, title), _counted(len(graph.nodes), "object")
     else:
@@ -153,7 +149,7 @@ def _line_of_object(graph: ObjectGraph, node_id: int, stored: dict[str, StoredTe
     """A variable or a python state has its value on its own line; other values are branches by their names."""
     attributes = graph.nodes[node_id].attributes
     values = [_line_of_value(attribute.name, stored.get(attribute.checkpoint_key)) for attribute in attributes]
-    if len(values) == 1 and attributes[0].name in (_VARIABLE_VALUE, _PYTHON_STATE):
+    if len(values) == 1 and attributes[0].name in (VARIABLE_VALUE, PYTHON_STATE):
         return values[0]
     return _Line("", branches=values)
 
@@ -161,15 +157,8 @@ def _line_of_object(graph: ObjectGraph, node_id: int, stored: dict[str, StoredTe
 def _line_of_value(name: str, stored: StoredTensor | None) -> _Line:
     if stored is None:
         return _Line(_printable(name), "missing")
-    value = "python state" if name == _PYTHON_STATE else f"{stored.dtype} {list(stored.shape)}"
+    value = "python state" if name == PYTHON_STATE else f"{stored.dtype} {list(stored.shape)}"
     return _Line(_printable(name), value, _human_size(_num_bytes(stored)))
-
-
-def _read_graph(reader: CheckpointReader) -> ObjectGraph:
-    record = reader.get_tensor(OBJECT_GRAPH_KEY)
-    if not isinstance(record, bytes):
-        raise UnsupportedFormatError(f"The object graph of {reader.file_prefix!r} is not a string scalar.")
-    return decode_object_graph(record, reader.file_prefix)
 
 
 # Without one.

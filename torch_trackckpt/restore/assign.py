@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
-from torch_trackckpt.errors import DataLossError, MismatchError, TensorNotFoundError
+from torch_trackckpt.errors import DataLossError, MismatchError, TensorNotFoundError, UnsupportedFormatError
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.match import BoundValues, Match
-from torch_trackckpt.trackable import Trackable, Value
+from torch_trackckpt.trackable import Prepared, Trackable, Value
 
 __all__ = ["assign_values"]
 
@@ -62,9 +62,12 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         reader.verify(keys)
     else:
         reader.check(keys)
-    for apply in _prepare(handed_over, match, reader):
-        apply()
-    _read_in_place(in_place, reader)
+    prepared = _prepare(handed_over, match, reader)
+    for item, decoded in zip(handed_over, prepared, strict=True):
+        decoded.assign()
+        if decoded.unused:
+            match.unused_attributes.setdefault(item.bound.node_id, []).extend(decoded.unused)
+    _InPlaceReader(reader, changed=[item.readable for item in handed_over]).read(in_place)
     for slot_set in match.slots.values():
         slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
         slot_set.optimizer._assign_slots(slot_set.variable, slots)
@@ -74,7 +77,7 @@ def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], li
     in_place: list[_InPlace] = []
     handed_over: list[_HandedOver] = []
     for bound in match.values.values():
-        readable = match.graph.readable_paths[bound.node_id]
+        readable = match.graph.readable(bound.node_id)
         stored = {name: _stored(reader, key, readable) for name, key in bound.keys.items()}
         destinations = bound.trackable._restore_destinations()
         in_place += [_InPlace(stored.pop(name), readable, tensor) for name, tensor in destinations.items()]
@@ -82,7 +85,7 @@ def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], li
             handed_over.append(_HandedOver(bound, readable, stored))
     for slot_set in match.slots.values():
         for node_id, key, tensor in slot_set.slots.values():
-            readable = match.graph.readable_paths[node_id]
+            readable = match.graph.readable(node_id)
             in_place.append(_InPlace(_stored(reader, key, readable), readable, tensor))
     _check_fit(in_place, reader)
     return in_place, handed_over
@@ -119,18 +122,29 @@ def _conflicts(item: _InPlace) -> Iterator[str]:
             f"{item.readable}: received incompatible tensor with shape {list(stored.shape)} when attempting to "
             f"restore a tensor with shape {list(live.shape)} (key {stored.key})"
         )
-    if live.is_meta:
-        yield f"{item.readable}: the live tensor is on the meta device; materialise the module first (to_empty)"
+    if obstacle := _obstacle(live):
+        yield f"{item.readable}: {obstacle}"
+
+
+def _obstacle(tensor: torch.Tensor) -> str | None:
+    """Why a live tensor cannot take values, if it cannot."""
+    if tensor.is_meta:
+        return "the live tensor is on the meta device; materialise the module first (to_empty)"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "the live tensor is sparse or nested; values are restored into dense tensors"
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "the live tensor is expanded: several of its elements share one place in memory; clone() it first"
+    return None
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -> list[Callable[[], None]]:
+def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -> list[Prepared]:
     """Reads and decodes what objects take themselves; the results assign it."""
     values = [{name: reader.get_tensor(stored.key) for name, stored in item.stored.items()} for item in items]
-    prepared: list[Callable[[], None]] = []
+    prepared: list[Prepared] = []
     # Backwards, because a state is decoded with the tensors of its children, which follow it.
     for item, values_of_item in reversed(list(zip(items, values, strict=True))):
         prepared.append(_prepare_one(item.bound.trackable, item.readable, values_of_item, match, reader))
@@ -139,59 +153,64 @@ def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -
 
 def _prepare_one(
     trackable: Trackable, readable: str, values: dict[str, Value], match: Match, reader: CheckpointReader
-) -> Callable[[], None]:
+) -> Prepared:
     try:
         return trackable._prepare_restore(values, match.resolve)
-    except (MismatchError, DataLossError) as error:
+    except (MismatchError, DataLossError, UnsupportedFormatError) as error:
         raise type(error)(
             f"{readable} cannot be restored from {reader.file_prefix!r}; nothing has been assigned: {error}"
         ) from error
 
 
-def _read_in_place(items: list[_InPlace], reader: CheckpointReader) -> None:
-    direct = [item for item in items if _takes_file_bytes(item.tensor)]
-    others = [item for item in items if not _takes_file_bytes(item.tensor)]
-    overwritten: list[_InPlace] = []
-    _read_batch(direct, [item.tensor for item in direct], reader, overwritten)
-    # Autograd learns of the change, as it would from copy_().
-    torch.autograd.graph.increment_version([item.tensor for item in direct if not item.tensor.is_inference()])
-    for batch in _batches(others):
-        staged = [torch_tensor_like_stored(item.stored) for item in batch]
-        _read_batch(batch, staged, reader, overwritten, is_staged=True)
-        with torch.no_grad():
-            for item, tensor in zip(batch, staged, strict=True):
+class _InPlaceReader:
+    """Reads values into live tensors, and knows which of them have changed when something fails.
+
+    Args:
+        reader: the checkpoint.
+        changed: what to call the objects that have been changed already.
+    """
+
+    def __init__(self, reader: CheckpointReader, changed: list[str]) -> None:
+        self._reader = reader
+        self._changed = changed
+
+    def read(self, items: list[_InPlace]) -> None:
+        try:
+            self._read_direct([item for item in items if _takes_file_bytes(item.tensor)])
+            for batch in _batches([item for item in items if not _takes_file_bytes(item.tensor)]):
+                self._read_staged(batch)
+        except OSError as error:
+            if not self._changed:
+                raise
+            raise DataLossError(
+                f"{error}\nThese had been overwritten before the damage was found; restore another checkpoint, or use "
+                "CheckpointOptions(verify='before') to check everything first:\n  " + "\n  ".join(self._changed)
+            ) from error
+
+    def _read_direct(self, items: list[_InPlace]) -> None:
+        num_changed = len(items)
+        try:
+            self._reader.read_into([(item.stored.key, item.tensor) for item in items])
+        except OSError as error:
+            num_changed = getattr(error, "completed", 0) + bool(getattr(error, "touched", False))
+            raise
+        finally:
+            self._changed += [item.readable for item in items[:num_changed]]
+            # Autograd learns of the change, as it would from copy_().
+            tracked = [item.tensor for item in items[:num_changed] if not item.tensor.is_inference()]
+            torch.autograd.graph.increment_version(tracked)
+
+    def _read_staged(self, items: list[_InPlace]) -> None:
+        staged = [torch_tensor_like_stored(item.stored) for item in items]
+        self._reader.read_into([(item.stored.key, tensor) for item, tensor in zip(items, staged, strict=True)])
+        for item, tensor in zip(items, staged, strict=True):
+            with torch.inference_mode() if item.tensor.is_inference() else torch.no_grad():
                 item.tensor.copy_(tensor)
-        overwritten += batch
+            self._changed.append(item.readable)
 
 
 def _takes_file_bytes(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
-
-
-def _read_batch(
-    items: list[_InPlace],
-    tensors: list[torch.Tensor],
-    reader: CheckpointReader,
-    overwritten: list[_InPlace],
-    *,
-    is_staged: bool = False,
-) -> None:
-    try:
-        reader.read_into([(item.stored.key, tensor) for item, tensor in zip(items, tensors, strict=True)])
-    except OSError as error:
-        changed = list(overwritten)
-        if not is_staged:
-            num_changed = getattr(error, "completed", 0) + bool(getattr(error, "touched", False))
-            changed += items[:num_changed]
-        if not changed:
-            raise
-        raise DataLossError(
-            f"{error}\nThese values had been overwritten before the damage was found; restore another checkpoint, or "
-            "use CheckpointOptions(verify='before') to check everything first:\n  "
-            + "\n  ".join(item.readable for item in changed)
-        ) from error
-    if not is_staged:
-        overwritten += items
 
 
 def _batches(items: list[_InPlace]) -> Iterator[list[_InPlace]]:

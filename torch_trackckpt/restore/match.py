@@ -60,7 +60,9 @@ class Match:
     slots: dict[tuple[Hashable, Hashable], SlotSet] = dataclasses.field(default_factory=dict)
     """Identities of optimizer and variable -> what goes to the variable's slots."""
     unused_attributes: dict[int, list[str]] = dataclasses.field(default_factory=dict)
-    """Node id -> stored attributes that the live object does not know."""
+    """Node id -> stored attributes, or parts of them, that the live object does not know."""
+    skipped: set[int] = dataclasses.field(default_factory=set)
+    """Nodes that were left out because the caller skips slot variables."""
 
     @property
     def bound_slot_ids(self) -> set[int]:
@@ -69,7 +71,8 @@ class Match:
 
     def resolve(self, path: str) -> object | None:
         """The live object that was paired with an object path of the checkpoint."""
-        trackable = self.bound.get(self.graph.node_ids.get(path, -1))
+        node_id = self.graph.find(path)
+        trackable = None if node_id is None else self.bound.get(node_id)
         return getattr(trackable, "adapted", trackable)
 
 
@@ -90,7 +93,7 @@ def match(
         stored: what the checkpoint holds under a key.
         skip_slot_variables: leaves optimizer slots alone.
     """
-    matcher = _Matcher(graph)
+    matcher = _Matcher(graph, skip_slot_variables=skip_slot_variables)
     matcher.bind(0, root)
     matcher.follow_children()
     for name, child in attached.items():
@@ -98,15 +101,15 @@ def match(
         if node_id is not None and node_id not in matcher.match.bound:
             matcher.bind(node_id, child)
             matcher.follow_children()
-    if not skip_slot_variables:
-        matcher.pair_slots(stored)
+    matcher.pair_slots(stored)
     return matcher.match
 
 
 class _Matcher:
-    def __init__(self, graph: ObjectGraph) -> None:
+    def __init__(self, graph: ObjectGraph, *, skip_slot_variables: bool) -> None:
         self.match = Match(graph)
         self._graph = graph
+        self._skip_slot_variables = skip_slot_variables
         self._queue: deque[int] = deque()
         self._is_inconsistency_reported = False
 
@@ -136,6 +139,9 @@ class _Matcher:
             node_id = self._queue.popleft()
             trackable = self.match.bound[node_id]
             for child in self._graph.nodes[node_id].children:
+                if self._is_skipped(trackable, child.local_name):
+                    self._skip(child.node_id)
+                    continue
                 live = trackable._lookup_dependency(child.local_name)
                 if live is None:
                     continue
@@ -143,6 +149,18 @@ class _Matcher:
                     self.bind(child.node_id, live)
                 else:
                     self._report_inconsistency(child.node_id, live)
+
+    def _is_skipped(self, trackable: Trackable, name: str) -> bool:
+        return self._skip_slot_variables and isinstance(trackable, SlotOwner) and name in trackable._children_with_slots
+
+    def _skip(self, node_id: int) -> None:
+        """Leaves out a node and everything below it."""
+        stack = [node_id]
+        while stack:
+            skipped = stack.pop()
+            if skipped not in self.match.skipped:
+                self.match.skipped.add(skipped)
+                stack += [child.node_id for child in self._graph.nodes[skipped].children]
 
     def _report_inconsistency(self, node_id: int, live: object) -> None:
         trackable = adapt(live)
@@ -156,12 +174,15 @@ class _Matcher:
         _logger.warning(
             "Inconsistent references when loading the checkpoint into this object graph: %s is one object in the "
             "checkpoint but several in the program; only the first of them gets its values.",
-            self._graph.readable_paths[node_id],
+            self._graph.readable(node_id),
         )
 
     def pair_slots(self, stored: Callable[[str], StoredTensor]) -> None:
         for node_id, node in enumerate(self._graph.nodes):
             optimizer = self.match.bound.get(node_id)
+            if self._skip_slot_variables:
+                self.match.skipped |= {slot.slot_id for slot in node.slot_variables}
+                continue
             if not node.slot_variables or not isinstance(optimizer, SlotOwner):
                 continue
             by_variable: dict[int, dict[str, tuple[int, str]]] = {}

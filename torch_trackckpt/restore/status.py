@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from torch_trackckpt.graph.walk import LiveGraph
 from torch_trackckpt.restore.match import Match
+from torch_trackckpt.trackable import SlotOwner
 
 __all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus"]
 
@@ -69,50 +70,70 @@ class CheckpointLoadStatus(LoadStatus):
         self._skips_slot_variables = skips_slot_variables
 
     def assert_consumed(self) -> CheckpointLoadStatus:
-        self.assert_existing_objects_matched()
-        unresolved = self._unresolved()
-        if unresolved:
-            raise AssertionError(
-                f"Unresolved object{'s' if len(unresolved) > 1 else ''} in checkpoint {self._prefix!r}: "
-                f"{_listed(unresolved)}. The program has nothing of this name."
-            )
-        paths = self._match.graph.readable_paths
-        unused = [f"{paths[node]}: {', '.join(names)}" for node, names in self._match.unused_attributes.items()]
-        if unused:
-            raise AssertionError(
-                f"Unused attributes in checkpoint {self._prefix!r}, which the objects of the program do not know: "
-                f"{_listed(unused)}"
-            )
-        return self
+        return self._assert_none([*self._complaints_of_program(), *self._complaints_of_checkpoint()])
 
     def assert_existing_objects_matched(self) -> CheckpointLoadStatus:
+        return self._assert_none(self._complaints_of_program())
+
+    def _assert_none(self, complaints: list[str]) -> CheckpointLoadStatus:
+        if complaints:
+            raise AssertionError("\n".join(complaints))
+        return self
+
+    def _complaints_of_program(self) -> list[str]:
+        """What the program has and the checkpoint has not."""
         live = self._discover()
         bound = {trackable._identity() for trackable in self._match.bound.values()}
-        missing = []
+        skipped = self._skipped(live)
+        unassigned: list[str] = []
+        missing: list[str] = []
         for identity, node in live.nodes.items():
-            if identity in self._match.values or not node.trackable._attribute_names():
-                continue
-            if identity in bound:
-                raise AssertionError(f"Object {node.readable} not assigned a value from checkpoint {self._prefix!r}.")
-            missing.append(node.readable)
+            if identity not in self._match.values and identity not in skipped and node.trackable._attribute_names():
+                (unassigned if identity in bound else missing).append(node.readable)
         missing += self._missing_slots(live)
+        complaints = []
+        if unassigned:
+            complaints.append(
+                f"Object{_s(unassigned)} {_listed(unassigned)} not assigned a value from checkpoint {self._prefix!r}: "
+                "what it holds under this name is of another kind."
+            )
         if missing:
-            raise AssertionError(
+            complaints.append(
                 f"Found {len(missing)} Python objects that were not bound to checkpointed values of "
                 f"{self._prefix!r}: {_listed(missing)}. The checkpoint has nothing of this name."
             )
-        return self
+        return complaints
+
+    def _complaints_of_checkpoint(self) -> list[str]:
+        """What the checkpoint has and the program has not."""
+        complaints = []
+        unresolved = self._unresolved()
+        if unresolved:
+            complaints.append(
+                f"Unresolved object{_s(unresolved)} in checkpoint {self._prefix!r}: {_listed(unresolved)}. The "
+                "program has nothing of this name."
+            )
+        unused = [
+            f"{self._match.graph.readable(node_id)}: {', '.join(names)}"
+            for node_id, names in self._match.unused_attributes.items()
+        ]
+        if unused:
+            complaints.append(
+                f"Unused attributes in checkpoint {self._prefix!r}, which the objects of the program do not know: "
+                f"{_listed(unused)}."
+            )
+        return complaints
 
     def assert_nontrivial_match(self) -> CheckpointLoadStatus:
         if len(self._match.bound) > 1:
             return self
-        live = self._discover()
+        live, graph = self._discover(), self._match.graph
         root, *others = live.nodes.values()
         if not any(node.trackable._attribute_names() for node in others):
             raise AssertionError(f"Nothing to load. No dependencies have been added to {root.readable} yet.")
         raise AssertionError(
             f"Nothing except the root object matched a checkpointed value of {self._prefix!r}. The checkpoint has "
-            f"{_listed([self._match.graph.readable_paths[c.node_id] for c in self._match.graph.nodes[0].children])}; "
+            f"{_listed([graph.readable(child.node_id) for child in graph.nodes[0].children])}; "
             f"the program has {_listed([node.readable for node in others])}."
         )
 
@@ -121,15 +142,24 @@ class CheckpointLoadStatus(LoadStatus):
 
     def _unresolved(self) -> list[str]:
         graph = self._match.graph
-        slot_ids = {slot.slot_id for node in graph.nodes for slot in node.slot_variables}
-        resolved = self._match.bound.keys() | self._match.bound_slot_ids
-        if self._skips_slot_variables:
-            resolved |= slot_ids
+        resolved = self._match.bound.keys() | self._match.bound_slot_ids | self._match.skipped
         return [
-            graph.readable_paths[node_id]
+            graph.readable(node_id)
             for node_id, node in enumerate(graph.nodes)
             if (node.attributes or node.registered_saver) and node_id not in resolved
         ]
+
+    def _skipped(self, live: LiveGraph) -> set[Hashable]:
+        """What is left out of the assertions together with the slots."""
+        if not self._skips_slot_variables:
+            return set()
+        return {
+            child_id
+            for node in live.nodes.values()
+            if isinstance(node.trackable, SlotOwner)
+            for name, child_id in node.children
+            if name in node.trackable._children_with_slots
+        }
 
     def _missing_slots(self, live: LiveGraph) -> list[str]:
         if self._skips_slot_variables:
@@ -159,6 +189,10 @@ class InitializationOnlyStatus(LoadStatus):
 
     def run_restore_ops(self) -> None:
         raise self._refuse()
+
+
+def _s(names: list[str]) -> str:
+    return "s" if len(names) > 1 else ""
 
 
 def _listed(names: list[str]) -> str:

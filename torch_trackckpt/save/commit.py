@@ -17,6 +17,7 @@ save to the prefix.
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from torch_trackckpt.bundle.file_names import NEXT, TEMPORARY, index_name
@@ -27,7 +28,19 @@ __all__ = ["commit", "recover"]
 
 
 def commit(files: WrittenFiles, prefix: str, storage: Storage) -> None:
-    """Gives written files their names."""
+    """Gives written files their names.
+
+    After a failure there is the new checkpoint, if it was committed, or no file of it.
+    """
+    try:
+        _publish(files, prefix, storage)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            recover(prefix, storage)
+        raise
+
+
+def _publish(files: WrittenFiles, prefix: str, storage: Storage) -> None:
     if storage.exists(index_name(prefix)):
         _rename([(temporary, final + NEXT) for temporary, final in files.data], storage)
         _rename([(files.index[0], files.index[1] + NEXT)], storage)
@@ -42,8 +55,9 @@ def recover(prefix: str, storage: Storage) -> None:
     """Completes what an interrupted save to a prefix had committed, and removes what it had not."""
     if storage.exists(index_name(prefix) + NEXT):
         _finish_replacement(prefix, storage)
+    is_committed = storage.exists(index_name(prefix))
     for path in _files_of(prefix, storage):
-        if path.endswith(NEXT) or TEMPORARY in path.removeprefix(prefix):
+        if not is_committed or path.endswith(NEXT) or TEMPORARY in path.removeprefix(prefix):
             storage.remove(path)
 
 

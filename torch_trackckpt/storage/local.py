@@ -41,6 +41,8 @@ class LocalStorage:
             os.unlink(path)
 
     def put(self, path: str, data: bytes) -> None:
+        for left_over in self.list(path + ".tmp"):
+            self.remove(left_over)
         temporary = f"{path}.tmp{secrets.token_hex(8)}"
         try:
             with open(temporary, "xb") as file:

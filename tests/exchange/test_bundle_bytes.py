@@ -204,9 +204,7 @@ def test_thousands_of_keys_are_written_as_tensorflow_writes_them(
 
 
 @pytest.mark.parametrize("length", [127, 128, 16_384, 262_144, 300_000])
-def test_long_keys_are_written_as_tensorflow_writes_them(
-    tensorflow: TensorFlow, tmp_path: Path, length: int
-) -> None:
+def test_long_keys_are_written_as_tensorflow_writes_them(tensorflow: TensorFlow, tmp_path: Path, length: int) -> None:
     """C361, C379"""
     keys = ["k" * length, "k" * (length - 1), "k" * length + "\x00", "j", "k", "l", "ÿ" * (length // 2)]
     assert_same_files(tensorflow, tmp_path, [(key, Value.of(torch.tensor(n))) for n, key in enumerate(keys)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,13 +80,12 @@ def test_empty_and_odd_shapes_are_restored(tensorflow: TensorFlow, prefix: Path,
     ],
     ids=["linear", "sequential", "list", "dict", "lstm"],
 )
-def test_modules_are_restored_by_name(tensorflow: TensorFlow, prefix: Path, make: type[nn.Module]) -> None:
+def test_modules_are_restored_by_name(tensorflow: TensorFlow, prefix: Path, make: Callable[[], nn.Module]) -> None:
     """C397"""
     saved, module = make(), zero(make())
     path = tensorflow.save(prefix, model=tree_of(saved))
     Checkpoint(model=module).restore(path).assert_consumed()
-    assert str(module.state_dict()) == str(saved.state_dict())
-    assert all(torch.equal(module.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
+    assert [n for n, tensor in saved.state_dict().items() if not torch.equal(module.state_dict()[n], tensor)] == []
 
 
 def test_a_root_is_restored_into_a_root_module(tensorflow: TensorFlow, prefix: Path) -> None:
@@ -122,14 +122,14 @@ def test_lists_dicts_and_shared_objects_are_restored(tensorflow: TensorFlow, pre
     path = tensorflow.save(
         prefix,
         items=[torch.tensor(3), [shared]],
-        table={"a/b": torch.tensor(4), "c.d": {".S": torch.tensor(5)}},
+        table={"a/b": torch.tensor(4), "c.d": {".ATTRIBUTES": torch.tensor(5)}},
         shared=shared,
     )
     module = zero(nn.ParameterDict({"weight": torch.zeros(2)}))
     three, four, five = torch.tensor(0), torch.tensor(0), torch.tensor(0)
-    Checkpoint(
-        items=[three, [module]], table={"a/b": four, "c.d": {".S": five}}, shared=module
-    ).restore(path).assert_consumed()
+    Checkpoint(items=[three, [module]], table={"a/b": four, "c.d": {".ATTRIBUTES": five}}, shared=module).restore(
+        path
+    ).assert_consumed()
     assert (three, four, five, module["weight"].tolist()) == (3, 4, 5, [1.0, 2.0])
 
 

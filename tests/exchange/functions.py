@@ -1,12 +1,12 @@
 """What the worker does with TensorFlow. Arguments and results are JSON.
 
-    value     {"dtype": TensorFlow's name, "shape": [...], "data": base64, or for strings a list of base64}
-    objects   a list of {"kind": "variable", "name": ..., "value": value}      a tf.Variable
-                        {"kind": "state", "data": base64}                      a PythonState
-                        {"kind": "module", "children": [[name, index], ...]}   a tf.Module with these attributes
-                        {"kind": "dict", "children": [[name, index], ...]}     a dict
-                        {"kind": "list", "children": [["0", index], ...]}      a list
-    tree      {"objects": objects, "root": index or null, "children": {keyword: index}}: a tf.train.Checkpoint
+value     {"dtype": TensorFlow's name, "shape": [...], "data": base64, or for strings a list of base64}
+objects   a list of {"kind": "variable", "name": ..., "value": value}      a tf.Variable
+                    {"kind": "state", "data": base64}                      a PythonState
+                    {"kind": "module", "children": [[name, index], ...]}   a tf.Module with these attributes
+                    {"kind": "dict", "children": [[name, index], ...]}     a dict
+                    {"kind": "list", "children": [["0", index], ...]}      a list
+tree      {"objects": objects, "root": index or null, "children": {keyword: index}}: a tf.train.Checkpoint
 """
 
 import base64

@@ -16,8 +16,7 @@ from torch_trackckpt import Checkpoint, list_variables, load_checkpoint
 from .conftest import TensorFlow, Value
 
 
-def stepped_adam(module: nn.Module) -> torch.optim.Adam:
-    optimizer = torch.optim.Adam(module.parameters())
+def stepped(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.optim.Optimizer:
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -30,7 +29,7 @@ def stepped_adam(module: nn.Module) -> torch.optim.Adam:
 def test_tensorflow_lists_our_slots_under_their_variables(tensorflow: TensorFlow, prefix: Path) -> None:
     """C398"""
     module = nn.Linear(3, 2)
-    path = Checkpoint(model=module, optimizer=stepped_adam(module)).save(prefix)
+    path = Checkpoint(model=module, optimizer=stepped(torch.optim.Adam(module.parameters()), module)).save(prefix)
     slot = "model/{}/.OPTIMIZER_SLOT/optimizer/{}/.ATTRIBUTES/VARIABLE_VALUE"
     expected = {
         slot.format(variable, name): shape
@@ -45,7 +44,7 @@ def test_tensorflow_lists_our_slots_under_their_variables(tensorflow: TensorFlow
 def test_tensorflow_reads_our_slots_bit_for_bit(tensorflow: TensorFlow, prefix: Path) -> None:
     """C395, C398"""
     module = nn.Linear(3, 2)
-    optimizer = stepped_adam(module)
+    optimizer = stepped(torch.optim.Adam(module.parameters()), module)
     path = Checkpoint(model=module, optimizer=optimizer).save(prefix)
     found = tensorflow.read_all(path)
     for name, tensor in optimizer.state[module.weight].items():
@@ -55,13 +54,14 @@ def test_tensorflow_reads_our_slots_bit_for_bit(tensorflow: TensorFlow, prefix: 
 
 def test_an_optimizer_of_tensorflow_takes_our_slots(tensorflow: TensorFlow, prefix: Path) -> None:
     """C398"""
+    # Adam's `step` is beyond TensorFlow, whose slots have the shapes of their variables.
     module = nn.Linear(3, 2)
-    optimizer = stepped_adam(module)
+    optimizer = stepped(torch.optim.SGD(module.parameters(), momentum=0.9), module)
     path = Checkpoint(model=module, optimizer=optimizer).save(prefix)
     model = SimpleNamespace(weight=torch.zeros(2, 3), bias=torch.zeros(2))
-    slots = tensorflow.restore_slots(path, ["exp_avg", "exp_avg_sq"], model=model)
-    states = [optimizer.state[module.weight], optimizer.state[module.bias]]
-    assert slots == {name: [Value.of(state[name]) for state in states] for name in ["exp_avg", "exp_avg_sq"]}
+    slots = tensorflow.restore_slots(path, ["momentum_buffer"], model=model)
+    buffers = [optimizer.state[parameter]["momentum_buffer"] for parameter in [module.weight, module.bias]]
+    assert slots == {"momentum_buffer": [Value.of(buffer) for buffer in buffers]}
 
 
 # ------------------------------------------------------------------------------------------ TensorFlow's here
@@ -87,14 +87,26 @@ def test_a_model_is_restored_although_its_optimizer_has_other_slots(
     """C397, C398"""
     written = tensorflow.write_with_adam(prefix, model=SimpleNamespace(w=torch.tensor([1.0, 2.0])))
     model = variable_model(0.0)
-    optimizer = stepped_adam(model) if step_first else torch.optim.Adam(model.parameters())
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(model.parameters())
+    if step_first:
+        stepped(optimizer, model)
     before = {name: tensor.clone() for name, tensor in optimizer.state.get(model["w"], {}).items()}
     status = Checkpoint(model=model, optimizer=optimizer).read(prefix)
     assert Value.of(model["w"]) == written["model/w/.ATTRIBUTES/VARIABLE_VALUE"]
     assert all(torch.equal(optimizer.state[model["w"]][name], tensor) for name, tensor in before.items())
     assert optimizer.state.get(model["w"], {}).keys() == before.keys()
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"not bound .*: \(root\)\.optimizer\.param_groups"):
+        status.assert_existing_objects_matched()
+
+
+def test_slots_without_their_optimizer_are_named(tensorflow: TensorFlow, prefix: Path) -> None:
+    """C397, C398"""
+    tensorflow.write_with_adam(prefix, model=SimpleNamespace(w=torch.tensor([1.0, 2.0])))
+    status = Checkpoint(model=variable_model(0.0)).read(prefix).assert_existing_objects_matched()
+    with pytest.raises(AssertionError) as caught:
         status.assert_consumed()
+    for name in ["m", "v"]:
+        assert f"(root).optimizer's state '{name}' for (root).model.w" in str(caught.value)
 
 
 def test_the_slots_that_found_no_place_are_named(tensorflow: TensorFlow, prefix: Path) -> None:
@@ -106,7 +118,7 @@ def test_the_slots_that_found_no_place_are_named(tensorflow: TensorFlow, prefix:
         status.assert_consumed()
 
 
-class SlowAdam(torch.optim.Optimizer):
+class TensorFlowNames(torch.optim.Optimizer):
     """Keeps its state under TensorFlow's names."""
 
     def __init__(self, parameters: list[torch.Tensor]) -> None:
@@ -124,7 +136,7 @@ def test_an_optimizer_with_slots_of_the_same_names_takes_those_of_tensorflow(
     """C398"""
     written = tensorflow.write_with_adam(prefix, model=SimpleNamespace(w=torch.tensor([1.0, 2.0])))
     model = variable_model(0.0)
-    optimizer = SlowAdam(list(model.parameters()))
+    optimizer = TensorFlowNames(list(model.parameters()))
     Checkpoint(model=model, optimizer=optimizer).read(prefix)
     for name in ["m", "v"]:
         key = f"model/w/.OPTIMIZER_SLOT/optimizer/{name}/.ATTRIBUTES/VARIABLE_VALUE"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from torch_trackckpt import Checkpoint
@@ -26,12 +30,12 @@ def shared_parts() -> dict[str, object]:
 
 
 TREES: dict[str, Callable[[], dict[str, object]]] = {
-    "nothing": lambda: {},
+    "nothing": dict,
     "variables": lambda: {"w": torch.ones(2, 3), "b": torch.tensor(2, dtype=torch.int64), "a": torch.tensor(True)},
-    "names_to_escape": lambda: {"a/b": torch.tensor(1), "a.b": torch.tensor(2), ".S": torch.tensor(3), "é": torch.ones(1)},
+    "names_to_escape": lambda: {n: torch.tensor(1) for n in ["a/b", "a.b", ".S", "é", ".ATTRIBUTES", "/a", "..", " "]},
     "lists": lambda: {"l": [torch.tensor(1), [torch.tensor(2.0), torch.tensor(3)], []]},
     "dicts": lambda: {"d": {"z": torch.tensor(1), "a": {"c/d": torch.tensor(2), "é": torch.tensor(3)}, "n": {}}},
-    "ten_and_more": lambda: {"l": [torch.tensor(n) for n in range(12)]},
+    "hundreds": lambda: {"l": [torch.tensor(n) for n in range(300)]},
     "shared": shared_parts,
     "python_states": lambda: {"a": Text(b"\x00state\xff"), "b": torch.ones(2), "c": [Text(b""), torch.zeros(1)]},
 }
@@ -46,6 +50,34 @@ def test_a_tree_is_written_as_tensorflow_writes_it(tensorflow: TensorFlow, tmp_p
     theirs = files_at(tensorflow.write(tmp_path / "theirs", **tree))
     assert theirs.keys() == {".index", ".data-00000-of-00001"}
     assert ours == again == theirs
+
+
+# Names as TensorFlow lets its variables have: without a colon, and not ending in a slash.
+NAMES = st.text("ab.é/S😀 ", min_size=1, max_size=5).filter(lambda name: not name.endswith("/"))
+LEAVES = st.integers(0, 4)
+NESTED = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=12
+)
+
+
+def with_leaves(nested: Any, leaves: list[object]) -> Any:
+    """The nested lists and dicts with a leaf in place of each number; equal numbers share it."""
+    if isinstance(nested, int):
+        return leaves[nested]
+    if isinstance(nested, list):
+        return [with_leaves(element, leaves) for element in nested]
+    return {name: with_leaves(child, leaves) for name, child in nested.items()}
+
+
+@given(nested=st.dictionaries(NAMES, NESTED, max_size=4))
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_any_tree_is_written_as_tensorflow_writes_it(tensorflow: TensorFlow, nested: dict[str, Any]) -> None:
+    """C013, C014, C015, C016, C023, C361"""
+    tree = with_leaves(nested, [torch.ones(2), torch.tensor(3), torch.zeros(0, 2), torch.tensor(True), Text(b"\xff")])
+    with TemporaryDirectory() as directory:
+        ours = files_at(Checkpoint(**tree).write(f"{directory}/ours"))
+        theirs = files_at(tensorflow.write(Path(directory, "theirs"), **tree))
+    assert ours == theirs
 
 
 def test_numbered_checkpoints_are_written_as_tensorflow_writes_them(tensorflow: TensorFlow, tmp_path: Path) -> None:

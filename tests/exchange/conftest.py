@@ -8,6 +8,7 @@ object in two places is one object there too. After a restore, they hold the val
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import json
 import os
@@ -49,7 +50,7 @@ class Worker:
         self._functions = functions
         self._timeout_seconds = timeout_seconds
         self._process: subprocess.Popen[str] | None = None
-        self._printed = tempfile.TemporaryFile("w+", errors="replace")
+        self._printed = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed by close()
         self._thread = ThreadPoolExecutor(1)
 
     def call(self, function: str, **arguments: object) -> Any:
@@ -124,10 +125,9 @@ def _close_pipes(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.close()
-    try:
+    # What a failed write left to be flushed has no reader.
+    with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
-    except BrokenPipeError:
-        pass  # What was still to be flushed has no reader.
 
 
 class Value(NamedTuple):
