@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import witness
+from stored_dtypes import DTYPES
 from torch import nn
 
 from torch_trackckpt import (
@@ -626,28 +627,6 @@ def test_a_state_file_that_cannot_be_replaced_leaves_the_whole_checkpoint(tmp_pa
 
 
 # ----------------------------------------------------------------------------------- what values may be
-
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.bool,
-    torch.complex64,
-    torch.complex128,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-]
 
 
 def random_bytes_as(dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_dtypes import DTYPES
 from witness import table_blocks
 
 from torch_trackckpt import Checkpoint, Trackable
@@ -20,27 +21,6 @@ from torch_trackckpt.bundle.writer import BundleWriter
 
 from .conftest import TensorFlow, Value
 
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2,
-    torch.float8_e5m2fnuz,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.bool,
-    torch.complex64,
-    torch.complex128,
-]
 KEY = "x/.ATTRIBUTES/VARIABLE_VALUE"
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stored_dtypes import DTYPES
 from torch import nn
 
 from torch_trackckpt import Checkpoint
@@ -15,25 +16,7 @@ from torch_trackckpt import Checkpoint
 from .conftest import TensorFlow
 
 # TensorFlow has no variables of the two float8 kinds that end in "uz".
-VARIABLE_DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.bool,
-    torch.complex64,
-    torch.complex128,
-]
+VARIABLE_DTYPES = [dtype for dtype in DTYPES if not str(dtype).endswith("uz")]
 
 
 def tree_of(module: nn.Module) -> SimpleNamespace:

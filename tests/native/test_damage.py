@@ -283,7 +283,7 @@ def test_a_missing_shard_costs_only_its_own_tensors(tmp_path: Path) -> None:
         (tmp_path / source.name).write_bytes(source.read_bytes())
     (tmp_path / "ckpt.data-00001-of-00003").unlink()
     assert value_of(tmp_path / "ckpt", b"b") == (98).to_bytes(4, "little")
-    with pytest.raises(CheckpointNotFoundError, match="ckpt.data-00001-of-00003"):
+    with pytest.raises(CheckpointNotFoundError, match=r"ckpt.data-00001-of-00003"):
         value_of(tmp_path / "ckpt", b"a")
 
 
@@ -341,7 +341,7 @@ def test_a_flipped_byte_in_any_block_of_the_index_is_found(numbers: Path) -> Non
     metaindex_start = content.index(METAINDEX_BLOCK)
     for position in [*range(metaindex_start), *range(metaindex_start + 13, index_start)]:
         crafted.flip(index_file(numbers), position)
-        with pytest.raises(DataLossError, match="checksum mismatch|compression|block type"):
+        with pytest.raises(DataLossError, match=r"checksum mismatch|compression|block type"):
             crafted.open_reader(numbers)
         index_file(numbers).write_bytes(content)
 
@@ -418,7 +418,7 @@ def test_blocks_that_overlap_in_their_keys_are_refused(prefix: Path) -> None:
         blocks = map(crafted.block, (first, second))
         index_file(prefix).write_bytes(crafted.assemble(zip(index_keys, blocks, strict=True)))
         reader = crafted.open_reader(prefix)
-        with pytest.raises(DataLossError, match="order|separator"):
+        with pytest.raises(DataLossError, match=r"order|separator"):
             reader.entries()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from stored_dtypes import DTYPES
 from torch import nn
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable
@@ -104,29 +105,6 @@ def test_a_value_goes_to_the_device_of_the_live_tensor(prefix: str, device: torc
     assert torch.equal(x.cpu(), SOURCE)
     assert torch.equal(y.cpu(), SOURCE)
     assert y.is_contiguous(memory_format=torch.channels_last)
-
-
-DTYPES = [
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.bool,
-    torch.complex64,
-    torch.complex128,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-    torch.float8_e4m3fnuz,
-    torch.float8_e5m2fnuz,
-]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
