@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,6 @@ from torch_trackckpt.errors import (
     MismatchError,
     TensorNotFoundError,
     UnsupportedFormatError,
-    UnsupportedValueError,
 )
 from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.messages import encode_object_graph
@@ -35,6 +35,7 @@ from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGra
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.commit import commit
 from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.storage.local import LocalStorage
 
@@ -166,7 +167,7 @@ def test_a_keyword_that_names_another_child_of_the_root_is_refused(prefix: str) 
     """C030"""
     value = zero()
     root = thing(w=value)
-    with pytest.raises(ValueError, match=r"keyword argument w if root\.w already exists"):
+    with pytest.raises(ValueError, match=r"root\.w already exists"):
         Checkpoint(root, w=zero())
     Checkpoint(root, w=value).write(prefix)
     assert root_children(prefix) == [("w", 1), ("root", 0)]
@@ -235,7 +236,7 @@ def test_a_weakly_referenced_root_that_died_is_an_error_and_nothing_is_written(p
     root = thing(x=torch.tensor(1))
     checkpoint = Checkpoint(weakref.ref(root))
     del root
-    with pytest.raises(UnsupportedValueError, match="not trackable"):
+    with pytest.raises(ReferenceError, match="is gone"):
         checkpoint.save(prefix)
     assert names_in(os.path.dirname(prefix)) == []
 
@@ -867,7 +868,7 @@ def test_a_damaged_index_is_an_error_that_names_it(prefix: str, content: bytes) 
 def write_raw(prefix: str, values: list[NamedValue]) -> None:
     """A bundle of given keys, whatever they say of each other."""
     storage = LocalStorage(durable=False)
-    commit(write_shards(make_plan(values), prefix, storage, durable=False), prefix, storage)
+    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False), prefix, storage)
 
 
 def graph_of_x(key: str) -> NamedValue:
@@ -927,3 +928,34 @@ def test_a_model_alone_is_restored_from_a_tensorflow_file_of_model_and_optimizer
     w = torch.zeros(2, 2)
     Checkpoint(model=thing(w=w)).restore(path).expect_partial()
     assert torch.equal(w, torch.as_tensor(load_variable(path, "model/w/.ATTRIBUTES/VARIABLE_VALUE")))
+
+
+# ------------------------------------------------------------------------------- names that are taken
+
+
+def test_a_later_attribute_that_hides_a_child_of_the_root_is_refused(prefix: str) -> None:
+    """C030"""
+    checkpoint = Checkpoint(thing(x=torch.tensor(1)))
+    checkpoint.x = torch.tensor(2)
+    with pytest.raises(ValueError, match=r"root\.x already exists"):
+        checkpoint.write(prefix)
+
+
+@pytest.mark.parametrize("name", ["save", "write", "save_counter", "_own", "_trackable_children"])
+def test_a_keyword_that_would_break_the_checkpoint_is_refused(name: str) -> None:
+    """C033"""
+    with pytest.raises(ValueError, match=f"the name {name} is taken"):
+        Checkpoint(**{name: torch.tensor(1)})
+
+
+def test_a_path_of_bytes_is_a_path(tmp_path: Path) -> None:
+    """C052"""
+    path = Checkpoint(x=torch.tensor(1)).save(os.fsencode(tmp_path / "ckpt"))  # type: ignore[arg-type]
+    assert path == str(tmp_path / "ckpt-1")
+
+
+def test_a_copy_by_pickle_saves_on_its_own(prefix: str) -> None:
+    """C038"""
+    copied = pickle.loads(pickle.dumps(Checkpoint(x=torch.tensor(3))))
+    copied.write(prefix)
+    Checkpoint(x=torch.tensor(0)).read(prefix).assert_consumed()

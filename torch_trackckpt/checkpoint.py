@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
-from torch_trackckpt.trackable import AutoTrackable
+from torch_trackckpt.trackable import AutoTrackable, Trackable
 
 __all__ = ["Checkpoint"]
 
@@ -71,20 +73,24 @@ class Checkpoint(AutoTrackable):
             setattr(self, name, value)
 
     def _check_argument(self, name: str, value: object) -> None:
-        if name == _SAVE_COUNTER:
-            raise ValueError("Checkpoint: the name save_counter is taken by the checkpoint's own counter.")
+        own = getattr(type(self), name, None)
+        if callable(own) or isinstance(own, property) or name in vars(self):
+            raise ValueError(f"Checkpoint: the name {name} is taken by the checkpoint itself; choose another.")
         trackable = adapt(value)
         if trackable is None:
             raise ValueError(
                 f"Checkpoint: {name} is a {type(value).__name__}, which is not trackable. Pass a module, optimizer, "
                 "tensor, a container of these, an object with state_dict and load_state_dict, or register an adapter."
             )
+        self._check_free(name, trackable)
+
+    def _check_free(self, name: str, trackable: Trackable | None) -> None:
+        """Refuses a name under which the root has another child."""
         root = adapt(self._own.root)
         present = None if root is None else adapt(root._lookup_dependency(name))
-        if present is not None and present._identity() != trackable._identity():
+        if present is not None and trackable is not None and present._identity() != trackable._identity():
             raise ValueError(
-                f"Cannot create a Checkpoint with keyword argument {name} if root.{name} already exists and is "
-                "another object."
+                f"Checkpoint: {name} cannot be attached, because root.{name} already exists and is another object."
             )
 
     # Saving.
@@ -92,7 +98,9 @@ class Checkpoint(AutoTrackable):
     def save(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Saves under the next number, and names the new checkpoint in the directory's state file.
 
-        The number is spent even if the save fails. Missing directories are made.
+        The number is spent even if the save fails. Missing directories are made. No other thread may change the
+        values before the call returns, because bytes go to the file from the tensors' own memory; a change through
+        torch is noticed, and no checkpoint is made then. One process at a time may save to a directory.
 
         Args:
             file_prefix: the path that the files begin with; the number follows, as in ``run/ckpt-1``.
@@ -103,35 +111,42 @@ class Checkpoint(AutoTrackable):
 
         Raises:
             UnsupportedValueError: something cannot be saved; the text names it. Nothing was written.
+            ValueChangedError: another thread changed a value. Nothing is left of what was written.
             OSError: the system refuses. The previous checkpoints and the state file are as before.
         """
         options = options or CheckpointOptions()
-        counter = self.save_counter
-        with torch.no_grad():
-            counter += 1
-        path = f"{os.fspath(file_prefix)}-{int(counter)}"
-        self._write(path, options)
-        options.run_write_callbacks(path)
-        write_checkpoint_state(
-            os.path.dirname(path), CheckpointState(path, (path,)), LocalStorage(durable=options.durable)
-        )
+        with self._own.lock:
+            counter = self.save_counter
+            with torch.no_grad():
+                counter += 1
+            path = f"{os.fsdecode(file_prefix)}-{int(counter)}"
+            self._write(path, options)
+            options.run_write_callbacks(path)
+            write_checkpoint_state(
+                os.path.dirname(path), CheckpointState(path, (path,)), LocalStorage(durable=options.durable)
+            )
         return path
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Saves under exactly this path: no number, no state file. `read` is its counterpart.
 
-        A checkpoint that is there already is replaced: readers find the old one or the new one, whole.
+        A checkpoint that is there already is replaced: who opens it later finds the old one or the new one, whole, even
+        if this process is killed on the way. (Until the next save completes what such a death left, that is true of
+        this package alone: TensorFlow may find the new data with the old index, and report a checksum.) A reader that
+        was opened before the replacement gets an error from then on, never other values. Where others read while you
+        write, use `save`, which gives each checkpoint a name of its own.
 
         Returns:
             The path.
 
         Raises:
-            UnsupportedValueError, OSError: as `save`.
+            UnsupportedValueError, ValueChangedError, OSError: as `save`.
         """
         options = options or CheckpointOptions()
-        path = os.fspath(file_prefix)
-        self._write(path, options)
-        options.run_write_callbacks(path)
+        path = os.fsdecode(file_prefix)
+        with self._own.lock:
+            self._write(path, options)
+            options.run_write_callbacks(path)
         return path
 
     def _write(self, prefix: str, options: CheckpointOptions) -> None:
@@ -158,6 +173,7 @@ class Checkpoint(AutoTrackable):
         Raises:
             CheckpointNotFoundError: there is no checkpoint at the path.
             MismatchError: shapes, dtypes or parameter groups do not fit; nothing has changed.
+            RestoreError: an object raised when it took its state; the text names what had changed before.
             DataLossError: the files are damaged; see `CheckpointOptions.verify` for when live values may have changed.
             UnsupportedFormatError: the file holds no object graph.
         """
@@ -165,10 +181,10 @@ class Checkpoint(AutoTrackable):
             self.save_counter  # noqa: B018  creates it
             return InitializationOnlyStatus()
         try:
-            reader = _open(os.fspath(save_path))
+            reader = _open(os.fsdecode(save_path))
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(
-                f"Error when restoring from checkpoint or SavedModel at {os.fspath(save_path)}: {error}"
+                f"Error when restoring from checkpoint or SavedModel at {os.fsdecode(save_path)}: {error}"
             ) from error
         self.save_counter  # noqa: B018  creates it, so that it is restored
         return self._read(reader, options or CheckpointOptions())
@@ -179,7 +195,7 @@ class Checkpoint(AutoTrackable):
         Raises:
             As `restore`.
         """
-        return self._read(_open(os.fspath(save_path)), options or CheckpointOptions())
+        return self._read(_open(os.fsdecode(save_path)), options or CheckpointOptions())
 
     def _read(self, reader: CheckpointReader, options: CheckpointOptions) -> CheckpointLoadStatus:
         skip_slots = options.experimental_skip_slot_variables
@@ -210,11 +226,19 @@ class Checkpoint(AutoTrackable):
         return counter if isinstance(counter, torch.Tensor) else None
 
     def _graph_root(self) -> object:
-        return self if self._own.root is None else self._own.root
+        root = self._own.root
+        if isinstance(root, weakref.ref) and root() is None:
+            raise ReferenceError("The root of this checkpoint was given as a weak reference, and is gone.")
+        return self if root is None else root
 
     def _attached(self) -> Mapping[str, object]:
         """With a root of its own, the checkpoint's children are attached to the root's."""
-        return {} if self._own.root is None else self._trackable_children()
+        if self._own.root is None:
+            return {}
+        children = self._trackable_children()
+        for name, child in children.items():
+            self._check_free(name, adapt(child))
+        return children
 
     def _discover(self) -> LiveGraph:
         return discover(self._graph_root(), self._attached())
@@ -236,6 +260,15 @@ class _Own:
     def __init__(self, root: object) -> None:
         self.root = root
         self.has_warned_of_unreachable = False
+        self.lock = threading.RLock()
+
+    # A copy has a lock of its own.
+
+    def __getstate__(self) -> tuple[object]:
+        return (self.root,)
+
+    def __setstate__(self, state: tuple[object]) -> None:
+        _Own.__init__(self, *state)
 
 
 def _open(path: str) -> CheckpointReader:

@@ -7,6 +7,8 @@
     |-- UnsupportedFormatError    ValueError          sound files of a kind that is not read
     |-- MismatchError             ValueError          stored and live values do not fit together
     |-- UnsupportedValueError     TypeError           a live value that cannot be saved
+    |-- RestoreError              RuntimeError        an object refused its stored state, half way
+    |-- ValueChangedError         RuntimeError        a value changed while it was being saved
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
     `-- WriterClosedError         RuntimeError        a writer used after it finished or failed
 
@@ -19,10 +21,12 @@ __all__ = [
     "DataLossError",
     "DuplicateKeyError",
     "MismatchError",
+    "RestoreError",
     "TensorNotFoundError",
     "TrackckptError",
     "UnsupportedFormatError",
     "UnsupportedValueError",
+    "ValueChangedError",
     "WriterClosedError",
 ]
 
@@ -56,6 +60,14 @@ class MismatchError(TrackckptError, ValueError):
 
 class UnsupportedValueError(TrackckptError, TypeError):
     """A live value cannot be saved; no file has been written."""
+
+
+class RestoreError(TrackckptError, RuntimeError):
+    """An object raised while it took its stored state; the text names what had changed before."""
+
+
+class ValueChangedError(TrackckptError, RuntimeError):
+    """A value changed while it was being saved; no checkpoint has been made."""
 
 
 class DuplicateKeyError(TrackckptError, ValueError):

@@ -34,7 +34,7 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
         >>> load_checkpoint(directory).has_tensor("x/.ATTRIBUTES/VARIABLE_VALUE")
         True
     """
-    path = os.fspath(ckpt_dir_or_file)
+    path = os.fsdecode(ckpt_dir_or_file)
     if os.path.isdir(path) and not os.path.exists(index_name(path)):
         latest = latest_checkpoint(path)
         if latest is None:

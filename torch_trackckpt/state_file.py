@@ -68,7 +68,7 @@ def get_checkpoint_state(
     Raises:
         ValueError: it names no newest checkpoint.
     """
-    path = os.path.join(os.fspath(checkpoint_dir), latest_filename or STATE_FILE)
+    path = os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE)
     try:
         text = Path(path).read_bytes().decode()
         message = text_format.Parse(text, CheckpointStateMessage())
@@ -117,7 +117,7 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
     path = state.model_checkpoint_path
     if os.path.exists(index_name(path)) or os.path.isfile(path):
         return path
-    _logger.error("The state file of %r names %r, but there is no such checkpoint.", os.fspath(checkpoint_dir), path)
+    _logger.error("The state file of %r names %r, but there is no such checkpoint.", os.fsdecode(checkpoint_dir), path)
     return None
 
 

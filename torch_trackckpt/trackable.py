@@ -95,14 +95,16 @@ class Trackable:
 
     def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         """Checks and decodes stored values without a change to the object; the result assigns them."""
+        if type(self)._restore_from_tensors is Trackable._restore_from_tensors:
+            raise NotImplementedError(
+                f"{type(self).__name__} saves values but does not say how to restore them: "
+                "define _restore_from_tensors(values)."
+            )
         return Prepared(lambda: self._restore_from_tensors(values))
 
     def _restore_from_tensors(self, values: Mapping[str, Value]) -> None:
         """Takes the stored values over."""
-        raise NotImplementedError(
-            f"{type(self).__name__} saves values but does not say how to restore them: "
-            "define _restore_from_tensors(values)."
-        )
+        raise NotImplementedError
 
     def _identity(self) -> Hashable:
         """Equal for two views of one object: a node exists once for each identity."""
@@ -229,6 +231,13 @@ class AutoTrackable(Trackable):
             )
         self._bookkeeping().explicit[name] = trackable
         return trackable
+
+    def _lookup_dependency(self, name: str) -> object | None:
+        bookkeeping = self._bookkeeping()
+        if name in bookkeeping.explicit:
+            return bookkeeping.explicit[name]
+        value = None if name in bookkeeping.untracked else vars(self).get(name)
+        return None if value is bookkeeping else value
 
     def _trackable_children(self) -> Mapping[str, object]:
         bookkeeping = self._bookkeeping()

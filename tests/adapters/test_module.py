@@ -1,7 +1,9 @@
 """Modules, parameters and buffers as nodes."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from torch_trackckpt import Checkpoint
-from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.graph.walk import walk
 
 
@@ -203,3 +205,72 @@ def test_extra_state_that_cannot_be_encoded_is_refused_by_path() -> None:
     """C168"""
     with pytest.raises(UnsupportedValueError, match=r"^\(root\)\.m\._extra_state cannot be saved: "):
         walk({"m": Tuned(object())})
+
+
+# ----------------------------------------------------------------- modules that interfere with state_dict
+
+
+class Metric(nn.Module):
+    """Keeps a value outside of parameters and buffers, as quantised modules and some metrics do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.total = 5
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "total"] = self.total
+
+
+def test_a_value_that_only_the_modules_own_state_dict_knows_is_refused_by_name(prefix: str) -> None:
+    """C168: it would be lost without a word."""
+    with pytest.raises(UnsupportedValueError, match=r"\(root\)\.m\.0 cannot be saved: Metric.state_dict\(\).* total"):
+        Checkpoint(m=nn.Sequential(Metric())).write(prefix)
+
+
+def test_a_hook_on_state_dict_that_adds_nothing_is_no_obstacle(prefix: str) -> None:
+    module = nn.Linear(1, 1)
+    module._register_state_dict_hook(lambda module, state, prefix, metadata: None)
+    Checkpoint(m=module).write(prefix)
+    Checkpoint(m=nn.Linear(1, 1)).read(prefix).assert_consumed()
+
+
+def test_a_scripted_module_is_saved_and_restored(prefix: str) -> None:
+    """C072"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        written, fresh = (torch.jit.trace(nn.Linear(2, 1), torch.ones(1, 2)) for _ in range(2))
+
+    Checkpoint(m=written).write(prefix)
+    Checkpoint(m=fresh).read(prefix).assert_consumed()
+
+    assert torch.equal(fresh.weight, written.weight)
+
+
+def test_a_parallel_wrapper_with_buffers_of_its_own_keeps_its_node(prefix: str) -> None:
+    class Counting(nn.DataParallel):
+        def __init__(self, module: nn.Module, steps: int) -> None:
+            super().__init__(module)
+            self.register_buffer("steps", torch.tensor(steps))
+
+    Checkpoint(m=Counting(nn.Linear(1, 1), 7)).write(prefix)
+    fresh = Counting(nn.Linear(1, 1), 0)
+    Checkpoint(m=fresh).read(prefix).assert_consumed()
+
+    assert fresh.steps.item() == 7
+
+
+def test_an_extra_state_that_cannot_be_set_is_found_before_anything_changes(prefix: str) -> None:
+    class OneWay(nn.Linear):
+        def get_extra_state(self) -> int:
+            return 3
+
+    Checkpoint(m=OneWay(1, 1)).write(prefix)
+    fresh = OneWay(1, 1)
+    before = fresh.weight.detach().clone()
+
+    with pytest.raises(MismatchError, match=r"nothing has been assigned: OneWay has get_extra_state\(\) but no set"):
+        Checkpoint(m=fresh).read(prefix)
+
+    assert torch.equal(fresh.weight, before)

@@ -1163,3 +1163,45 @@ def test_slots_of_a_parameter_with_another_memory_format_keep_it(prefix: str) ->
     buffer = other_optimizer.state[other.weight]["momentum_buffer"]
     assert buffer.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(buffer, optimizer.state[model.weight]["momentum_buffer"])
+
+
+def test_what_a_subclass_adds_to_its_state_dict_is_refused_by_name(prefix: str) -> None:
+    """C168: it would be lost without a word."""
+
+    class WithBeta(optim.SGD):
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "beta": 7.0}
+
+    model = linear()
+    with pytest.raises(UnsupportedValueError, match=r"\(root\)\.o\.param_groups cannot be saved: With.*beta'\]"):
+        Checkpoint(model=model, o=WithBeta(model.parameters(), lr=0.1)).write(prefix)
+
+
+def test_a_users_own_kind_takes_the_state_of_what_it_derives_from(prefix: str) -> None:
+    class MyAdam(optim.Adam):
+        pass
+
+    model, other = linear(), linear(1)
+    optimizer = adam(model, lr=0.5)
+    train(model, optimizer)
+    Checkpoint(model=model, optimizer=optimizer).write(prefix, FAST)
+    other_optimizer = MyAdam(other.parameters(), lr=0.1)
+
+    Checkpoint(model=other, optimizer=other_optimizer).read(prefix).assert_consumed()
+
+    assert other_optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_hyper_parameters_of_an_empty_group_are_never_called_consumed(prefix: str) -> None:
+    """C103"""
+
+    def make(lr: float) -> optim.SGD:
+        optimizer = optim.SGD([torch.ones(1, requires_grad=True)], lr=1.0)
+        optimizer.param_groups[0]["params"].clear()
+        optimizer.param_groups[0]["lr"] = lr
+        return optimizer
+
+    Checkpoint(o=make(0.3)).write(prefix, FAST)
+
+    with pytest.raises(AssertionError, match="group 0 of 0 parameters"):
+        Checkpoint(o=make(9.0)).read(prefix).assert_consumed()

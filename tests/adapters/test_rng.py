@@ -11,7 +11,7 @@ import torch
 import witness
 
 from torch_trackckpt import Checkpoint, RNGState
-from torch_trackckpt.errors import DataLossError
+from torch_trackckpt.errors import MismatchError
 from torch_trackckpt.trackable import Trackable, Value
 
 
@@ -193,7 +193,7 @@ def test_a_value_that_is_no_state_of_a_generator_is_refused_and_changes_nothing(
     generator, bystander = torch.Generator().manual_seed(5), torch.nn.Linear(2, 2)
     before = generator.get_state(), bystander.weight.clone()
 
-    with pytest.raises(DataLossError, match=r"\(root\)\.generator cannot be restored .* no state of this kind"):
+    with pytest.raises(MismatchError, match=r"\(root\)\.generator cannot be restored .* no state of this kind"):
         Checkpoint(generator=generator, bystander=bystander).restore(path)
 
     assert torch.equal(generator.get_state(), before[0])

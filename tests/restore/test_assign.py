@@ -11,12 +11,13 @@ from torch import nn
 from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable
 from torch_trackckpt.bundle.dtypes import data_type_of_number
 from torch_trackckpt.bundle.reader import StoredTensor
-from torch_trackckpt.errors import DataLossError, MismatchError
+from torch_trackckpt.errors import DataLossError, MismatchError, RestoreError, UnsupportedValueError
 from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.walk import NamedValue, walk
 from torch_trackckpt.restore import assign
 from torch_trackckpt.save.commit import commit
 from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import Resolve, Value
@@ -386,7 +387,7 @@ def test_a_value_beyond_the_end_of_the_file_is_noticed_before_anything_changes(p
     record = NamedValue(OBJECT_GRAPH_KEY, walk({"a": torch.ones(4), "b": torch.ones(4)}).values[-1].value)
     values = [record, NamedValue(key("a"), torch.ones(4)), NamedValue(key("b"), torch.ones(4))]
     storage = LocalStorage(durable=False)
-    commit(write_shards(make_plan(values), prefix, storage, durable=False), prefix, storage)
+    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False), prefix, storage)
     status = Checkpoint(a=torch.zeros(4), b=torch.zeros(4)).read(prefix)
     assert status.assert_consumed() is status
     data = f"{prefix}.data-00000-of-00001"
@@ -410,3 +411,71 @@ def test_an_overwritten_tensor_is_known_to_autograd_even_when_the_restore_failed
     assert torch.equal(a, torch.ones(4))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# --------------------------------------------------------------------------------- tensors without memory
+
+
+def released() -> torch.Tensor:
+    tensor = torch.zeros(4)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+class Wrapped(torch.Tensor):
+    """A tensor whose values lie elsewhere, as those of distributed and quantised tensors do."""
+
+    @staticmethod
+    def __new__(cls) -> "Wrapped":
+        wrapped: Wrapped = torch.Tensor._make_wrapper_subclass(cls, (4,), dtype=torch.float32)  # type: ignore[attr-defined]
+        return wrapped
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, types: object, args: object = (), kwargs: object = None) -> object:
+        raise NotImplementedError(f"{func} is never to be called")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (released, "memory has been released"),
+        (lambda: torch._efficientzerotensor(4), "memory has been released"),
+        (Wrapped, "subclass Wrapped does not hold its values"),
+    ],
+    ids=["released", "zero tensor", "wrapper"],
+)
+def test_a_tensor_without_memory_of_its_own_is_refused_in_both_directions(
+    prefix: str, make: Callable[[], torch.Tensor], reason: str
+) -> None:
+    """C369"""
+    Checkpoint(x=torch.ones(4)).write(prefix, FAST)
+    with pytest.raises(MismatchError, match=rf"\(root\)\.x: .*{reason}"):
+        Checkpoint(x=make()).read(prefix)
+    with pytest.raises(UnsupportedValueError, match=rf"x/.ATTRIBUTES/VARIABLE_VALUE: .*{reason}"):
+        Checkpoint(x=make()).write(prefix, FAST)
+
+
+def test_an_object_that_refuses_its_state_is_named_with_what_had_changed_before(prefix: str) -> None:
+    """C068"""
+
+    class State:
+        def __init__(self, value: int, fails: bool = False) -> None:
+            self.value, self.fails = value, fails
+
+        def state_dict(self) -> dict[str, int]:
+            return {"value": self.value}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            if self.fails:
+                raise RuntimeError("size mismatch")
+            self.value = state["value"]
+
+    Checkpoint(a=State(1), b=State(2), c=State(3), x=torch.ones(1)).write(prefix, FAST)
+    a, c, x = State(0), State(0), torch.zeros(1)
+
+    with pytest.raises(RestoreError, match=r"\(root\)\.b did not take its state.*size mismatch") as error:
+        Checkpoint(a=a, b=State(0, fails=True), c=c, x=x).read(prefix)
+
+    assert "These have: (root).a" in str(error.value)
+    assert isinstance(error.value.__cause__, RuntimeError)
+    assert (a.value, c.value, x.item()) == (1, 0, 0)

@@ -15,6 +15,7 @@ from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import WrittenFiles, write_shards
 from torch_trackckpt.storage.base import Storage
 from torch_trackckpt.storage.local import LocalStorage
@@ -93,7 +94,7 @@ def one_shard(number: float) -> Publish:
     def publish(prefix: str, storage: Storage) -> None:
         values = [NamedValue("x", torch.full((3,), number)), NamedValue("text", b"%d" % number)]
         recover(prefix, storage)
-        commit(write_shards(make_plan(values), prefix, storage, durable=False), prefix, storage)
+        commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False), prefix, storage)
 
     return publish
 

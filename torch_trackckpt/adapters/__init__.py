@@ -3,7 +3,7 @@
 Importing this package registers them all.
 """
 
-from torch_trackckpt.adapters import containers, module, optimizer, python_state
+from torch_trackckpt.adapters import containers, module, optimizer, python_state, scheduler
 from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
 from torch_trackckpt.adapters.rng import RNGState
 
@@ -17,4 +17,5 @@ __all__ = [
     "optimizer",
     "python_state",
     "register_adapter",
+    "scheduler",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
-from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value
 
 __all__ = ["ModuleAdapter", "TensorAdapter"]
@@ -57,6 +58,19 @@ class ModuleAdapter(Adapter):
             children["_extra_state"] = _extra_state(module)
         return children
 
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        """A module owns nothing but its children; one that does has to be refused."""
+        surplus = _state_without_a_node(self.adapted)
+        if surplus:
+            raise UnsupportedValueError(
+                f"{type(self.adapted).__name__}.state_dict() has values that are no parameters or buffers: "
+                f"{', '.join(surplus[:5])}. Register an adapter for it (torch_trackckpt.register_adapter)."
+            )
+        return {}
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        return ()
+
     def _lookup_dependency(self, name: str) -> object | None:
         module: nn.Module = self.adapted
         if name == "_extra_state":
@@ -64,10 +78,31 @@ class ModuleAdapter(Adapter):
         if name in module._non_persistent_buffers_set:
             return None
         for registered in (module._parameters, module._buffers, module._modules):
-            child = registered.get(name)
-            if child is not None:
+            # Not `get`, which the look-alikes of dicts in scripted modules lack.
+            if name in registered:
+                child: object = registered[name]
                 return None if isinstance(child, torch.Tensor) and is_lazy(child) else child
         return None
+
+
+def _state_without_a_node(module: nn.Module) -> list[str]:
+    """Keys of a module's own ``state_dict`` for values that are no parameters or buffers of it.
+
+    Only modules that interfere with ``state_dict`` can have any: quantised ones and some metrics do.
+    """
+    is_plain = (
+        type(module).state_dict is nn.Module.state_dict
+        and type(module)._save_to_state_dict is nn.Module._save_to_state_dict
+        and not module._state_dict_hooks
+    )
+    if is_plain or isinstance(module, torch.jit.ScriptModule):
+        return []
+    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    return [
+        key
+        for key, value in module.state_dict(keep_vars=True).items()
+        if id(value) not in known and not key.endswith("_extra_state")
+    ]
 
 
 def _has_extra_state(module: nn.Module) -> bool:
@@ -78,14 +113,21 @@ def _extra_state(module: nn.Module) -> StateNode:
     return StateNode(
         identity=(id(module), "_extra_state"),
         capture=lambda path_of: module.get_extra_state(),
-        prepare=lambda state, resolve: Prepared(lambda: module.set_extra_state(state)),
+        prepare=lambda state, resolve: _prepare_extra_state(module, state),
     )
+
+
+def _prepare_extra_state(module: nn.Module, state: object) -> Prepared:
+    if type(module).set_extra_state is nn.Module.set_extra_state:
+        raise MismatchError(f"{type(module).__name__} has get_extra_state() but no set_extra_state(); define it.")
+    return Prepared(lambda: module.set_extra_state(state))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
+        is_parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        if is_parallel and not (module._parameters or module._buffers):
+            module = cast(nn.Module, module.module)
         elif type(module).__module__ == "torch._dynamo.eval_frame" and "_orig_mod" in module._modules:
             # The class is not imported for this: torch._dynamo takes seconds to load.
             module = module._modules["_orig_mod"]  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.optim import LBFGS, Optimizer
 
+from torch_trackckpt.adapters.kinds import accepted_kinds
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
@@ -142,7 +143,8 @@ class OptimizerAdapter(Adapter, SlotOwner):
             for _, parameter, values in found
             if isinstance(parameter, torch.Tensor) and self._group_of(parameter) is not None
         ]
-        unused = tuple(path for path, parameter, _ in found if all(parameter is not member for member, _ in mine))
+        known = {id(parameter) for parameter, _ in mine}
+        unused = tuple(path for path, parameter, _ in found if id(parameter) not in known)
 
         def assign() -> None:
             for parameter, values in mine:
@@ -153,6 +155,7 @@ class OptimizerAdapter(Adapter, SlotOwner):
     # Hyper-parameters.
 
     def _capture_groups(self, path_of: PathOf) -> object:
+        self._check_nothing_is_left_out()
         return {
             "kind": type(self.adapted).__name__,
             "groups": [
@@ -163,6 +166,17 @@ class OptimizerAdapter(Adapter, SlotOwner):
                 for group in self.adapted.param_groups
             ],
         }
+
+    def _check_nothing_is_left_out(self) -> None:
+        """A subclass may keep more than PyTorch's optimizers do; what its own state_dict has on top would be lost."""
+        if type(self.adapted).state_dict is Optimizer.state_dict:
+            return
+        surplus = sorted(self.adapted.state_dict().keys() - {"state", "param_groups"})
+        if surplus:
+            raise UnsupportedValueError(
+                f"{type(self.adapted).__name__}.state_dict() has {surplus} beside state and param_groups; register an "
+                "adapter for this optimizer (torch_trackckpt.register_adapter)."
+            )
 
     def _prepare_groups(self, stored: Any, resolve: Resolve) -> Prepared:
         _check_stored_groups(stored)
@@ -180,12 +194,12 @@ class OptimizerAdapter(Adapter, SlotOwner):
         unused = [
             f"group {index} of {len(group['params'])} parameters, none of which is known here"
             for index, group in enumerate(groups)
-            if group["params"] and index not in targets
+            if index not in targets
         ]
         return Prepared(assign, tuple(unused))
 
     def _check_kind(self, stored: dict[str, Any]) -> None:
-        if stored["kind"] not in _accepted_kinds(type(self.adapted)):
+        if stored["kind"] not in accepted_kinds(type(self.adapted), Optimizer):
             raise MismatchError(
                 f"the checkpoint holds the state of a {stored['kind']}, but the live optimizer is a "
                 f"{type(self.adapted).__name__}, which keeps its state in another way; restore into the kind of "
@@ -219,18 +233,6 @@ class OptimizerAdapter(Adapter, SlotOwner):
                         f"checkpoint has others: {_some(groups[stored]['params'])}."
                     )
         return targets
-
-
-def _accepted_kinds(kind: type) -> set[str]:
-    """Whose state an optimizer takes: its own class's, and, for a user's class, that of what it was derived from.
-
-    Classes of torch.optim that derive from each other (AdamW from Adam) mean different things by equal state.
-    """
-    names = {kind.__name__}
-    while kind.__base__ not in (None, Optimizer, object) and not kind.__module__.startswith("torch.optim"):
-        kind = kind.__base__
-        names.add(kind.__name__)
-    return names
 
 
 def _check_stored_groups(stored: Any) -> None:

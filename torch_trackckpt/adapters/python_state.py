@@ -9,7 +9,7 @@ import torch
 
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode, state_bytes
-from torch_trackckpt.errors import DataLossError, UnsupportedValueError
+from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Trackable, Value
 
 __all__ = ["GeneratorAdapter", "PythonStateAdapter", "StateDictAdapter"]
@@ -64,7 +64,7 @@ class GeneratorAdapter(Adapter):
             expected.dtype,
             expected.shape,
         ):
-            raise DataLossError("The stored value is no state of this kind of torch.Generator.")
+            raise MismatchError("the stored value is no state of this kind of torch.Generator.")
         return Prepared(lambda: self.adapted.set_state(state))
 
 

@@ -52,7 +52,7 @@ class CheckpointReader:
     """
 
     def __init__(self, file_prefix: str | os.PathLike[str]) -> None:
-        path = os.fspath(file_prefix)
+        path = os.fsdecode(file_prefix)
         self.file_prefix = path if os.path.exists(index_name(path)) else path.removesuffix(".index")
         self._bundle = _open(self.file_prefix)
 

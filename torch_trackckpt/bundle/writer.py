@@ -11,6 +11,7 @@ import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import DataType, data_type_of_torch
+from torch_trackckpt.bundle.memory import row_major
 
 __all__ = ["BundleWriter"]
 
@@ -90,7 +91,7 @@ class BundleWriter:
 
 
 def _stored_elements(tensor: torch.Tensor, dtype: DataType) -> torch.Tensor:
-    elements = tensor.detach().cpu().contiguous()
+    elements = row_major(tensor)
     if dtype.sign_bits:
         elements = elements.view(torch.uint8) & ((1 << dtype.sign_bits) - 1)
     return elements

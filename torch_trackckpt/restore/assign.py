@@ -10,13 +10,19 @@ assign    python states, then tensors in place: file bytes go straight into cont
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator
 
 import torch
 
+from torch_trackckpt.bundle.memory import memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
-from torch_trackckpt.errors import DataLossError, MismatchError, TensorNotFoundError, UnsupportedFormatError
+from torch_trackckpt.errors import (
+    DataLossError,
+    MismatchError,
+    RestoreError,
+    TensorNotFoundError,
+    UnsupportedFormatError,
+)
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared, Trackable, Value
@@ -28,8 +34,6 @@ VERIFIED_BEFORE_BYTES = 64 << 20
 
 STAGING_BYTES = 32 << 20
 """How much is read at once for destinations that are not contiguous CPU memory (one tensor may be larger)."""
-
-_logger = logging.getLogger("torch_trackckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +67,12 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     else:
         reader.check(keys)
     prepared = _prepare(handed_over, match, reader)
+    changed: list[str] = []
     for item, decoded in zip(handed_over, prepared, strict=True):
-        decoded.assign()
+        _assign_one(item, decoded, changed, reader)
         if decoded.unused:
             match.unused_attributes.setdefault(item.bound.node_id, []).extend(decoded.unused)
-    _InPlaceReader(reader, changed=[item.readable for item in handed_over]).read(in_place)
+    _InPlaceReader(reader, changed).read(in_place)
     for slot_set in match.slots.values():
         slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
         slot_set.optimizer._assign_slots(slot_set.variable, slots)
@@ -128,12 +133,10 @@ def _conflicts(item: _InPlace) -> Iterator[str]:
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
     """Why a live tensor cannot take values, if it cannot."""
-    if tensor.is_meta:
-        return "the live tensor is on the meta device; materialise the module first (to_empty)"
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        return "the live tensor is sparse or nested; values are restored into dense tensors"
+    if obstacle := memory_obstacle(tensor):
+        return obstacle
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-        return "the live tensor is expanded: several of its elements share one place in memory; clone() it first"
+        return "the tensor is expanded: several of its elements share one place in memory; clone() it first."
     return None
 
 
@@ -162,6 +165,19 @@ def _prepare_one(
         ) from error
 
 
+def _assign_one(item: _HandedOver, decoded: Prepared, changed: list[str], reader: CheckpointReader) -> None:
+    """Lets an object take its state; `changed` tells which have, and this one as soon as it may have begun."""
+    before = list(changed)
+    changed.append(item.readable)
+    try:
+        decoded.assign()
+    except Exception as error:
+        raise RestoreError(
+            f"{item.readable} did not take its state from {reader.file_prefix!r}: {type(error).__name__}: {error}\n"
+            "No tensor has been restored. These have: " + (", ".join(before) or "none")
+        ) from error
+
+
 class _InPlaceReader:
     """Reads values into live tensors, and knows which of them have changed when something fails.
 
@@ -176,8 +192,8 @@ class _InPlaceReader:
 
     def read(self, items: list[_InPlace]) -> None:
         try:
-            self._read_direct([item for item in items if _takes_file_bytes(item.tensor)])
-            for batch in _batches([item for item in items if not _takes_file_bytes(item.tensor)]):
+            self._read_direct([item for item in items if takes_file_bytes(item.tensor)])
+            for batch in _batches([item for item in items if not takes_file_bytes(item.tensor)]):
                 self._read_staged(batch)
         except OSError as error:
             if not self._changed:
@@ -207,10 +223,6 @@ class _InPlaceReader:
             with torch.inference_mode() if item.tensor.is_inference() else torch.no_grad():
                 item.tensor.copy_(tensor)
             self._changed.append(item.readable)
-
-
-def _takes_file_bytes(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
 def _batches(items: list[_InPlace]) -> Iterator[list[_InPlace]]:

@@ -18,7 +18,7 @@ import torch
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.module import TensorAdapter
 from torch_trackckpt.bundle.reader import StoredTensor
-from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.errors import UnsupportedFormatError
 from torch_trackckpt.graph.keys import escape
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
@@ -96,8 +96,9 @@ def match(
     matcher = _Matcher(graph, skip_slot_variables=skip_slot_variables)
     matcher.bind(0, root)
     matcher.follow_children()
+    children_of_root = {child.local_name: child.node_id for child in reversed(graph.nodes[0].children)}
     for name, child in attached.items():
-        node_id = next((c.node_id for c in graph.nodes[0].children if c.local_name == name), None)
+        node_id = children_of_root.get(name)
         if node_id is not None and node_id not in matcher.match.bound:
             matcher.bind(node_id, child)
             matcher.follow_children()
@@ -216,5 +217,5 @@ class _Matcher:
 
 def _kind(stored: StoredTensor) -> tuple[torch.dtype, tuple[int, ...]]:
     if stored.dtype.torch_dtype is None:
-        raise UnsupportedValueError(f"{stored.key}: a slot variable of type {stored.dtype} cannot be restored.")
+        raise UnsupportedFormatError(f"{stored.key}: a slot variable of type {stored.dtype} cannot be restored.")
     return stored.dtype.torch_dtype, stored.shape

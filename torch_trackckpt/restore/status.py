@@ -100,7 +100,7 @@ class CheckpointLoadStatus(LoadStatus):
         if missing:
             complaints.append(
                 f"Found {len(missing)} Python objects that were not bound to checkpointed values of "
-                f"{self._prefix!r}: {_listed(missing)}. The checkpoint has nothing of this name."
+                f"{self._prefix!r}: {_listed(missing)}. The checkpoint has nothing of their own under these names."
             )
         return complaints
 

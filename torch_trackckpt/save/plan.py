@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_torch
+from torch_trackckpt.bundle.memory import memory_obstacle
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.trackable import Value
@@ -52,26 +53,12 @@ def make_plan(values: Iterable[NamedValue]) -> SavePlan:
 def _item(named: NamedValue) -> WriteItem:
     if not isinstance(named.value, torch.Tensor):
         return WriteItem(named.key, STRING, _checked_strings(named.key, named.value))
+    if obstacle := memory_obstacle(named.value):
+        raise UnsupportedValueError(f"{named.key}: {obstacle}")
     try:
-        _check_layout(named.value)
         return WriteItem(named.key, data_type_of_torch(named.value.dtype), named.value)
     except UnsupportedValueError as error:
         raise UnsupportedValueError(f"{named.key}: {error}") from error
-
-
-def _check_layout(tensor: torch.Tensor) -> None:
-    if tensor.is_meta:
-        raise UnsupportedValueError("the tensor is on the meta device and has no values; materialise it first.")
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        kind = "nested" if tensor.is_nested else f"{tensor.layout}"
-        raise UnsupportedValueError(f"a {kind} tensor cannot be stored; convert it with to_dense() first.")
-    if tensor.is_quantized:
-        raise UnsupportedValueError("a quantized tensor cannot be stored; save its int_repr(), scale and zero point.")
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        raise UnsupportedValueError(
-            f"a tensor of the subclass {type(tensor).__name__} does not hold its values itself; register an adapter "
-            "for it (torch_trackckpt.register_adapter)."
-        )
 
 
 def _checked_strings(key: str, value: object) -> bytes | np.ndarray[Any, np.dtype[np.object_]]:

@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import glob
 import os
+import re
 import secrets
 
 __all__ = ["LocalStorage"]
@@ -42,7 +43,8 @@ class LocalStorage:
 
     def put(self, path: str, data: bytes) -> None:
         for left_over in self.list(path + ".tmp"):
-            self.remove(left_over)
+            if re.fullmatch(r"\.tmp[0-9a-f]{16}", left_over.removeprefix(path)):
+                self.remove(left_over)
         temporary = f"{path}.tmp{secrets.token_hex(8)}"
         try:
             with open(temporary, "xb") as file:

@@ -1,0 +1,37 @@
+"""Which tensors have memory that files can be written from and read into, and how others get there."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["memory_obstacle", "row_major", "takes_file_bytes"]
+
+
+def memory_obstacle(tensor: torch.Tensor) -> str | None:
+    """Why a tensor has no memory of its own that holds its values, if that is so."""
+    if tensor.is_meta:
+        return "the tensor is on the meta device and has no values; materialise it first (Module.to_empty)."
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kind = "nested" if tensor.is_nested else f"{tensor.layout}"
+        return f"a {kind} tensor cannot be stored; convert it with to_dense() first."
+    if tensor.is_quantized:
+        return "a quantized tensor cannot be stored; save its int_repr(), scale and zero point."
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return (
+            f"a tensor of the subclass {type(tensor).__name__} does not hold its values itself; register an adapter "
+            "for it (torch_trackckpt.register_adapter)."
+        )
+    if tensor._is_zerotensor() or (tensor.numel() and tensor.data_ptr() == 0):
+        return "the tensor's memory has been released; give it values first."
+    return None
+
+
+def row_major(tensor: torch.Tensor) -> torch.Tensor:
+    """The values in contiguous CPU memory: the tensor's own memory, where they lie so already."""
+    # A conjugate or negative view has its sign in a flag, not in its memory.
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+
+
+def takes_file_bytes(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's memory is, byte for byte, what a file holds of it."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
