@@ -27,7 +27,9 @@ def memory_obstacle(tensor: torch.Tensor) -> str | None:
 
 
 def row_major(tensor: torch.Tensor) -> torch.Tensor:
-    """The values in contiguous CPU memory: the tensor's own memory, where they lie so already."""
+    """The values in contiguous CPU memory: the tensor itself, where they lie so already."""
+    if takes_file_bytes(tensor):
+        return tensor
     # A conjugate or negative view has its sign in a flag, not in its memory.
     return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
 

@@ -29,21 +29,11 @@ def _batches(shard: Shard) -> Iterator[tuple[WriteItem, ...]]:
     batch: list[WriteItem] = []
     num_copied = 0
     for item in shard.items:
-        if num_copied and num_copied + _bytes_to_copy(item) > STAGING_BYTES:
-            yield tuple(batch)
-            batch, num_copied = [], 0
-        num_copied += _bytes_to_copy(item)
-        batch.append(_staged(item))
+        if isinstance(item.value, torch.Tensor) and not takes_file_bytes(item.value):
+            if num_copied and num_copied + item.value.nbytes > STAGING_BYTES:
+                yield tuple(batch)
+                batch, num_copied = [], 0
+            num_copied += item.value.nbytes
+            item = dataclasses.replace(item, value=row_major(item.value))
+        batch.append(item)
     yield tuple(batch)
-
-
-def _bytes_to_copy(item: WriteItem) -> int:
-    if not isinstance(item.value, torch.Tensor) or takes_file_bytes(item.value):
-        return 0
-    return item.value.nbytes
-
-
-def _staged(item: WriteItem) -> WriteItem:
-    if not isinstance(item.value, torch.Tensor):
-        return item
-    return dataclasses.replace(item, value=row_major(item.value))
