@@ -149,16 +149,26 @@ nb::tuple TupleOfLength(nb::handle value, size_t length, const char* what) {
   return tuple;
 }
 
+// Tensors whose memory was released, or that never had any, report the address 0.
+void* MemoryFromPython(nb::handle address, uint64_t size) {
+  void* memory = AddressFromPython(address);
+  if (memory == nullptr && size > 0)
+    throw Error(ErrorKind::kInvalidArgument, "there is no memory at address 0");
+  return memory;
+}
+
 TensorBytes TensorFromPython(nb::handle value) {
   const nb::tuple fields =
       TupleOfLength(value, 5, "a tensor must be a tuple (key, dtype, shape, address, size)");
+  const uint64_t size = SizeFromPython(fields[4]);
   return {KeyFromPython(fields[0]), DtypeFromPython(fields[1]), ShapeFromPython(fields[2]),
-          AddressFromPython(fields[3]), SizeFromPython(fields[4])};
+          MemoryFromPython(fields[3], size), size};
 }
 
 ReadRequest RequestFromPython(nb::handle value) {
   const nb::tuple fields = TupleOfLength(value, 3, "a request must be a tuple (key, address, size)");
-  return {KeyFromPython(fields[0]), AddressFromPython(fields[1]), SizeFromPython(fields[2])};
+  const uint64_t size = SizeFromPython(fields[2]);
+  return {KeyFromPython(fields[0]), MemoryFromPython(fields[1], size), size};
 }
 
 // The elements stay alive as long as the tuple.

@@ -374,3 +374,9 @@ def test_values_read_side_by_side_are_the_same(prefix: Path) -> None:
     memory = {key: np.empty(len(value), np.uint8) for key, value in values.items()}
     reader.read([(key, array.ctypes.data, array.nbytes) for key, array in memory.items()])
     assert {key: array.tobytes() for key, array in memory.items()} == values
+
+
+def test_memory_at_address_zero_is_refused_instead_of_touched(prefix: Path) -> None:
+    crafted.write_bundle(prefix, [(b"x", 6, (3,), b"abc")])
+    with pytest.raises(ValueError, match="no memory at address 0"):
+        crafted.open_reader(prefix).read([(b"x", 0, 3)])
