@@ -663,7 +663,7 @@ def test_a_new_process_goes_on_from_the_latest_checkpoint_bit_for_bit(tmp_path: 
         check=False,
     )
 
-    assert (second.returncode, second.stderr) == (0, "")
+    assert second.returncode == 0, second.stderr
     assert second.stdout.split() == losses[3:]
     whole, parts = (values_of(latest_checkpoint(tmp_path / name)) for name in ("whole", "parts"))
     assert parts == whole
