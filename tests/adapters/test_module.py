@@ -274,3 +274,18 @@ def test_an_extra_state_that_cannot_be_set_is_found_before_anything_changes(pref
         Checkpoint(m=fresh).read(prefix)
 
     assert torch.equal(fresh.weight, before)
+
+
+def test_a_buffer_that_only_the_modules_own_state_dict_keeps_is_refused_by_name(prefix: str) -> None:
+    """C020, C168: not persistent, but put into the state_dict by a hook."""
+
+    def keep(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+        state[prefix + "cache"] = module.cache
+        state[prefix + "my_extra_state"] = 5
+
+    module = nn.Linear(1, 1)
+    module.register_buffer("cache", torch.zeros(1), persistent=False)
+    module._register_state_dict_hook(keep)
+
+    with pytest.raises(UnsupportedValueError, match="no parameters or buffers: cache, my_extra_state"):
+        Checkpoint(m=module).write(prefix)

@@ -97,11 +97,16 @@ def _state_without_a_node(module: nn.Module) -> list[str]:
     )
     if is_plain or isinstance(module, torch.jit.ScriptModule):
         return []
-    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    known = {
+        id(tensor)
+        for part in module.modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if name not in part._non_persistent_buffers_set
+    }
     return [
         key
         for key, value in module.state_dict(keep_vars=True).items()
-        if id(value) not in known and not key.endswith("_extra_state")
+        if id(value) not in known and key.rpartition(".")[2] != "_extra_state"
     ]
 
 

@@ -14,7 +14,7 @@ from torch_trackckpt.adapters.kinds import accepted_kinds
 from torch_trackckpt.adapters.registry import register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError
-from torch_trackckpt.trackable import Prepared, Resolve
+from torch_trackckpt.trackable import Prepared
 
 __all__ = ["SchedulerAdapter"]
 
@@ -26,20 +26,21 @@ class SchedulerAdapter(StateNode):
         super().__init__(
             identity=id(scheduler),
             capture=lambda path_of: {"kind": type(scheduler).__name__, "state": scheduler.state_dict()},
-            prepare=self._prepare_state,
+            prepare=lambda stored, resolve: _prepare(scheduler, stored),
         )
         self.adapted = scheduler
 
-    def _prepare_state(self, stored: Any, resolve: Resolve) -> Prepared:
-        if not isinstance(stored, dict) or stored.keys() != {"kind", "state"}:
-            raise DataLossError("The stored state of a scheduler does not have the expected form.")
-        live = type(self.adapted)
-        if stored["kind"] not in accepted_kinds(live, LRScheduler):
-            raise MismatchError(
-                f"the checkpoint holds the state of a {stored['kind']}, but the live scheduler is a {live.__name__}; "
-                "restore into the kind of scheduler that was saved, or leave the scheduler out."
-            )
-        return Prepared(lambda: self.adapted.load_state_dict(stored["state"]))
+
+def _prepare(scheduler: LRScheduler, stored: Any) -> Prepared:
+    if not isinstance(stored, dict) or stored.keys() != {"kind", "state"}:
+        raise DataLossError("The stored state of a scheduler does not have the expected form.")
+    live = type(scheduler)
+    if stored["kind"] not in accepted_kinds(live, LRScheduler):
+        raise MismatchError(
+            f"the checkpoint holds the state of a {stored['kind']}, but the live scheduler is a {live.__name__}; "
+            "restore into the kind of scheduler that was saved, or leave the scheduler out."
+        )
+    return Prepared(lambda: scheduler.load_state_dict(stored["state"]))
 
 
 register_adapter(LRScheduler, SchedulerAdapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Hashable
 
 from torch_trackckpt.graph.walk import LiveGraph
@@ -13,40 +14,42 @@ __all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus"]
 _MOST_NAMED = 10
 
 
-class LoadStatus:
+class LoadStatus(abc.ABC):
     """The outcome of a restore. Each assertion returns the status, so that calls can be chained."""
 
+    @abc.abstractmethod
     def assert_consumed(self) -> LoadStatus:
         """Asserts that every value of the checkpoint has an object, and every object with values got them.
 
         Raises:
             AssertionError: naming what did not match.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def assert_existing_objects_matched(self) -> LoadStatus:
         """Asserts that every live object with values got them; the checkpoint may hold more.
 
         Raises:
             AssertionError: naming what did not match.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def assert_nontrivial_match(self) -> LoadStatus:
         """Asserts that more than the root was matched.
 
         Raises:
             AssertionError: nothing else was.
         """
-        raise NotImplementedError
 
     def expect_partial(self) -> LoadStatus:
         """Says that a partial match is fine."""
         return self
 
+    @abc.abstractmethod
     def run_restore_ops(self) -> None:
         """For TensorFlow's sake: values have been restored already."""
 
+    @abc.abstractmethod
     def initialize_or_restore(self) -> None:
         """For TensorFlow's sake: values have been restored already."""
 
@@ -137,8 +140,11 @@ class CheckpointLoadStatus(LoadStatus):
             f"the program has {_listed([node.readable for node in others])}."
         )
 
-    def expect_partial(self) -> CheckpointLoadStatus:
-        return self
+    def run_restore_ops(self) -> None:
+        """Does nothing: `restore` has assigned the values."""
+
+    def initialize_or_restore(self) -> None:
+        """Does nothing: `restore` has assigned the values."""
 
     def _unresolved(self) -> list[str]:
         graph = self._match.graph
@@ -189,6 +195,9 @@ class InitializationOnlyStatus(LoadStatus):
 
     def run_restore_ops(self) -> None:
         raise self._refuse()
+
+    def initialize_or_restore(self) -> None:
+        """Nothing waits to be initialised: torch's modules are when they are made."""
 
 
 def _s(names: list[str]) -> str:
