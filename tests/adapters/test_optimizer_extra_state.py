@@ -1,0 +1,128 @@
+"""State that is not one tensor per parameter."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import witness
+from adapters.optimizers import VALUE, Odd, adam, everything, is_same, linear, py_state, slot_keys, train, trained
+from torch import optim
+
+from torch_trackckpt import Checkpoint
+from torch_trackckpt.errors import (
+    MismatchError,
+    UnsupportedValueError,
+)
+
+# State that is not one tensor per parameter.
+
+
+def test_a_slot_of_another_shape_than_its_parameter_round_trips(prefix: str) -> None:
+    """C121"""
+    model, optimizer = trained()
+    Checkpoint(model=model, optimizer=optimizer).write(prefix)
+
+    assert witness.read_bundle(prefix)[f"model/weight/.OPTIMIZER_SLOT/optimizer/step/{VALUE}"].shape == ()
+    other = linear(1)
+    other_optimizer = adam(other)
+    Checkpoint(model=other, optimizer=other_optimizer).read(prefix).assert_consumed()
+    assert is_same(other_optimizer.state_dict(), optimizer.state_dict())
+
+
+ODD_STATES: dict[str, dict[str, Any]] = {
+    "none": {"momentum_buffer": None},
+    "numbers": {"step": 7, "beta": 0.5, "is_warm": True},
+    "nested": {"history": {"grads": [torch.ones(2), torch.zeros(3)], 5: (None, torch.tensor(1.5))}},
+    "counter": {"seen": Counter({3: 1})},
+    "both": {"exp_avg": torch.ones(2, 3), "step": 7, "pair": (torch.ones(1), 2)},
+    "half precision": {"exp_avg": torch.ones(2, 3, dtype=torch.bfloat16)},
+    "integers": {"codes": torch.arange(6, dtype=torch.uint8).reshape(2, 3)},
+    "one row": {"row": torch.ones(3)},
+    "non-contiguous": {"exp_avg": torch.arange(6.0).reshape(3, 2).T},
+    "empty": {},
+}
+
+
+@pytest.mark.parametrize("state", ODD_STATES.values(), ids=ODD_STATES)
+def test_irregular_state_round_trips(state: dict[str, Any], prefix: str) -> None:
+    """C121"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.fill(model.weight, state)
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix)
+
+    other = linear(1)
+    other_optimizer = Odd([other.bias, other.weight])
+    Checkpoint(model=other, optimizer=other_optimizer).restore(path).assert_consumed()
+
+    assert is_same(other_optimizer.state.get(other.weight, {}), state)
+    assert other_optimizer.param_groups[0]["schedule"] == (1, {2: 3})
+
+
+def test_irregular_state_is_text_under_the_optimizer_by_the_parameters_path(prefix: str) -> None:
+    """C121"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.fill(model.bias, {"step": 7, "history": [torch.ones(1)], "exp_avg": torch.ones(2)})
+
+    Checkpoint(model=model, optimizer=optimizer).write(prefix)
+
+    assert py_state(prefix, "optimizer/extra_state") == {
+        "model/bias": {"step": 7, "history": [{"$": "tensor", "v": "0"}]}
+    }
+    assert f"optimizer/extra_state/0/{VALUE}" in witness.read_bundle(prefix)
+    assert slot_keys(prefix) == [f"model/bias/.OPTIMIZER_SLOT/optimizer/exp_avg/{VALUE}"]
+
+
+def test_state_that_cannot_be_encoded_is_refused_with_its_position(prefix: str) -> None:
+    """C121, C168"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.fill(model.bias, {"hook": [train]})
+
+    with pytest.raises(UnsupportedValueError) as error:
+        Checkpoint(model=model, optimizer=optimizer).save(prefix)
+
+    assert str(error.value).startswith(
+        "(root).optimizer.extra_state cannot be saved: the value at ['model/bias']['hook'][0] is a builtins.function"
+    )
+
+
+def test_state_that_belongs_to_no_parameter_is_refused(prefix: str) -> None:
+    """C121"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.state["global"] = {"step": 1}  # type: ignore[index]
+
+    with pytest.raises(UnsupportedValueError, match=r"Odd\.state has the key 'global'.*register_adapter"):
+        Checkpoint(model=model, optimizer=optimizer).save(prefix)
+
+
+def test_lbfgs_with_its_history_and_parameters_in_another_order_round_trips(prefix: str) -> None:
+    """C121: its state runs over all parameters, so their stored order is taken over."""
+    model, optimizer = trained(lambda model: optim.LBFGS(model.parameters(), max_iter=3))
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix)
+
+    other = linear(1)
+    other_optimizer = optim.LBFGS([other.bias, other.weight], max_iter=3)
+    Checkpoint(model=other, optimizer=other_optimizer).restore(path).assert_consumed()
+
+    assert slot_keys(path) == []
+    assert other_optimizer.param_groups[0]["params"][0] is other.weight
+    assert is_same(other_optimizer.state_dict(), optimizer.state_dict())
+    assert len(other_optimizer.state[other.weight]["old_dirs"]) > 0
+
+
+def test_lbfgs_with_other_parameters_is_a_mismatch(prefix: str) -> None:
+    """C121, C122"""
+    model, optimizer = trained(lambda model: optim.LBFGS(model.parameters(), max_iter=3))
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix)
+    other = linear(1)
+    other_optimizer = optim.LBFGS([other.weight], max_iter=3)
+    before = everything(other, other_optimizer)
+
+    with pytest.raises(MismatchError, match=r"state of LBFGS runs over all of its parameters"):
+        Checkpoint(model=other, optimizer=other_optimizer).restore(path)
+
+    assert is_same(everything(other, other_optimizer), before)

@@ -1,0 +1,34 @@
+"""Small objects to save, and looks at what was saved of them."""
+
+import os
+from pathlib import Path
+
+import torch
+import witness
+
+from torch_trackckpt import (
+    AutoTrackable,
+)
+from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
+
+X = "x/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def paths(prefix: str) -> list[str]:
+    """The object paths of all values in a file, in the order of their keys."""
+    return [key.split("/.ATTRIBUTES")[0] for key in witness.read_bundle(prefix) if key != OBJECT_GRAPH_KEY]
+
+
+def thing(**children: object) -> AutoTrackable:
+    made = AutoTrackable()
+    for name, child in children.items():
+        setattr(made, name, child)
+    return made
+
+
+def names_in(directory: Path | str) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def zero() -> torch.Tensor:
+    return torch.tensor(0)
