@@ -32,6 +32,7 @@ def test_the_public_names_are_these() -> None:
         "Trackable",
         "__version__",
         "latest_checkpoint",
+        "list_objects",
         "list_variables",
         "load_checkpoint",
         "load_variable",

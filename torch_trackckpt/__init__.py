@@ -5,6 +5,7 @@ from importlib.metadata import version
 from torch_trackckpt.adapters import RNGState, register_adapter
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
 from torch_trackckpt.state_file import latest_checkpoint
@@ -23,6 +24,7 @@ __all__ = [
     "Trackable",
     "__version__",
     "latest_checkpoint",
+    "list_objects",
     "list_variables",
     "load_checkpoint",
     "load_variable",

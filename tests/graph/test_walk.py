@@ -11,7 +11,7 @@ import torch
 import witness
 from torch import nn
 
-from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, Trackable, load_checkpoint
+from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, Trackable, list_objects, load_checkpoint
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.messages import decode_object_graph, encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
@@ -348,6 +348,28 @@ def test_discovery_finds_every_object_and_the_slots_of_reachable_pairs() -> None
     assert [(opt.path, name, variable.path, value is slot) for opt, name, variable, value in live.slots()] == [
         ("opt", "m", "w", True)
     ]
+
+
+def test_the_objects_of_a_training_are_listed_with_the_slots_of_reachable_parameters() -> None:
+    """C027, C024"""
+    model, hidden = nn.Linear(2, 1), nn.Linear(2, 1)
+    optimizer = torch.optim.SGD([*model.parameters(), *hidden.parameters()], lr=0.1, momentum=0.9)
+    for module in (model, hidden):
+        module(torch.ones(2)).backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    checkpoint = Checkpoint(model=model, optimizer=optimizer, schedule=schedule)
+
+    found = list_objects(checkpoint)
+
+    slots = [optimizer.state[parameter]["momentum_buffer"] for parameter in (model.weight, model.bias)]
+    expected = [checkpoint, model, optimizer, schedule, model.weight, model.bias, *slots]
+    assert [id(item) for item in found] == [id(item) for item in expected]
+
+
+def test_what_is_no_object_of_a_checkpoint_cannot_be_listed() -> None:
+    with pytest.raises(UnsupportedValueError, match="int, is not trackable"):
+        list_objects(5)
 
 
 # ------------------------------------------------------------------------------------------------ errors

@@ -30,7 +30,7 @@ from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, SlotOwner, Trackable, Value
 
-__all__ = ["LiveGraph", "LiveNode", "NamedValue", "Snapshot", "discover", "walk"]
+__all__ = ["LiveGraph", "LiveNode", "NamedValue", "Snapshot", "discover", "list_objects", "walk"]
 
 
 @dataclasses.dataclass
@@ -152,6 +152,29 @@ def discover(root: object, attached: Mapping[str, object] | None = None) -> Live
                 nodes[child_id] = LiveNode(trackable, names, object_path(names), depth)
                 queue.append(child_id)
     return LiveGraph(nodes)
+
+
+def list_objects(root: object) -> list[object]:
+    """Every object that a checkpoint of ``root`` would hold. TensorFlow's ``list_objects``.
+
+    Returns:
+        The live objects, breadth first from the root, then the slot tensors of optimizers whose parameters are among
+        them. What an optimizer or module keeps beside its tensors is a part of it and no object of its own.
+
+    Raises:
+        UnsupportedValueError: the root is not trackable.
+
+    Example:
+        >>> import torch
+        >>> from torch_trackckpt import list_objects
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> [type(item).__name__ for item in list_objects({"layer": layer})]
+        ['dict', 'Linear', 'Parameter']
+    """
+    live = discover(root)
+    trackables = [node.trackable for node in live.nodes.values()]
+    objects = [getattr(item, "adapted", item) for item in trackables if type(item) is not StateNode]
+    return [*objects, *(slot for _, _, _, slot in live.slots())]
 
 
 def _children_of(node: LiveNode) -> Mapping[str, object]:
