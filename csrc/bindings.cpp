@@ -336,6 +336,16 @@ nb::tuple EntryShape(const BundleEntry& entry) {
   return nb::tuple(dims);
 }
 
+nb::tuple EntrySlices(const BundleEntry& entry) {
+  nb::list slices;
+  for (const TensorSlice& slice : entry.slices) {
+    nb::list extents;
+    for (const Extent& extent : slice.extents) extents.append(nb::make_tuple(extent.start, extent.length));
+    slices.append(nb::tuple(extents));
+  }
+  return nb::tuple(slices);
+}
+
 void DefineCrc32c(nb::module_& module) {
   module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
              "CRC-32C of `data`, continuing from `crc`.");
@@ -362,7 +372,7 @@ void DefineEntry(nb::module_& module) {
       .def_ro("offset", &BundleEntry::offset)
       .def_ro("size", &BundleEntry::size)
       .def_ro("crc32c", &BundleEntry::crc32c)
-      .def_ro("num_slices", &BundleEntry::num_slices);
+      .def_prop_ro("slices", &EntrySlices);
 }
 
 void DefineReader(nb::module_& module) {

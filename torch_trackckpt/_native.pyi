@@ -8,6 +8,9 @@ where the operating system refused.
 
 from typing import final
 
+Extents = tuple[tuple[int, int], ...]
+"""A part of a tensor: start and length in each dimension. Length -1, with start 0, is all of the dimension."""
+
 def crc32c(data: bytes, crc: int = 0, implementation: str = "") -> int:
     """CRC-32C of `data`, continuing from `crc` (0 to start).
 
@@ -21,8 +24,13 @@ def crc32c_implementations() -> list[str]:
 class BundleWriter:
     """Writes one shard: a data file, and the index table that names its tensors."""
 
-    def __init__(self, data_path: str, index_path: str, *, durable: bool, block_size: int = 262144) -> None:
-        """Creates both files; neither may exist. With `durable`, `finish` returns after fsync of both."""
+    def __init__(
+        self, data_path: str, index_path: str, *, durable: bool, block_size: int = 262144, alignment: int = 1
+    ) -> None:
+        """Creates both files; neither may exist. With `durable`, `finish` returns after fsync of both.
+
+        Behind each tensor the data file is filled with zeros up to a multiple of `alignment`.
+        """
 
     def add(self, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
         """Appends (key, DataType number, shape, address, size in bytes) in the given order.
@@ -34,11 +42,33 @@ class BundleWriter:
     def add_strings(self, key: bytes, shape: tuple[int, ...], values: list[bytes]) -> None:
         """Appends a string tensor, its elements in row-major order."""
 
+    def add_slice(
+        self, key: bytes, dtype: int, shape: tuple[int, ...], extents: Extents, address: int, size: int
+    ) -> None:
+        """Appends the part `extents` of the tensor `key`, whose full shape is `shape`.
+
+        A part that is the whole tensor is stored as `add` does. Raises ``ValueError`` for extents outside of
+        the shape and for a shape or dtype other than that of the tensor's earlier slices, and
+        `DuplicateKeyError` for a slice that was added before and for a tensor that was added whole.
+        """
+
+    def add_strings_slice(self, key: bytes, shape: tuple[int, ...], extents: Extents, values: list[bytes]) -> None:
+        """As `add_slice`, for strings: the elements of the part in row-major order."""
+
     def finish(self) -> None:
         """Completes both files. A second call raises `WriterClosedError`."""
 
     def abandon(self) -> None:
         """Closes and removes the files of a writer that has not finished. Harmless otherwise."""
+
+def merge_indexes(index_paths: list[str], merged_path: str, *, durable: bool) -> list[tuple[int, int, int]]:
+    """Writes one index for the bundles whose indexes are given; touches nothing else.
+
+    Returns, for each data file of the merged bundle in order of its new shard number, the position of its index
+    in `index_paths`, its old shard number and the old number of shards. Raises `DuplicateKeyError` for a key of
+    two bundles, unless both hold slices of it, and ``ValueError`` for bundles that cannot be one (byte order,
+    version, shape or dtype of a sliced tensor, or no bundle at all). On failure there is no merged file.
+    """
 
 @final
 class BundleEntry:
@@ -60,8 +90,8 @@ class BundleEntry:
     def crc32c(self) -> int:
         """The masked checksum, as stored."""
     @property
-    def num_slices(self) -> int:
-        """Greater than 0 where the value lies under slice keys of its own."""
+    def slices(self) -> tuple[Extents, ...]:
+        """The stored slices; empty where the value lies whole in a data file."""
 
 @final
 class BundleReader:
@@ -76,23 +106,71 @@ class BundleReader:
 
     @property
     def num_shards(self) -> int: ...
+    @property
+    def is_big_endian(self) -> bool:
+        """Whether multi-byte elements lie in the data files with their high byte first."""
+
+    def data_path(self, shard_id: int) -> str:
+        """The path of the data file of a shard. Raises `CheckpointNotFoundError` where it is missing."""
+
     def entries(self) -> list[BundleEntry]:
-        """Every entry in key order, without the header."""
+        """Every tensor in key order: without the header, and without the entries of single slices."""
 
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
-        """Checks sizes against dtypes and shapes, and that every value lies inside its data file."""
+        """Checks sizes against dtypes and shapes, that every value lies inside its data file, and that the
+        slices of a sliced tensor make up the whole."""
 
     def verify(self, keys: list[bytes]) -> None:
-        """Reads the values and checks their checksums; keeps nothing."""
+        """Reads the values and checks their checksums; keeps nothing, whatever their size."""
 
     def read(self, requests: list[tuple[bytes, int, int]]) -> None:
-        """Reads fixed-size values into memory: (key, address, size in bytes), checked on the way.
+        """Reads whole fixed-size values into memory: (key, address, size in bytes), checked on the way.
 
-        A value of at most one chunk (1 MiB) is checked before its memory is touched; a larger one is read in
-        place. On failure the exception's ``completed`` is the number of requests that were served, and its
-        ``touched`` is true where the failing request's memory was already written to.
+        Elements arrive in the byte order of this machine. A value of at most one chunk (1 MiB) is checked before
+        its memory is touched; a larger one, and one that lies in slices, is read in place. On failure the
+        exception's ``completed`` is the number of requests that were served, and its ``touched`` is true where
+        the failing request's memory was already written to.
         """
 
-    def read_strings(self, key: bytes) -> list[bytes]:
-        """The elements of a string tensor in row-major order."""
+    def read_slice(self, key: bytes, extents: Extents, address: int, size: int, *, verify: bool) -> None:
+        """Reads a part of a fixed-size value into contiguous memory.
+
+        Without `verify` only the bytes that are needed are read, with gaps of up to a page, and a checksum is
+        checked only where everything that it covers was needed. With it, the stored values that hold the part
+        are read whole and checked, before the memory is touched. Raises ``ValueError`` for extents outside of
+        the shape.
+        """
+
+    def read_strings(self, key: bytes, extents: Extents | None = None) -> list[bytes]:
+        """The elements of a string tensor, or of a part of it, in row-major order; checked."""
+
+    def read_variants(self, key: bytes) -> list[bytes]:
+        """The elements of a variant tensor as serialised VariantTensorDataProto messages; checked."""
+
+@final
+class V1Reader:
+    """Reads the older format: one or more table files that hold the tensors themselves.
+
+    The methods are those of `BundleReader`. `BundleEntry.size`, ``offset``, ``shard_id`` and ``crc32c`` are 0; a
+    tensor that is stored whole has no slices.
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        """Reads what the files say of their tensors, and unites it. The tensors stay on disk."""
+
+    @property
+    def num_shards(self) -> int:
+        """The number of files."""
+
+    def entries(self) -> list[BundleEntry]: ...
+    def find(self, key: bytes) -> BundleEntry | None: ...
+    def check(self, keys: list[bytes]) -> None:
+        """Checks that stored slices make up each tensor, and that their records exist."""
+
+    def verify(self, keys: list[bytes]) -> None: ...
+    def read(self, requests: list[tuple[bytes, int, int]]) -> None: ...
+    def read_slice(self, key: bytes, extents: Extents, address: int, size: int, *, verify: bool) -> None:
+        """As in `BundleReader`; records that hold the part are always read whole and checked."""
+
+    def read_strings(self, key: bytes, extents: Extents | None = None) -> list[bytes]: ...

@@ -142,6 +142,11 @@ void BundleEntry::EncodeTo(std::string* dst) const {
   PutVarintField(dst, 4, Unsigned(offset));
   PutVarintField(dst, 5, Unsigned(size));
   PutFixed32Field(dst, 6, crc32c);
+  for (const TensorSlice& slice : slices) {
+    std::string encoded;
+    slice.EncodeTo(&encoded);
+    PutBytesField(dst, 7, encoded);
+  }
 }
 
 bool BundleEntry::DecodeFrom(std::string_view value) {
@@ -153,7 +158,7 @@ bool BundleEntry::DecodeFrom(std::string_view value) {
     if (reader.Is(4, WireType::kVarint)) offset = Int64(reader.number());
     if (reader.Is(5, WireType::kVarint)) size = Int64(reader.number());
     if (reader.Is(6, WireType::kFixed32)) crc32c = static_cast<uint32_t>(reader.number());
-    if (reader.Is(7, WireType::kBytes)) ++num_slices;
+    if (reader.Is(7, WireType::kBytes) && !slices.emplace_back().DecodeFrom(reader.bytes())) return false;
   }
   return reader.ok();
 }

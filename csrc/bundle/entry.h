@@ -6,7 +6,9 @@
 //                        5 size int64 | 6 crc32c fixed32, masked | 7 repeated slices TensorSliceProto }
 //    TensorShapeProto  { 2 repeated dim { 1 size int64 | 2 name } | 3 unknown_rank bool }
 //
-// Fields are written in ascending order and left out when 0; `shape` is always there.
+// Fields are written in ascending order and left out when 0; `shape` is always there. The entry of a tensor that
+// is stored in slices has its whole shape and lists the slices (slice.h), whose bytes have entries of their own,
+// each with the slice's shape, under slice keys.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +17,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "bundle/slice.h"
 
 namespace trackckpt {
 
@@ -36,8 +40,8 @@ struct BundleEntry {
   int32_t shard_id = 0;
   int64_t offset = 0;
   int64_t size = 0;
-  uint32_t crc32c = 0;      // masked
-  uint32_t num_slices = 0;  // more than 0: the value lies under slice keys of its own
+  uint32_t crc32c = 0;  // masked
+  std::vector<TensorSlice> slices;
   bool is_unknown_rank = false;
 
   // The key is not part of the record.

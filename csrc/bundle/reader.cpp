@@ -226,7 +226,7 @@ BundleReader::Value BundleReader::Locate(std::string_view key, DataFiles* files)
 }
 
 void BundleReader::CheckFormat(const BundleEntry& entry) const {
-  const bool is_sliced = entry.num_slices > 0;
+  const bool is_sliced = !entry.slices.empty();
   const bool is_known_dtype = entry.dtype == kDtypeString || ItemSize(entry.dtype) > 0;
   if (!is_sliced && is_known_dtype) return;
   throw Unsupported(index_path_ + ": key " + DisplayKey(entry.key) +

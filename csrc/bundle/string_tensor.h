@@ -19,6 +19,24 @@ namespace trackckpt {
 
 constexpr size_t kLengthChecksumSize = 4;
 
+// Many strings in two blocks of memory.
+class StringArray {
+ public:
+  void Append(std::string_view value) {
+    bytes_.append(value);
+    ends_.push_back(bytes_.size());
+  }
+  size_t size() const { return ends_.size(); }
+  std::string_view operator[](size_t i) const {
+    const uint64_t begin = i == 0 ? 0 : ends_[i - 1];
+    return std::string_view(bytes_).substr(begin, ends_[i] - begin);
+  }
+
+ private:
+  std::string bytes_;
+  std::vector<uint64_t> ends_;
+};
+
 // What comes before the string bytes. Sets `crc` to the checksum so far, unmasked.
 std::string EncodeStringHeader(const std::vector<std::string_view>& values, uint32_t* crc);
 

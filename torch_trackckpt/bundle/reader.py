@@ -75,7 +75,7 @@ class CheckpointReader:
         """Everything that is stored, in the byte order of the keys."""
         entries = self._bundle.entries()
         # The parts of a sliced tensor have entries of their own, under keys that begin with a zero byte.
-        is_sliced = any(entry.num_slices for entry in entries)
+        is_sliced = any(entry.slices for entry in entries)
         return [_described(entry) for entry in entries if not (is_sliced and entry.key.startswith(b"\0"))]
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
