@@ -9,7 +9,7 @@ import witness
 from torch_trackckpt import (
     AutoTrackable,
 )
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 X = "x/.ATTRIBUTES/VARIABLE_VALUE"
 

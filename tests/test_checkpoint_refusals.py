@@ -19,7 +19,6 @@ from torch_trackckpt.errors import (
     TensorNotFoundError,
     UnsupportedFormatError,
 )
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph
 from torch_trackckpt.graph.walk import NamedValue
@@ -28,6 +27,7 @@ from torch_trackckpt.save.plan import make_plan
 from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 GOLDEN = Path(__file__).parent / "golden"
 

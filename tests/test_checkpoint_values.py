@@ -14,7 +14,7 @@ from torch_trackckpt import (
     Checkpoint,
     list_variables,
 )
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 # ----------------------------------------------------------------------------------- what values may be
 

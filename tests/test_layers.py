@@ -13,8 +13,8 @@ PACKAGE = Path(torch_trackckpt.__file__).parent
 
 # Lower never imports higher; within a line, a unit imports only those written before it.
 LEVELS = (
-    ("errors", "options", "trackable", "_native"),
-    ("storage", "bundle"),
+    ("errors", "trackable", "_native"),
+    ("storage", "bundle", "sharding", "options"),
     ("adapters",),
     ("graph",),
     ("save", "restore"),

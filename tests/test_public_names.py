@@ -36,6 +36,7 @@ def test_the_public_names_are_these() -> None:
         "list_variables",
         "load_checkpoint",
         "load_variable",
+        "merge_checkpoints",
         "register_adapter",
     ]
     assert all(hasattr(torch_trackckpt, name) for name in torch_trackckpt.__all__)

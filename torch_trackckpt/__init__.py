@@ -8,6 +8,7 @@ from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
+from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
 from torch_trackckpt.trackable import AutoTrackable, NoDependency, PythonState, Trackable
 
@@ -28,5 +29,6 @@ __all__ = [
     "list_variables",
     "load_checkpoint",
     "load_variable",
+    "merge_checkpoints",
     "register_adapter",
 ]

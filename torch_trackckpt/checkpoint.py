@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -12,15 +13,22 @@ from typing import Any
 import torch
 
 from torch_trackckpt.adapters import adapt, is_trackable
+from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
-from torch_trackckpt.errors import CheckpointNotFoundError, UnsupportedFormatError
+from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.graph.walk import LiveGraph, Snapshot, discover, walk
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
+from torch_trackckpt.restore.deferred import DeferredRestore, DeferredRestoreByNames
 from torch_trackckpt.restore.match import match
-from torch_trackckpt.restore.status import CheckpointLoadStatus, InitializationOnlyStatus, LoadStatus
+from torch_trackckpt.restore.status import (
+    CheckpointLoadStatus,
+    InitializationOnlyStatus,
+    LoadStatus,
+    NameBasedLoadStatus,
+)
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.plan import make_plan
 from torch_trackckpt.save.staging import stage
@@ -153,7 +161,7 @@ class Checkpoint(AutoTrackable):
         storage = LocalStorage(durable=options.durable)
         snapshot = walk(self._graph_root(), self._attached())
         self._warn_of_unreachable(snapshot)
-        staged = stage(make_plan(snapshot.values))
+        staged = stage(make_plan(snapshot.values, options.experimental_sharding_callback))
         recover(prefix, storage)
         files = write_shards(staged, prefix, storage, durable=options.durable)
         commit(files, prefix, storage)
@@ -163,8 +171,16 @@ class Checkpoint(AutoTrackable):
     def restore(self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None) -> LoadStatus:
         """Restores what `save` wrote, the save counter included. Live tensors change in place.
 
+        What is set as an attribute of this checkpoint, or of an `AutoTrackable` below it, later than this gets its
+        values when it is set, until the next `restore` or `read`.
+
+        A checkpoint without an object graph, such as every one of TensorFlow 1, is restored by names: a variable takes
+        the value under its own name, which is the one in its module's ``state_dict`` unless
+        ``CheckpointOptions.name_map`` says otherwise. Names are all that tells whether a value belongs there.
+
         Args:
-            save_path: what `save` or `latest_checkpoint` returned; None does nothing and says so in the status.
+            save_path: what `save` or `latest_checkpoint` returned, or a SavedModel directory; None does nothing and
+                says so in the status.
             options: see `CheckpointOptions`.
 
         Returns:
@@ -175,19 +191,20 @@ class Checkpoint(AutoTrackable):
             MismatchError: shapes, dtypes or parameter groups do not fit; nothing has changed.
             RestoreError: an object raised when it took its state; the text names what had changed before.
             DataLossError: the files are damaged; see `CheckpointOptions.verify` for when live values may have changed.
-            UnsupportedFormatError: the file holds no object graph.
+            UnsupportedFormatError: the files are of a version that is not read.
         """
         if save_path is None:
             self.save_counter  # noqa: B018  creates it
             return InitializationOnlyStatus()
+        path = os.fsdecode(save_path)
         try:
-            reader = _open(os.fsdecode(save_path))
+            reader = CheckpointReader(saved_model_prefix(path) or path)
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(
-                f"Error when restoring from checkpoint or SavedModel at {os.fsdecode(save_path)}: {error}"
+                f"Error when restoring from checkpoint or SavedModel at {path}: {error}"
             ) from error
-        self.save_counter  # noqa: B018  creates it, so that it is restored
-        return self._read(reader, options or CheckpointOptions())
+        # Creates the counter, so that it is restored; a checkpoint of another program need not have one.
+        return self._read(reader, options or CheckpointOptions(), optional=self.save_counter)
 
     def read(self, save_path: str | os.PathLike[str], options: CheckpointOptions | None = None) -> LoadStatus:
         """Restores what `write` wrote; as `restore`, but without a save counter.
@@ -195,16 +212,40 @@ class Checkpoint(AutoTrackable):
         Raises:
             As `restore`.
         """
-        return self._read(_open(os.fsdecode(save_path)), options or CheckpointOptions())
+        return self._read(CheckpointReader(save_path), options or CheckpointOptions())
 
-    def _read(self, reader: CheckpointReader, options: CheckpointOptions) -> CheckpointLoadStatus:
-        skip_slots = options.experimental_skip_slot_variables
-        graph = _read_graph(reader)
+    def _read(
+        self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None = None
+    ) -> LoadStatus:
+        self._own.forget_deferred()
+        graph = read_object_graph(reader)
         # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
         with torch.inference_mode(False):
-            matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
-            assign_values(matched, reader, options)
+            if graph is None:
+                return self._read_by_names(reader, options, optional)
+            return self._read_by_graph(graph, reader, options)
+
+    def _read_by_graph(
+        self, graph: ObjectGraph, reader: CheckpointReader, options: CheckpointOptions
+    ) -> CheckpointLoadStatus:
+        skip_slots = options.experimental_skip_slot_variables
+        matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
+        assign_values(matched, reader, options)
+        self._own.deferred = DeferredRestore(matched, reader, options, self, self._discover)
         return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
+
+    def _read_by_names(
+        self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None
+    ) -> NameBasedLoadStatus:
+        _logger.warning(
+            "%r has no object graph, so values are matched by name alone, which breaks when something is renamed. Save "
+            "once with Checkpoint to have them matched by object.",
+            reader.file_prefix,
+        )
+        deferred = DeferredRestoreByNames(reader, options, self._graph_root(), self._attached, self, self._discover)
+        deferred.run()
+        self._own.deferred = deferred
+        return NameBasedLoadStatus(functools.partial(deferred.missing, optional), reader.file_prefix)
 
     # The graph.
 
@@ -259,31 +300,20 @@ class _Own:
 
     def __init__(self, root: object) -> None:
         self.root = root
+        self.deferred: DeferredRestore | DeferredRestoreByNames | None = None
         self.has_warned_of_unreachable = False
         self.lock = threading.RLock()
 
-    # A copy has a lock of its own.
+    def forget_deferred(self) -> None:
+        """Ends the wait for objects of an earlier restore: the later one wins."""
+        if self.deferred is not None:
+            self.deferred.cancel()
+            self.deferred = None
+
+    # A copy has a lock of its own, and nothing waits for its objects.
 
     def __getstate__(self) -> tuple[object]:
         return (self.root,)
 
     def __setstate__(self, state: tuple[object]) -> None:
         _Own.__init__(self, *state)
-
-
-def _open(path: str) -> CheckpointReader:
-    if os.path.isdir(path) and not os.path.exists(path + ".index"):
-        raise CheckpointNotFoundError(
-            f"{path!r} is a directory, not a checkpoint; latest_checkpoint({path!r}) finds the newest checkpoint in it."
-        )
-    return CheckpointReader(path)
-
-
-def _read_graph(reader: CheckpointReader) -> ObjectGraph:
-    graph = read_object_graph(reader)
-    if graph is None:
-        raise UnsupportedFormatError(
-            f"The checkpoint {reader.file_prefix!r} has no object graph: its values are named, not matched by object. "
-            "Read them with load_checkpoint(path).get_tensor(name)."
-        )
-    return graph

@@ -22,6 +22,7 @@ __all__ = [
     "DuplicateKeyError",
     "MismatchError",
     "RestoreError",
+    "ShardingError",
     "TensorNotFoundError",
     "TrackckptError",
     "UnsupportedFormatError",
@@ -64,6 +65,10 @@ class UnsupportedValueError(TrackckptError, TypeError):
 
 class RestoreError(TrackckptError, RuntimeError):
     """An object raised while it took its stored state; the text names what had changed before."""
+
+
+class ShardingError(TrackckptError, RuntimeError):
+    """A sharding callback lost, invented or changed values; no file has been written."""
 
 
 class ValueChangedError(TrackckptError, RuntimeError):

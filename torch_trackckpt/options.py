@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
+
+from torch_trackckpt.sharding import ShardingCallback
 
 __all__ = ["CheckpointOptions"]
 
@@ -17,7 +19,8 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify``, or a callback that cannot be called with the path alone.
+        ValueError: for an unknown ``verify``, a write callback that cannot be called with the path alone, or a
+            sharding callback that is none.
         TypeError: for an option that does not exist.
 
     Example:
@@ -42,6 +45,14 @@ class CheckpointOptions:
     """Called in order when the files of a save are complete and before the state file names them; each takes
     either nothing or the path."""
 
+    experimental_sharding_callback: ShardingCallback | None = None
+    """Saving only: which values share a data file; see `torch_trackckpt.sharding`. None is one data file."""
+
+    name_map: Callable[[str], str] | Mapping[str, str] | None = None
+    """Restoring a checkpoint without an object graph: from the name that a value has in the program, such as
+    ``fc.weight``, to its name in the file, such as ``dense/kernel``. A mapping leaves names that it does not have as
+    they are. Slot variables are asked for as ``fc.weight/exp_avg``."""
+
     experimental_io_device: Any = None
     """Accepted for TensorFlow's sake; it has no effect."""
 
@@ -50,12 +61,23 @@ class CheckpointOptions:
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
         # A copy, so that a list that the caller goes on changing does not change what was checked.
         object.__setattr__(self, "experimental_write_callbacks", tuple(self.experimental_write_callbacks))
+        sharding = self.experimental_sharding_callback
+        if sharding is not None and not isinstance(sharding, ShardingCallback):
+            raise ValueError(
+                f"experimental_sharding_callback must be a torch_trackckpt.sharding.ShardingCallback, not {sharding!r}."
+            )
         for callback in self.experimental_write_callbacks:
             if not _takes_path_or_nothing(callback):
                 raise ValueError(
                     "A write callback takes no argument or the path alone, but the parameters of "
                     f"{callback!r} are {inspect.signature(callback)}."
                 )
+
+    def name_in_file(self, name: str) -> str:
+        """What `name_map` makes of a name."""
+        if self.name_map is None:
+            return name
+        return self.name_map.get(name, name) if isinstance(self.name_map, Mapping) else self.name_map(name)
 
     def run_write_callbacks(self, path: str) -> None:
         """Calls each write callback with what it takes."""

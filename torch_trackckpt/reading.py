@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_trackckpt.bundle.file_names import index_name
+from torch_trackckpt.bundle.file_names import index_name, saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.state_file import latest_checkpoint
 
@@ -19,7 +19,8 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
     """Opens a checkpoint for reading single values. TensorFlow's ``tf.train.load_checkpoint``.
 
     Args:
-        ckpt_dir_or_file: the path of a checkpoint, or a directory, which stands for its latest checkpoint.
+        ckpt_dir_or_file: the path of a checkpoint of either format (see `CheckpointReader`); or a directory, which
+            stands for its latest checkpoint; or a SavedModel directory, which stands for the model's variables.
 
     Raises:
         ValueError: the directory has no checkpoint.
@@ -36,10 +37,12 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
     """
     path = os.fsdecode(ckpt_dir_or_file)
     if os.path.isdir(path) and not os.path.exists(index_name(path)):
-        latest = latest_checkpoint(path)
-        if latest is None:
-            raise ValueError(f"Couldn't find a checkpoint in the directory {path!r}: it has no usable state file.")
-        path = latest
+        found = latest_checkpoint(path) or saved_model_prefix(path)
+        if found is None:
+            raise ValueError(
+                f"No checkpoint in the directory {path!r}: it is no SavedModel and has no usable state file."
+            )
+        path = found
     return CheckpointReader(path)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 
 from google.protobuf import text_format
 
-from torch_trackckpt.bundle.file_names import index_name
+from torch_trackckpt.bundle.file_names import checkpoint_exists, index_name
 from torch_trackckpt.graph.messages import CheckpointStateMessage
 from torch_trackckpt.storage.base import Storage
 
@@ -96,7 +97,9 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
 
     Returns:
         A path for `Checkpoint.restore`, or None where there is no checkpoint, or where (as the log then says) the
-        files of the newest are gone.
+        files of the newest are gone. Where the state file names a path that does not exist, as after a directory was
+        moved whose state file has absolute paths, but the directory has a checkpoint of the same name, that one is
+        meant, and the log says so; TensorFlow gives None then.
 
     Raises:
         ValueError: the state file names no checkpoint.
@@ -114,11 +117,27 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
     state = get_checkpoint_state(checkpoint_dir, latest_filename)
     if state is None:
         return None
+    directory = os.path.dirname(os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE))
     path = state.model_checkpoint_path
-    if os.path.exists(index_name(path)) or os.path.isfile(path):
+    if _is_there(path, directory, latest_filename):
         return path
+    # The path may be another system's.
+    moved = os.path.join(directory, re.split(r"[/\\]", path)[-1])
+    if moved != path and _is_there(moved, directory, latest_filename):
+        _logger.warning(
+            "The state file of %r names %r, which is gone; the checkpoint of the same name beside it is taken.",
+            os.fsdecode(checkpoint_dir),
+            path,
+        )
+        return moved
     _logger.error("The state file of %r names %r, but there is no such checkpoint.", os.fsdecode(checkpoint_dir), path)
     return None
+
+
+def _is_there(path: str, directory: str, latest_filename: str | None) -> bool:
+    """Whether there is a checkpoint at a path: the state file itself is none, even where the two share a name."""
+    is_state_file = os.path.abspath(path) == os.path.abspath(os.path.join(directory, latest_filename or STATE_FILE))
+    return os.path.exists(index_name(path)) if is_state_file else checkpoint_exists(path)
 
 
 def _relative(path: str, directory: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 __all__ = [
+    "OBJECT_GRAPH_KEY",
     "PYTHON_STATE",
     "VARIABLE_VALUE",
     "AutoTrackable",
@@ -27,6 +28,9 @@ __all__ = [
     "Trackable",
     "Value",
 ]
+
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+"""The key of the record that describes the object graph."""
 
 VARIABLE_VALUE = "VARIABLE_VALUE"
 """The attribute that holds a variable's value."""
@@ -179,6 +183,16 @@ class _Bookkeeping:
     def __init__(self) -> None:
         self.untracked: set[str] = set()
         self.explicit: dict[str, object] = {}
+        self.listeners: list[Callable[[AutoTrackable, str, object], None]] = []
+
+    # A copy of an object is another object; nothing waits for its attributes.
+
+    def __getstate__(self) -> tuple[set[str], dict[str, object]]:
+        return self.untracked, self.explicit
+
+    def __setstate__(self, state: tuple[set[str], dict[str, object]]) -> None:
+        self.untracked, self.explicit = state
+        self.listeners = []
 
 
 class AutoTrackable(Trackable):
@@ -204,6 +218,19 @@ class AutoTrackable(Trackable):
             self._bookkeeping().untracked.discard(name)
         self._forget_explicit(name)
         super().__setattr__(name, value)
+        self._tell_of(name, value)
+
+    def _tell_of(self, name: str, value: object) -> None:
+        if "_tracking" in self.__dict__ and name not in self._bookkeeping().untracked:
+            for listener in tuple(self._bookkeeping().listeners):
+                listener(self, name, value)
+
+    def _add_listener(self, listener: Callable[[AutoTrackable, str, object], None]) -> None:
+        """Has a function called with the object, the name and the value whenever a child was attached."""
+        self._bookkeeping().listeners.append(listener)
+
+    def _remove_listener(self, listener: Callable[[AutoTrackable, str, object], None]) -> None:
+        self._bookkeeping().listeners.remove(listener)
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -230,6 +257,7 @@ class AutoTrackable(Trackable):
                 "choose another name or pass overwrite=True."
             )
         self._bookkeeping().explicit[name] = trackable
+        self._tell_of(name, trackable)
         return trackable
 
     def _lookup_dependency(self, name: str) -> object | None:

@@ -40,19 +40,19 @@ def prefix_of(name: str) -> str:
     return str(GOLDEN / VECTORS[name]["prefix"])
 
 
-def canonical_bytes(value: torch.Tensor | bytes | np.ndarray[Any, Any], sign_bits: int = 0) -> bytes:
+def canonical_bytes(value: torch.Tensor | bytes | np.ndarray[Any, Any], low_bits: int = 0) -> bytes:
     """The bytes that the manifest's checksums are made of."""
     if isinstance(value, torch.Tensor):
-        if sign_bits:
-            value = value.view(torch.uint8) & ((1 << sign_bits) - 1)
+        if low_bits:
+            value = value.view(torch.uint8) & ((1 << low_bits) - 1)
         return value.contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b""
     elements = [value] if isinstance(value, bytes) else value.ravel().tolist()
     return b"".join(struct.pack("<Q", len(element)) + element for element in elements)
 
 
 def sha256_of(reader: CheckpointReader, key: str) -> str:
-    sign_bits = reader.stored(key).dtype.sign_bits
-    return hashlib.sha256(canonical_bytes(reader.get_tensor(key), sign_bits)).hexdigest()
+    low_bits = reader.stored(key).dtype.low_bits
+    return hashlib.sha256(canonical_bytes(reader.get_tensor(key), low_bits)).hexdigest()
 
 
 @pytest.mark.parametrize("name", ONE_SHARD + SEVERAL_SHARDS)

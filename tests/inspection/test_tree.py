@@ -11,10 +11,10 @@ from torch import nn
 from torch_trackckpt import AutoTrackable, Checkpoint
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.inspection.tree import format_tree
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SCALAR = torch.zeros((), dtype=torch.int32)

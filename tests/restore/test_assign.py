@@ -12,7 +12,6 @@ from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable
 from torch_trackckpt.bundle.dtypes import data_type_of_number
 from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import DataLossError, MismatchError, RestoreError, UnsupportedValueError
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.walk import NamedValue, walk
 from torch_trackckpt.restore import assign
 from torch_trackckpt.save.commit import commit
@@ -20,7 +19,7 @@ from torch_trackckpt.save.plan import make_plan
 from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.storage.local import LocalStorage
-from torch_trackckpt.trackable import Resolve, Value
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Resolve, Value
 
 Damage = Callable[[str, str], None]
 

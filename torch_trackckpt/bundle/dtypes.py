@@ -15,9 +15,9 @@ from types import MappingProxyType
 
 import torch
 
-from torch_trackckpt.errors import UnsupportedFormatError, UnsupportedValueError
+from torch_trackckpt.errors import UnsupportedValueError
 
-__all__ = ["STRING", "DataType", "data_type_of_number", "data_type_of_torch"]
+__all__ = ["STRING", "VARIANT", "DataType", "data_type_of_name", "data_type_of_number", "data_type_of_torch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class DataType:
     """The dtype of a tensor that is read from it; None for strings and opaque types."""
     is_twin: bool = True
     """Whether ``torch_dtype`` is the same type; if not, the values are handed out as the module says."""
-    sign_bits: int = 0
-    """For a signed type below 8 bits: how many low bits of each byte hold the value."""
+    low_bits: int = 0
+    """For a type below 8 bits: how many low bits of each byte hold the value; the others mean nothing."""
 
     @property
     def enum_name(self) -> str:
@@ -47,6 +47,7 @@ class DataType:
 _ENUM_NAMES = MappingProxyType({"float32": "FLOAT", "float64": "DOUBLE", "float16": "HALF"})
 
 STRING = DataType(7, "string", None)
+VARIANT = DataType(21, "variant", None, is_twin=False)
 
 _ALL = (
     DataType(1, "float32", torch.float32),
@@ -69,7 +70,7 @@ _ALL = (
     DataType(18, "complex128", torch.complex128),
     DataType(19, "float16", torch.float16),
     DataType(20, "resource", None, is_twin=False),
-    DataType(21, "variant", None, is_twin=False),
+    VARIANT,
     DataType(22, "uint32", torch.uint32),
     DataType(23, "uint64", torch.uint64),
     DataType(24, "float8_e5m2", torch.float8_e5m2),
@@ -77,26 +78,39 @@ _ALL = (
     DataType(26, "float8_e4m3fnuz", torch.float8_e4m3fnuz),
     DataType(27, "float8_e4m3b11fnuz", torch.uint8, is_twin=False),
     DataType(28, "float8_e5m2fnuz", torch.float8_e5m2fnuz),
-    DataType(29, "int4", torch.int8, is_twin=False, sign_bits=4),
-    DataType(30, "uint4", torch.uint8, is_twin=False),
-    DataType(31, "int2", torch.int8, is_twin=False, sign_bits=2),
-    DataType(32, "uint2", torch.uint8, is_twin=False),
-    DataType(33, "float4_e2m1fn", torch.uint8, is_twin=False),
+    DataType(29, "int4", torch.int8, is_twin=False, low_bits=4),
+    DataType(30, "uint4", torch.uint8, is_twin=False, low_bits=4),
+    DataType(31, "int2", torch.int8, is_twin=False, low_bits=2),
+    DataType(32, "uint2", torch.uint8, is_twin=False, low_bits=2),
+    DataType(33, "float4_e2m1fn", torch.uint8, is_twin=False, low_bits=4),
 )
 
 _BY_NUMBER = MappingProxyType({data_type.number: data_type for data_type in _ALL})
 _BY_TORCH = MappingProxyType({d.torch_dtype: d for d in _ALL if d.torch_dtype is not None and d.is_twin})
 
 
+_BY_NAME = MappingProxyType({data_type.name: data_type for data_type in _ALL})
+
+
 def data_type_of_number(number: int) -> DataType:
-    """The type with a DataType number.
+    """The type with a DataType number; for a number that is not known here, one whose values cannot be read."""
+    return _BY_NUMBER.get(number) or DataType(number, f"unknown_{number}", None, is_twin=False)
+
+
+def data_type_of_name(name: str) -> DataType:
+    """The type with TensorFlow's name, such as ``int4``.
 
     Raises:
-        UnsupportedFormatError: no type has the number.
+        ValueError: no type has the name.
+
+    Example:
+        >>> from torch_trackckpt.bundle.dtypes import data_type_of_name
+        >>> data_type_of_name("int4").torch_dtype
+        torch.int8
     """
-    if number not in _BY_NUMBER:
-        raise UnsupportedFormatError(f"DataType number {number} is not known to this version.")
-    return _BY_NUMBER[number]
+    if name not in _BY_NAME:
+        raise ValueError(f"{name!r} is no type of the file format; these are: {', '.join(_BY_NAME)}.")
+    return _BY_NAME[name]
 
 
 def data_type_of_torch(dtype: torch.dtype) -> DataType:

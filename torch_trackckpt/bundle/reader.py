@@ -1,21 +1,37 @@
-"""Reads the tensors of a checkpoint by their keys: thin over the native reader."""
+"""Reads the tensors of a checkpoint by their keys: thin over the native readers of the two formats."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from torch_trackckpt import _native
-from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_number
-from torch_trackckpt.bundle.file_names import find_bundle, index_name
-from torch_trackckpt.errors import CheckpointNotFoundError, TensorNotFoundError, UnsupportedFormatError
+from torch_trackckpt.bundle.dtypes import STRING, VARIANT, DataType, data_type_of_number
+from torch_trackckpt.bundle.file_names import BundleFiles, V1Files, find_checkpoint
+from torch_trackckpt.bundle.mapping import map_tensor
+from torch_trackckpt.bundle.slices import Index, TensorSlice, resolve_index
+from torch_trackckpt.errors import (
+    CheckpointNotFoundError,
+    DataLossError,
+    TensorNotFoundError,
+    UnsupportedFormatError,
+)
 
-__all__ = ["CheckpointReader", "StoredTensor", "torch_tensor_like_stored"]
+__all__ = ["CheckpointReader", "LazyTensor", "StoredTensor", "torch_tensor_like_stored"]
+
+VERIFIED_AT_ONCE_BYTES = 64 << 20
+"""How much `CheckpointReader.verify` reads between two calls of its callback (one value may be larger)."""
+
+_UNCHECKED_BYTES = 1 << 20
+"""Memory for values of up to this size is taken without asking first whether the file can hold them."""
+
+Strings = np.ndarray[Any, np.dtype[np.object_]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +42,65 @@ class StoredTensor:
     dtype: DataType
     shape: tuple[int, ...]
     nbytes: int
-    """Bytes in the data file; 0 where the value lies in slices."""
+    """Bytes of its elements; for strings and variants those in the data file, where one entry tells them, else 0."""
 
 
-class CheckpointReader:
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A stored value that has not been read: what `CheckpointReader` yields when it is iterated.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_trackckpt import Checkpoint, CheckpointReader
+        >>> reader = CheckpointReader(Checkpoint(x=torch.arange(6)).write(tempfile.mkdtemp() + "/ckpt"))
+        >>> lazy = reader["x/.ATTRIBUTES/VARIABLE_VALUE"]
+        >>> lazy.shape, lazy[2:4]
+        ((6,), tensor([2, 3]))
+    """
+
+    stored: StoredTensor
+    reader: CheckpointReader = dataclasses.field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """What it is stored under."""
+        return self.stored.key
+
+    @property
+    def dtype(self) -> DataType:
+        """The stored type."""
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The stored shape."""
+        return self.stored.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements; see `StoredTensor`."""
+        return self.stored.nbytes
+
+    def read(self, *, mmap: bool = False) -> torch.Tensor | bytes | Strings:
+        """The value, as `CheckpointReader.get_tensor` gives it."""
+        return self.reader.get_tensor(self.key, mmap=mmap)
+
+    def __getitem__(self, index: Index) -> torch.Tensor | bytes | Strings:
+        """A part of the value; only what it needs is read."""
+        return self.reader.get_tensor(self.key, index)
+
+
+class CheckpointReader(Mapping[str, LazyTensor]):
     """Reads single values of a checkpoint, whoever wrote it. TensorFlow's ``tf.train.CheckpointReader``.
 
-    Opening reads the index alone. No file stays open, and what is returned owns its memory.
+    It takes both formats of TensorFlow: bundles, and the older files in which an index and the tensors are one table.
+    Opening reads the index alone. No file stays open, and what is returned owns its memory unless a memory map was
+    asked for. As a mapping it goes through the keys, in their byte order, and gives `LazyTensor` values.
 
     Args:
         file_prefix: the path of a checkpoint without ``.index``, as `Checkpoint.save` returned it (with
-            ``.index`` it is accepted too).
+            ``.index`` it is accepted too). For the older format the path of its file, a pattern such as
+            ``model.ckpt-?????-of-00003``, or what its files' names have in common before ``-00000-of-00003``.
 
     Raises:
         CheckpointNotFoundError: there is no such checkpoint.
@@ -53,8 +117,16 @@ class CheckpointReader:
 
     def __init__(self, file_prefix: str | os.PathLike[str]) -> None:
         path = os.fsdecode(file_prefix)
-        self.file_prefix = path if os.path.exists(index_name(path)) else path.removesuffix(".index")
-        self._bundle = _open(self.file_prefix)
+        self._files: BundleFiles | V1Files
+        self._bundle: _native.BundleReader | _native.V1Reader
+        try:
+            self._files, self._bundle = _open(path)
+        except CheckpointNotFoundError:
+            # The index may have got its final name between the look and the opening.
+            self._files, self._bundle = _open(path)
+        self.file_prefix = self._files.prefix
+
+    # What is there.
 
     def has_tensor(self, key: str) -> bool:
         """Whether a value is stored under the key."""
@@ -66,17 +138,20 @@ class CheckpointReader:
         Raises:
             TensorNotFoundError: nothing is.
         """
-        entry = self._bundle.find(_encoded(key))
-        if entry is None:
-            raise TensorNotFoundError(f"Key {key} not found in checkpoint {self.file_prefix!r}.")
-        return _described(entry)
+        return _described(self._find(key))
 
     def all_stored(self) -> list[StoredTensor]:
-        """Everything that is stored, in the byte order of the keys."""
-        entries = self._bundle.entries()
-        # The parts of a sliced tensor have entries of their own, under keys that begin with a zero byte.
-        is_sliced = any(entry.slices for entry in entries)
-        return [_described(entry) for entry in entries if not (is_sliced and entry.key.startswith(b"\0"))]
+        """Everything that is stored, in the byte order of the keys. The slices of one tensor count as one."""
+        return [_described(entry) for entry in self._bundle.entries()]
+
+    def stored_slices(self, key: str) -> list[TensorSlice]:
+        """The parts in which a tensor is stored, in the order in which they were saved; none where it lies whole.
+
+        Raises:
+            TensorNotFoundError: nothing is stored under the key.
+        """
+        entry = self._find(key)
+        return [TensorSlice(entry.shape, extents) for extents in entry.slices]
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
         """Every key with its shape."""
@@ -93,8 +168,40 @@ class CheckpointReader:
             for stored in self.all_stored()
         )
 
-    def get_tensor(self, key: str) -> torch.Tensor | bytes | np.ndarray[Any, np.dtype[np.object_]]:
-        """The value under a key, checked against its checksum.
+    def __getitem__(self, key: str) -> LazyTensor:
+        return LazyTensor(self.stored(key), self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (_decoded(entry.key) for entry in self._bundle.entries())
+
+    def __len__(self) -> int:
+        return len(self._bundle.entries())
+
+    # Two readers are equal only if they are the same: comparing every value would be a surprise.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.file_prefix!r})"
+
+    # Values.
+
+    def get_tensor(
+        self, key: str, slice: Index | TensorSlice | str | None = None, *, verify: bool = False, mmap: bool = False
+    ) -> torch.Tensor | bytes | Strings:
+        """The value under a key, or a part of it, checked against its checksum.
+
+        Args:
+            key: what it is stored under.
+            slice: a part, as an index (``np.s_[2:4, :]``) or in TensorFlow's notation (``"2,2:-"``). Only the bytes
+                that it needs are read, however the tensor was cut when it was stored.
+            verify: for a part, reads the stored values that it comes from whole, to check their checksums. Without
+                it, damage in a part is found only where a whole stored value was needed: there is no checksum of less.
+            mmap: asks for a tensor that is a view of the data file instead of a copy; for whole tensors. Its checksum
+                is checked now, but the memory stays that of the file: it is dropped and read again as the system
+                likes, and a file that is cut short later ends the process. Writing to the tensor does not change the
+                file. Values that cannot be used as they lie in the file (strings, slices, swapped bytes, an address
+                that is no multiple of the element size) are copied as without it.
 
         Returns:
             A CPU tensor of the stored shape and dtype (see `torch_trackckpt.bundle.dtypes` for stored types that
@@ -102,16 +209,42 @@ class CheckpointReader:
 
         Raises:
             TensorNotFoundError: nothing is stored under the key.
-            DataLossError: the value, or what the index says of it, is damaged.
-            CheckpointNotFoundError: its data file is missing.
+            DataLossError: the value, or what the index says of it, is damaged; or slices of it are missing.
+            CheckpointNotFoundError: its data file is missing. Values in other files can be read.
             UnsupportedFormatError: its type cannot be read.
+            ValueError, IndexError: there is no such part.
         """
-        stored = self.stored(key)
+        if slice is not None and mmap:
+            raise ValueError("Only whole tensors can be mapped; map the tensor and take the part of it.")
+        if slice is not None:
+            return self._part(key, slice, verify)
+        entry = self._find(key)
+        stored = _described(entry)
         if stored.dtype is STRING:
-            return self._strings(stored)
+            return _shaped(self._bundle.read_strings(entry.key), stored.shape)
+        if mmap and (place := self._place_to_map(entry, stored)) is not None:
+            self._bundle.verify([entry.key])
+            return map_tensor(*place, stored.shape)
+        if stored.nbytes > _UNCHECKED_BYTES:
+            self._check_room(key, stored.nbytes)
+            self._bundle.check([entry.key])
         tensor = torch_tensor_like_stored(stored)
         self.read_into([(key, tensor)])
         return _with_sign(tensor, stored.dtype)
+
+    def get_variants(self, key: str) -> list[bytes]:
+        """The elements of a variant tensor as the serialised ``VariantTensorDataProto`` messages that are stored.
+
+        Variants hold objects of TensorFlow's own, such as lists of tensors; nothing here makes anything of them.
+
+        Raises:
+            TensorNotFoundError, DataLossError, CheckpointNotFoundError: as `get_tensor`.
+            ValueError: the value is no variant.
+        """
+        entry = self._find(key)
+        if data_type_of_number(entry.dtype) is not VARIANT or isinstance(self._bundle, _native.V1Reader):
+            raise ValueError(f"{key} is no variant tensor but {data_type_of_number(entry.dtype)}; use get_tensor.")
+        return self._bundle.read_variants(entry.key)
 
     def read_into(self, requests: Sequence[tuple[str, torch.Tensor]]) -> None:
         """Reads values straight into contiguous CPU tensors of their dtype and shape.
@@ -131,58 +264,165 @@ class CheckpointReader:
         """
         self._bundle.check([_encoded(key) for key in keys])
 
-    def verify(self, keys: Iterable[str] | None = None) -> None:
-        """Reads values (all of them by default) and checks their checksums.
+    def verify(self, keys: Iterable[str] | None = None, progress: Callable[[int, int], object] | None = None) -> None:
+        """Reads values (all of them by default) and checks their checksums. Keeps nothing of them.
+
+        Args:
+            keys: which values.
+            progress: called with the number of bytes that were checked and of all that will be, in steps of about
+                64 MiB or one value.
 
         Raises:
-            DataLossError: a value is damaged.
+            DataLossError: values are damaged; the text names each of them.
+            CheckpointNotFoundError: a data file is missing, and nothing else is wrong.
         """
-        chosen = (stored.key for stored in self.all_stored()) if keys is None else keys
-        self._bundle.verify([_encoded(key) for key in chosen])
+        described = self.all_stored() if keys is None else [self.stored(key) for key in keys]
+        total = sum(stored.nbytes for stored in described)
+        failures: list[tuple[str, Exception]] = []
+        done = 0
+        for batch in _batches(described):
+            failures += self._failures(batch)
+            done += sum(stored.nbytes for stored in batch)
+            if progress is not None:
+                progress(done, total)
+        _raise_failures(failures, self.file_prefix)
 
-    def _strings(self, stored: StoredTensor) -> bytes | np.ndarray[Any, np.dtype[np.object_]]:
-        values = self._bundle.read_strings(_encoded(stored.key))
-        if stored.shape == ():
-            return values[0]
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array.reshape(stored.shape)
+    def _failures(self, batch: list[StoredTensor]) -> list[tuple[str, Exception]]:
+        """What is wrong with each value of a batch. All go in one call; only if it fails, they go one by one."""
+        keys = [_encoded(stored.key) for stored in batch]
+        try:
+            self._bundle.verify(keys)
+        except (DataLossError, CheckpointNotFoundError, UnsupportedFormatError, TensorNotFoundError):
+            return [(stored.key, error) for stored in batch if (error := self._failure(stored.key)) is not None]
+        return []
+
+    def _failure(self, key: str) -> Exception | None:
+        try:
+            self._bundle.verify([_encoded(key)])
+        except (DataLossError, CheckpointNotFoundError, UnsupportedFormatError, TensorNotFoundError) as error:
+            return error
+        return None
+
+    def _find(self, key: str) -> _native.BundleEntry:
+        entry = self._bundle.find(_encoded(key))
+        if entry is None:
+            raise TensorNotFoundError(f"Key {key} not found in checkpoint {self.file_prefix!r}.")
+        return entry
+
+    def _part(self, key: str, index: Index | TensorSlice | str, verify: bool) -> torch.Tensor | bytes | Strings:
+        entry = self._find(key)
+        stored = _described(entry)
+        try:
+            extents, shape = resolve_index(stored.shape, index)
+        except (ValueError, IndexError) as error:
+            raise type(error)(f"{key}: {error}") from error
+        part = dataclasses.replace(stored, shape=shape, nbytes=_nbytes(stored.dtype, shape))
+        if stored.dtype is STRING:
+            return _shaped(self._bundle.read_strings(entry.key, extents) if math.prod(shape) else [], shape)
+        self._check_room(key, part.nbytes)
+        tensor = torch_tensor_like_stored(part)
+        if tensor.numel():
+            self._bundle.read_slice(entry.key, extents, tensor.data_ptr(), tensor.nbytes, verify=verify)
+        return _with_sign(tensor, stored.dtype)
+
+    def _place_to_map(self, entry: _native.BundleEntry, stored: StoredTensor) -> tuple[str, int, torch.dtype] | None:
+        """File, offset and dtype of a value that torch can use as it lies in the file."""
+        bundle, dtype = self._bundle, stored.dtype.torch_dtype
+        if isinstance(bundle, _native.V1Reader) or entry.slices or dtype is None or stored.dtype.low_bits:
+            return None
+        if entry.offset % dtype.itemsize or (bundle.is_big_endian and dtype.itemsize > 1):
+            return None
+        return bundle.data_path(entry.shard_id), entry.offset, dtype
+
+    def _check_room(self, key: str, nbytes: int) -> None:
+        """Refuses sizes that a damaged index made up, before memory is taken for them."""
+        if nbytes > _UNCHECKED_BYTES and nbytes > self._most_bytes():
+            raise DataLossError(
+                f"{self.file_prefix!r} says that {nbytes} bytes belong to {key}, more than its files can hold; it is "
+                "damaged, or parts of it are missing."
+            )
+
+    def _most_bytes(self) -> int:
+        """More than any value of the checkpoint can have."""
+        if isinstance(self._files, V1Files):
+            # A byte of a compressed block stands for 22 at most, and as a varint that byte for a number of 8.
+            return 22 * 8 * sum(os.path.getsize(path) for path in self._files.paths)
+        assert isinstance(self._bundle, _native.BundleReader)
+        sizes = 0
+        for shard in range(self._bundle.num_shards):
+            try:
+                sizes += os.path.getsize(self._bundle.data_path(shard))
+            except CheckpointNotFoundError:
+                continue
+        return sizes
 
 
 def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
     """A new CPU tensor that a stored value can be read into."""
     if stored.dtype.torch_dtype is None:
-        raise UnsupportedFormatError(f"{stored.key}: a value of type {stored.dtype} cannot be read as a tensor.")
+        hint = "; get_variants(key) gives what is stored" if stored.dtype is VARIANT else ""
+        raise UnsupportedFormatError(f"{stored.key}: a value of type {stored.dtype} cannot be read as a tensor{hint}.")
     # The device is named because the caller may be inside `with torch.device(...)`.
     return torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
 
 
-def _open(prefix: str) -> _native.BundleReader:
-    files = find_bundle(prefix)
-    try:
-        return _native.BundleReader(files.index, files.prefix, files.data_suffixes)
-    except CheckpointNotFoundError:
-        # The index may have got its final name between the look and the opening.
-        files = find_bundle(prefix)
-        return _native.BundleReader(files.index, files.prefix, files.data_suffixes)
+def _open(path: str) -> tuple[BundleFiles, _native.BundleReader] | tuple[V1Files, _native.V1Reader]:
+    files = find_checkpoint(path)
+    if isinstance(files, V1Files):
+        return files, _native.V1Reader(list(files.paths))
+    return files, _native.BundleReader(files.index, files.prefix, files.data_suffixes)
 
 
 def _described(entry: _native.BundleEntry) -> StoredTensor:
-    key = entry.key.decode(errors="surrogateescape")
-    try:
-        dtype = data_type_of_number(entry.dtype)
-    except UnsupportedFormatError as error:
-        raise UnsupportedFormatError(f"{key}: {error}") from error
-    return StoredTensor(key, dtype, entry.shape, entry.size)
+    dtype = data_type_of_number(entry.dtype)
+    return StoredTensor(_decoded(entry.key), dtype, entry.shape, _nbytes(dtype, entry.shape) or entry.size)
+
+
+def _nbytes(dtype: DataType, shape: tuple[int, ...]) -> int:
+    return 0 if dtype.torch_dtype is None else dtype.torch_dtype.itemsize * math.prod(shape)
+
+
+def _shaped(values: list[bytes], shape: tuple[int, ...]) -> bytes | Strings:
+    if shape == ():
+        return values[0]
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array.reshape(shape)
 
 
 def _with_sign(tensor: torch.Tensor, dtype: DataType) -> torch.Tensor:
-    """Extends the sign of values that are stored in the low bits of a byte."""
-    if not dtype.sign_bits:
+    """Extends the sign of values that are stored in the low bits of a byte, and clears the other bits."""
+    if not dtype.low_bits:
         return tensor
-    shift = 8 - dtype.sign_bits
+    shift = 8 - dtype.low_bits
     return (tensor << shift) >> shift
+
+
+def _batches(described: list[StoredTensor]) -> Iterator[list[StoredTensor]]:
+    batch: list[StoredTensor] = []
+    nbytes = 0
+    for stored in described:
+        if batch and nbytes + stored.nbytes > VERIFIED_AT_ONCE_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+        batch.append(stored)
+        nbytes += stored.nbytes
+    yield batch
+
+
+def _raise_failures(failures: list[tuple[str, Exception]], prefix: str) -> None:
+    if not failures:
+        return
+    (_, first), *others = failures
+    if not others:
+        raise first
+    listed = "\n  ".join(f"{key}: {error}" for key, error in failures)
+    raise DataLossError(f"{len(failures)} values of {prefix!r} cannot be read:\n  {listed}") from first
 
 
 def _encoded(key: str) -> bytes:
     return key.encode(errors="surrogateescape")
+
+
+def _decoded(key: bytes) -> str:
+    return key.decode(errors="surrogateescape")

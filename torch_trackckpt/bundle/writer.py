@@ -12,6 +12,7 @@ import torch
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import DataType, data_type_of_torch
 from torch_trackckpt.bundle.memory import row_major
+from torch_trackckpt.bundle.slices import TensorSlice
 
 __all__ = ["BundleWriter"]
 
@@ -24,6 +25,8 @@ class BundleWriter:
     Args:
         data_path, index_path: the files to create; neither may exist.
         durable: whether `finish` waits until the disk has every byte.
+        alignment: every tensor begins at a multiple of so many bytes. TensorFlow's own writer uses 1; with 64, say,
+            `CheckpointReader.get_tensor` can map every value.
 
     Raises:
         FileExistsError: one of the files exists.
@@ -37,8 +40,8 @@ class BundleWriter:
         ...     writer.add("x", torch.arange(3))
     """
 
-    def __init__(self, data_path: str, index_path: str, *, durable: bool = True) -> None:
-        self._writer = _native.BundleWriter(data_path, index_path, durable=durable)
+    def __init__(self, data_path: str, index_path: str, *, durable: bool = True, alignment: int = 1) -> None:
+        self._writer = _native.BundleWriter(data_path, index_path, durable=durable, alignment=alignment)
 
     def add(self, key: str | bytes, tensor: torch.Tensor, dtype: DataType | None = None) -> None:
         """Appends one tensor.
@@ -65,10 +68,34 @@ class BundleWriter:
             ]
         )
 
-    def add_strings(self, key: str | bytes, value: bytes | np.ndarray[Any, np.dtype[np.object_]]) -> None:
-        """Appends a string tensor: a scalar, or an array of ``bytes`` objects."""
+    def add_slice(
+        self, key: str | bytes, tensor: torch.Tensor, part: TensorSlice, dtype: DataType | None = None
+    ) -> None:
+        """Appends a part of a tensor, which has the key as a whole; the other parts may be in other bundles.
+
+        Raises:
+            DuplicateKeyError: the part was added before.
+            UnsupportedValueError: the format has no such dtype.
+            ValueError: the tensor has not the shape of the part, or earlier parts belong to another shape or dtype.
+        """
+        _check_shape(tuple(tensor.shape), part)
+        stored = dtype or data_type_of_torch(tensor.dtype)
+        held = _stored_elements(tensor, stored)
+        self._writer.add_slice(
+            _encoded(key), stored.number, part.full_shape, part.extents, held.data_ptr(), held.nbytes
+        )
+
+    def add_strings(
+        self, key: str | bytes, value: bytes | np.ndarray[Any, np.dtype[np.object_]], part: TensorSlice | None = None
+    ) -> None:
+        """Appends a string tensor, a scalar or an array of ``bytes`` objects; or a part of one, as `add_slice`."""
         array = np.array(value, dtype=object) if isinstance(value, bytes) else value
-        self._writer.add_strings(_encoded(key), array.shape, array.ravel().tolist())
+        elements = array.ravel().tolist()
+        if part is None:
+            self._writer.add_strings(_encoded(key), array.shape, elements)
+        else:
+            _check_shape(array.shape, part)
+            self._writer.add_strings_slice(_encoded(key), part.full_shape, part.extents, elements)
 
     def finish(self) -> None:
         """Completes both files.
@@ -90,11 +117,21 @@ class BundleWriter:
             self._writer.abandon()
 
 
+def _check_shape(shape: tuple[int, ...], part: TensorSlice) -> None:
+    if shape != part.shape:
+        raise ValueError(f"A value of shape {list(shape)} is not the part '{part}', whose shape is {list(part.shape)}.")
+
+
 def _stored_elements(tensor: torch.Tensor, dtype: DataType) -> torch.Tensor:
     elements = row_major(tensor)
-    if dtype.sign_bits:
-        elements = elements.view(torch.uint8) & ((1 << dtype.sign_bits) - 1)
-    return elements
+    return _in_low_bits(elements, dtype) if dtype.low_bits else elements
+
+
+def _in_low_bits(elements: torch.Tensor, dtype: DataType) -> torch.Tensor:
+    shift = 8 - dtype.low_bits
+    if not torch.equal((elements << shift) >> shift, elements):
+        raise ValueError(f"A tensor holds values that {dtype}, of {dtype.low_bits} bits, cannot hold.")
+    return elements.view(torch.uint8) & ((1 << dtype.low_bits) - 1)
 
 
 def _encoded(key: str | bytes) -> bytes:

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["OBJECT_GRAPH_KEY", "attribute_key", "escape", "object_path", "readable_path", "slot_path"]
-
-OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-"""The key under which a checkpoint keeps its object graph."""
+__all__ = ["attribute_key", "escape", "object_path", "readable_path", "slot_path"]
 
 
 def escape(name: str) -> str:

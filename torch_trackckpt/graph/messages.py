@@ -27,8 +27,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message, message_fa
 
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import DataLossError
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 __all__ = ["CheckpointStateMessage", "decode_object_graph", "encode_object_graph", "read_object_graph"]
 

@@ -19,7 +19,6 @@ from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.keys import (
-    OBJECT_GRAPH_KEY,
     attribute_key,
     escape,
     object_path,
@@ -28,7 +27,7 @@ from torch_trackckpt.graph.keys import (
 )
 from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
-from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, SlotOwner, Trackable, Value
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, VARIABLE_VALUE, SlotOwner, Trackable, Value
 
 __all__ = ["LiveGraph", "LiveNode", "NamedValue", "Snapshot", "discover", "list_objects", "walk"]
 

@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Iterator
 
 from torch_trackckpt.bundle.reader import StoredTensor
-from torch_trackckpt.graph.keys import OBJECT_GRAPH_KEY, escape
+from torch_trackckpt.graph.keys import escape
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.reading import load_checkpoint
-from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, VARIABLE_VALUE
 
 __all__ = ["format_tree"]
 

@@ -23,7 +23,7 @@ from torch_trackckpt.graph.keys import escape
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
 
-__all__ = ["BoundValues", "Match", "SlotSet", "match"]
+__all__ = ["BoundValues", "Match", "SlotSet", "match", "match_late"]
 
 _logger = logging.getLogger("torch_trackckpt")
 
@@ -106,9 +106,44 @@ def match(
     return matcher.match
 
 
+def match_late(
+    earlier: Match,
+    node_ids: list[int],
+    name: str,
+    child: object,
+    stored: Callable[[str], StoredTensor],
+    *,
+    skip_slot_variables: bool = False,
+) -> Match:
+    """Pairs an object that was attached after a match, and what is below it. The earlier match grows.
+
+    Args:
+        earlier: the match.
+        node_ids: the saved nodes that are paired with the object's new parent.
+        name: the local name under which it was attached.
+        child: the object.
+        stored, skip_slot_variables: as for `match`.
+
+    Returns:
+        What is new: values and slots that were not in the earlier match.
+    """
+    values, slots = set(earlier.values), set(earlier.slots)
+    matcher = _Matcher(earlier.graph, skip_slot_variables=skip_slot_variables, match=earlier)
+    for reference in [reference for node_id in node_ids for reference in earlier.graph.nodes[node_id].children]:
+        if reference.local_name == name and reference.node_id not in earlier.bound:
+            matcher.bind(reference.node_id, child)
+    matcher.follow_children()
+    matcher.pair_slots(stored)
+    return dataclasses.replace(
+        earlier,
+        values={identity: bound for identity, bound in earlier.values.items() if identity not in values},
+        slots={identities: slot_set for identities, slot_set in earlier.slots.items() if identities not in slots},
+    )
+
+
 class _Matcher:
-    def __init__(self, graph: ObjectGraph, *, skip_slot_variables: bool) -> None:
-        self.match = Match(graph)
+    def __init__(self, graph: ObjectGraph, *, skip_slot_variables: bool, match: Match | None = None) -> None:
+        self.match = match or Match(graph)
         self._graph = graph
         self._skip_slot_variables = skip_slot_variables
         self._queue: deque[int] = deque()

@@ -9,7 +9,7 @@ from torch_trackckpt.graph.walk import LiveGraph
 from torch_trackckpt.restore.match import Match
 from torch_trackckpt.trackable import SlotOwner
 
-__all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus"]
+__all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus", "NameBasedLoadStatus"]
 
 _MOST_NAMED = 10
 
@@ -176,6 +176,47 @@ class CheckpointLoadStatus(LoadStatus):
             if slots is None or slot_name not in slots.slots:
                 missing.append(f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}")
         return missing
+
+
+class NameBasedLoadStatus(LoadStatus):
+    """The outcome of restoring a checkpoint without an object graph.
+
+    The three assertions are one, as in TensorFlow: every variable of the program was found in the checkpoint. Each
+    of them first restores what was attached meanwhile. What the checkpoint holds beyond that is nobody's concern, and
+    python states, which no such checkpoint has, are left as they are.
+
+    Args:
+        missing: what the program wants and the checkpoint has not.
+        prefix: the checkpoint.
+    """
+
+    def __init__(self, missing: Callable[[], list[str]], prefix: str) -> None:
+        self._missing = missing
+        self._prefix = prefix
+
+    def assert_consumed(self) -> NameBasedLoadStatus:
+        return self.assert_existing_objects_matched()
+
+    def assert_existing_objects_matched(self) -> NameBasedLoadStatus:
+        missing = self._missing()
+        if missing:
+            raise AssertionError(
+                f"Some objects had attributes which were not restored from {self._prefix!r}, which holds nothing "
+                f"under their names: {_listed(missing)}. list_variables({self._prefix!r}) shows the names that it "
+                "has; CheckpointOptions(name_map=...) translates to them."
+            )
+        return self
+
+    def assert_nontrivial_match(self) -> NameBasedLoadStatus:
+        return self.assert_existing_objects_matched()
+
+    def run_restore_ops(self) -> None:
+        """Restores what was attached meanwhile."""
+        self._missing()
+
+    def initialize_or_restore(self) -> None:
+        """Restores what was attached meanwhile."""
+        self._missing()
 
 
 class InitializationOnlyStatus(LoadStatus):

@@ -11,8 +11,16 @@ import torch
 
 from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_torch
 from torch_trackckpt.bundle.memory import memory_obstacle
+from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.walk import NamedValue
+from torch_trackckpt.sharding import (
+    MaxShardSizePolicy,
+    ShardableTensor,
+    ShardByTaskPolicy,
+    ShardingCallback,
+    validate_shards,
+)
 from torch_trackckpt.trackable import Value
 
 __all__ = ["SavePlan", "Shard", "WriteItem", "make_plan"]
@@ -20,11 +28,13 @@ __all__ = ["SavePlan", "Shard", "WriteItem", "make_plan"]
 
 @dataclasses.dataclass(frozen=True)
 class WriteItem:
-    """One value of a shard."""
+    """One value of a shard, or a part of one."""
 
     key: str
     dtype: DataType
     value: Value
+    part: TensorSlice | None = None
+    """Which part the value is of what has the key; None for the whole."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +51,49 @@ class SavePlan:
     shards: tuple[Shard, ...]
 
 
-def make_plan(values: Iterable[NamedValue]) -> SavePlan:
-    """Plans one shard that holds every value in the given order.
+def make_plan(values: Iterable[NamedValue], sharding: ShardingCallback | None = None) -> SavePlan:
+    """Plans shards that hold every value, in the order in which they are given and the callback leaves them.
+
+    Args:
+        values: what is to be saved.
+        sharding: the policy; None is one shard.
 
     Raises:
         UnsupportedValueError: a value cannot be written; the text names its key. No file exists yet.
+        ShardingError: a callback of the user's did not hand back what it got.
     """
-    return SavePlan((Shard(tuple(_item(named) for named in values)),))
+    items = [_item(named) for named in values]
+    if sharding is None or type(sharding) is ShardByTaskPolicy:
+        return SavePlan((Shard(tuple(items)),))
+    shardables = [_shardable(item) for item in items]
+    shards = sharding(shardables)
+    if type(sharding) is not MaxShardSizePolicy:
+        validate_shards(shards, shardables, sharding.description)
+    dtypes = {item.key: item.dtype for item in items}
+    return SavePlan(
+        tuple(
+            Shard(
+                tuple(
+                    WriteItem(key, dtypes[key], value, _part(spec))
+                    for key, values_of_key in shard.items()
+                    for spec, value in values_of_key.items()
+                )
+            )
+            for shard in shards
+        )
+    )
+
+
+def _shardable(item: WriteItem) -> ShardableTensor:
+    value = item.value
+    device = value.device if isinstance(value, torch.Tensor) else torch.device("cpu")
+    shape = () if isinstance(value, bytes) else tuple(value.shape)
+    return ShardableTensor(value, item.dtype, shape, device, item.key, "", item.key)
+
+
+def _part(spec: str) -> TensorSlice | None:
+    part = TensorSlice.parse(spec)
+    return None if part.is_whole else part
 
 
 def _item(named: NamedValue) -> WriteItem:

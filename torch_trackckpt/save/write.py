@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from torch_trackckpt import _native
 from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import ValueChangedError
 from torch_trackckpt.save.plan import WriteItem
 from torch_trackckpt.storage.base import Storage
 
-__all__ = ["WrittenFiles", "write_shards"]
+__all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class WrittenFiles:
 def write_shards(
     shards: Iterable[Iterator[tuple[WriteItem, ...]]], prefix: str, storage: Storage, *, durable: bool
 ) -> WrittenFiles:
-    """Writes one staged shard and its index.
+    """Writes the data file of each staged shard, and one index for all.
 
     On failure no file is left.
 
@@ -38,10 +39,23 @@ def write_shards(
         ValueChangedError: a tensor changed after its checksum had been computed.
         OSError: the system refuses.
     """
-    (batches,) = shards
+    shards = tuple(shards)
     storage.make_directory(os.path.dirname(prefix))
-    suffix = TEMPORARY + secrets.token_hex(8)
-    data, index = data_name(prefix, 0, 1), index_name(prefix)
+    written: list[WrittenFiles] = []
+    try:
+        for number, batches in enumerate(shards):
+            final = data_name(prefix, number, len(shards)), index_name(prefix)
+            written.append(_write_shard(batches, *final, durable=durable))
+        return written[0] if len(written) == 1 else _united(written, storage, durable=durable)
+    except BaseException:
+        for files in written:
+            for temporary, _ in (*files.data, files.index):
+                storage.remove(temporary)
+        raise
+
+
+def _write_shard(batches: Iterator[tuple[WriteItem, ...]], data: str, index: str, *, durable: bool) -> WrittenFiles:
+    suffix = temporary_suffix()
     with BundleWriter(data + suffix, index + suffix, durable=durable) as writer:
         for batch in batches:
             versions = _versions(batch)
@@ -50,14 +64,37 @@ def write_shards(
     return WrittenFiles(((data + suffix, data),), (index + suffix, index))
 
 
+def _united(written: list[WrittenFiles], storage: Storage, *, durable: bool) -> WrittenFiles:
+    """One index instead of one for each shard. Each shard holds something, so each keeps its number."""
+    _, index = written[0].index
+    united = index + temporary_suffix()
+    parts = [files.index[0] for files in written]
+    _native.merge_indexes(parts, united, durable=durable)
+    for part in parts:
+        storage.remove(part)
+    return WrittenFiles(tuple(pair for files in written for pair in files.data), (united, index))
+
+
+def temporary_suffix() -> str:
+    """What marks a file that is being written; never the same twice."""
+    return TEMPORARY + secrets.token_hex(8)
+
+
 def _write_batch(writer: BundleWriter, batch: tuple[WriteItem, ...]) -> None:
-    """Runs of tensors go to the writer in one call each; strings one by one."""
-    for is_tensor, items in itertools.groupby(batch, lambda item: isinstance(item.value, torch.Tensor)):
-        if is_tensor:
+    """Runs of whole tensors go to the writer in one call each; everything else one by one."""
+    for is_plain, items in itertools.groupby(batch, lambda i: i.part is None and isinstance(i.value, torch.Tensor)):
+        if is_plain:
             writer.add_all((item.key, item.value, item.dtype) for item in items)  # type: ignore[misc]
         else:
             for item in items:
-                writer.add_strings(item.key, item.value)  # type: ignore[arg-type]
+                _write_item(writer, item)
+
+
+def _write_item(writer: BundleWriter, item: WriteItem) -> None:
+    if not isinstance(item.value, torch.Tensor):
+        writer.add_strings(item.key, item.value, item.part)
+    elif item.part is not None:
+        writer.add_slice(item.key, item.value, item.part, item.dtype)
 
 
 def _versions(batch: tuple[WriteItem, ...]) -> list[int | None]:

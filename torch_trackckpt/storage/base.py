@@ -26,6 +26,10 @@ class Storage(Protocol):
         """Gives a file another name in its directory, replacing what has that name."""
         ...
 
+    def link(self, source: str, destination: str) -> None:
+        """Gives a file a second name, which may be in another directory; copies it where that is impossible."""
+        ...
+
     def remove(self, path: str) -> None:
         """Removes a file; one that is gone already is no error."""
         ...

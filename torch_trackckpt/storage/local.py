@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import glob
 import os
 import re
 import secrets
+import shutil
 
 __all__ = ["LocalStorage"]
 
@@ -36,6 +38,24 @@ class LocalStorage:
 
     def rename(self, source: str, destination: str) -> None:
         os.replace(source, destination)
+
+    def link(self, source: str, destination: str) -> None:
+        try:
+            os.link(source, destination)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                raise
+            self._copy(source, destination)
+
+    def _copy(self, source: str, destination: str) -> None:
+        try:
+            shutil.copyfile(source, destination)
+            if self.durable:
+                with open(destination, "rb") as file:
+                    os.fsync(file.fileno())
+        except BaseException:
+            self.remove(destination)
+            raise
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
