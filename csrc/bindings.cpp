@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "bundle/merge.h"
 #include "bundle/reader.h"
 #include "bundle/writer.h"
 #include "encoding/crc32c.h"
@@ -149,6 +150,16 @@ nb::tuple TupleOfLength(nb::handle value, size_t length, const char* what) {
   return tuple;
 }
 
+TensorSlice SliceFromPython(const nb::tuple& extents) {
+  constexpr const char* kWhat = "extents must be a tuple of tuples (start, length)";
+  TensorSlice slice;
+  for (nb::handle extent : extents) {
+    const nb::tuple fields = TupleOfLength(extent, 2, kWhat);
+    slice.extents.push_back({IntFromPython(fields[0], kWhat), IntFromPython(fields[1], kWhat)});
+  }
+  return slice;
+}
+
 // Tensors whose memory was released, or that never had any, report the address 0.
 void* MemoryFromPython(nb::handle address, uint64_t size) {
   void* memory = AddressFromPython(address);
@@ -218,11 +229,11 @@ nb::list Crc32cNames() {
 // --- BundleWriter ----------------------------------------------------------------------------------------
 
 void InitWriter(BundleWriter* self, const nb::str& data_path, const nb::str& index_path, bool durable,
-                size_t block_size) {
+                size_t block_size, int64_t alignment) {
   const std::string data = PathFromPython(data_path);
   const std::string index = PathFromPython(index_path);
   const nb::gil_scoped_release release;
-  new (self) BundleWriter(data, index, durable, block_size);
+  new (self) BundleWriter(data, index, durable, block_size, alignment);
 }
 
 // Runs a conversion of arguments; the contract wants the writer failed after any error.
@@ -250,6 +261,45 @@ void AddStrings(BundleWriter& self, const nb::bytes& key, const nb::tuple& shape
   const auto views = ConvertOrFail(self, [&] { return ViewsOf(owners); });
   const nb::gil_scoped_release release;
   self.AddStrings(std::move(plain_key), std::move(plain_shape), views);
+}
+
+void AddSlice(BundleWriter& self, const nb::bytes& key, nb::handle dtype, const nb::tuple& shape,
+              const nb::tuple& extents, nb::handle address, nb::handle size) {
+  const nb::tuple fields = nb::make_tuple(key, dtype, shape, address, size);
+  TensorBytes tensor = ConvertOrFail(self, [&] { return TensorFromPython(fields); });
+  const TensorSlice slice = ConvertOrFail(self, [&] { return SliceFromPython(extents); });
+  const nb::gil_scoped_release release;
+  self.AddSlice(std::move(tensor), slice);
+}
+
+void AddStringsSlice(BundleWriter& self, const nb::bytes& key, const nb::tuple& shape,
+                     const nb::tuple& extents, const nb::list& values) {
+  std::string plain_key(ViewOf(key));
+  std::vector<int64_t> plain_shape = ConvertOrFail(self, [&] { return ShapeFromPython(shape); });
+  const TensorSlice slice = ConvertOrFail(self, [&] { return SliceFromPython(extents); });
+  const nb::tuple owners(values);
+  const auto views = ConvertOrFail(self, [&] { return ViewsOf(owners); });
+  const nb::gil_scoped_release release;
+  self.AddStringsSlice(std::move(plain_key), std::move(plain_shape), slice, views);
+}
+
+// --- merging ---------------------------------------------------------------------------------------------
+
+nb::list MergeIndexesOf(const nb::list& index_paths, const nb::str& merged_path, bool durable) {
+  const auto paths = ListFromPython<std::string>(index_paths, [](nb::handle path) {
+    return PathFromPython(Require<nb::str>(path, "an index path must be a str"));
+  });
+  const std::string merged = PathFromPython(merged_path);
+  std::vector<MergedShard> shards;
+  {
+    const nb::gil_scoped_release release;
+    shards = MergeIndexes(paths, merged, durable);
+  }
+  nb::list result;
+  for (const MergedShard& shard : shards) {
+    result.append(nb::make_tuple(shard.source, shard.shard_id, shard.num_shards));
+  }
+  return result;
 }
 
 // --- BundleReader ----------------------------------------------------------------------------------------
@@ -356,11 +406,18 @@ void DefineWriter(nb::module_& module) {
   const nb::call_guard<nb::gil_scoped_release> unlocked;
   nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes one shard and its index.")
       .def("__init__", &InitWriter, "data_path"_a, "index_path"_a, nb::kw_only(), "durable"_a,
-           "block_size"_a = kDefaultBlockSize)
+           "block_size"_a = kDefaultBlockSize, "alignment"_a = 1)
       .def("add", &AddTensors, "tensors"_a)
       .def("add_strings", &AddStrings, "key"_a, "shape"_a, "values"_a)
+      .def("add_slice", &AddSlice, "key"_a, "dtype"_a, "shape"_a, "extents"_a, "address"_a, "size"_a)
+      .def("add_strings_slice", &AddStringsSlice, "key"_a, "shape"_a, "extents"_a, "values"_a)
       .def("finish", &BundleWriter::Finish, unlocked)
       .def("abandon", &BundleWriter::Abandon, unlocked);
+}
+
+void DefineMerge(nb::module_& module) {
+  module.def("merge_indexes", &MergeIndexesOf, "index_paths"_a, "merged_path"_a, nb::kw_only(), "durable"_a,
+             "Writes one index for several bundles.");
 }
 
 void DefineEntry(nb::module_& module) {
@@ -395,6 +452,7 @@ NB_MODULE(_native, module) {
   nb::register_exception_translator(trackckpt::TranslateException);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineWriter(module);
+  trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);
   trackckpt::DefineReader(module);
 }

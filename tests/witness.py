@@ -45,6 +45,10 @@ class Damaged(Exception):
     """A file contradicts the format."""
 
 
+Extents = tuple[tuple[int, int], ...]
+"""A slice: start and length in each dimension; all of a dimension is (0, -1)."""
+
+
 class Child(NamedTuple):
     local_name: str
     node_id: int
@@ -77,7 +81,7 @@ class Node:
 class Tensor:
     """One entry and its value: the stored bytes, or for strings the elements in row-major order.
 
-    An entry of `num_slices` > 0 has no bytes of its own; its parts are entries under slice keys.
+    An entry with `slices` has no bytes of its own; its parts are entries under slice keys.
     """
 
     dtype: int
@@ -87,7 +91,11 @@ class Tensor:
     offset: int
     size: int
     crc32c: int
-    num_slices: int
+    slices: tuple[Extents, ...]
+
+    @property
+    def num_slices(self) -> int:
+        return len(self.slices)
 
 
 _CRC_TABLE = list(range(256))
@@ -212,6 +220,29 @@ def _text(message: bytes, field: int) -> str:
     return b"".join(_parts(message, field)[-1:]).decode()
 
 
+def _extents(message: bytes) -> Extents:
+    # A length of 0 would be written: only its absence says "all of the dimension".
+    return tuple((_number(extent, 1), dict(message_fields(extent)).get(2, -1)) for extent in _parts(message, 1))
+
+
+def slice_key(name: bytes, extents: Extents) -> bytes:
+    """The key of a slice of the tensor `name`."""
+    escaped = b"".join({0x00: b"\x00\xff", 0xFF: b"\xff\x00"}.get(byte, bytes([byte])) for byte in name)
+    rank = bytes([len(extents)]).lstrip(b"\0")
+    key = b"\x00" + escaped + b"\x00\x01" + bytes([len(rank)]) + rank
+    return key + b"".join(_ordered(number) for extent in extents for number in extent)
+
+
+def _ordered(number: int) -> bytes:
+    """As many ones as there are bytes, then the number; where it is negative, all of its bits inverted."""
+    magnitude = number if number >= 0 else ~number
+    size = next(n for n in range(1, 11) if magnitude < 1 << (7 * n - 1))
+    code = magnitude | ((1 << size) - 1) << (7 * size)
+    if number < 0:
+        code ^= (1 << 8 * size) - 1
+    return code.to_bytes(size, "big")
+
+
 def _strings(stored: bytes, count: int, byteorder: str) -> tuple[list[bytes], int]:
     lengths, at = [], 0
     for _ in range(count):
@@ -231,9 +262,9 @@ def _read_tensor(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> 
     shape = tuple(_number(dim, 1) for dim in _parts(_parts(entry, 2)[0], 2))
     dtype, shard_id, offset, size, stored_crc = (_number(entry, field) for field in (1, 3, 4, 5, 6))
     _check(min(shape, default=0) >= 0, "negative dimension")
-    num_slices = len(_parts(entry, 7))
-    if num_slices:
-        return Tensor(dtype, shape, b"", shard_id, offset, size, stored_crc, num_slices)
+    slices = tuple(_extents(part) for part in _parts(entry, 7))
+    if slices:
+        return Tensor(dtype, shape, b"", shard_id, offset, size, stored_crc, slices)
     _check(0 <= shard_id < num_shards, "no such shard")
     with open(f"{prefix}.data-{shard_id:05d}-of-{num_shards:05d}", "rb") as file:
         file.seek(offset)
@@ -246,7 +277,7 @@ def _read_tensor(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> 
         _check(size == math.prod(shape) * ELEMENT_SIZES[dtype], "size contradicts dtype and shape")
         crc = crc32c(stored)
     _check(mask(crc) == stored_crc, "checksum of the value")
-    return Tensor(dtype, shape, data, shard_id, offset, size, stored_crc, 0)
+    return Tensor(dtype, shape, data, shard_id, offset, size, stored_crc, ())
 
 
 def read_bundle(prefix: Path | str) -> dict[str, Tensor]:

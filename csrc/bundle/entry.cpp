@@ -119,6 +119,9 @@ void BundleHeader::EncodeTo(std::string* dst) const {
   std::string version;
   PutVarintField(&version, 1, Unsigned(producer));
   PutVarintField(&version, 2, Unsigned(min_consumer));
+  std::string packed;
+  for (int32_t consumer : bad_consumers) PutVarint64(&packed, Unsigned(consumer));
+  if (!packed.empty()) PutBytesField(&version, 3, packed);
   PutVarintField(dst, 1, Unsigned(num_shards));
   PutVarintField(dst, 2, Unsigned(endianness));
   PutBytesField(dst, 3, version);

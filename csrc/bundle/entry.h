@@ -29,7 +29,7 @@ struct BundleHeader {
   int32_t min_consumer = 0;
   std::vector<int32_t> bad_consumers;
 
-  void EncodeTo(std::string* dst) const;  // without bad_consumers, which are never written
+  void EncodeTo(std::string* dst) const;
   bool DecodeFrom(std::string_view value);
 };
 

@@ -22,6 +22,7 @@ namespace {
 // Small enough to be still in the cache when it is written right after its checksum was computed.
 constexpr uint64_t kChunkBytes = 512 << 10;
 constexpr int32_t kProducerVersion = 1;
+constexpr char kZeros[4096] = {};
 
 // The second of two files: if it cannot be created, the first is removed.
 WritableFile CreateBeside(WritableFile* first, const std::string& path) {
@@ -34,6 +35,11 @@ WritableFile CreateBeside(WritableFile* first, const std::string& path) {
 }
 
 Error InvalidArgument(const std::string& message) { return Error(ErrorKind::kInvalidArgument, message); }
+
+int64_t CheckedAlignment(int64_t alignment) {
+  if (alignment < 1) throw InvalidArgument("Alignment must be at least 1, not " + std::to_string(alignment));
+  return alignment;
+}
 
 uint64_t CheckedNumElements(const std::string& key, const std::vector<int64_t>& shape) {
   const auto num_elements = NumElements(shape);
@@ -55,12 +61,24 @@ void CheckSize(const TensorBytes& tensor) {
   }
 }
 
+// What a slice is of its tensor. As in TensorFlow, a slice without elements can only be one of all of a dimension.
+Box CheckedBox(const std::string& key, const TensorSlice& slice, const std::vector<int64_t>& shape) {
+  CheckedNumElements(key, shape);
+  const std::optional<Box> box = Resolve(slice, shape);
+  const auto is_empty = [](const Extent& extent) { return extent.length == 0; };
+  if (!box || std::any_of(slice.extents.begin(), slice.extents.end(), is_empty)) {
+    throw InvalidArgument("Key " + DisplayKey(key) + ": the extents are empty or lie outside of the shape");
+  }
+  return *box;
+}
+
 }  // namespace
 
 BundleWriter::BundleWriter(const std::string& data_path, const std::string& index_path, bool durable,
-                           size_t block_size)
+                           size_t block_size, int64_t alignment)
     : durable_(durable),
       block_size_(block_size),
+      alignment_(CheckedAlignment(alignment)),
       data_file_(data_path),
       index_file_(CreateBeside(&data_file_, index_path)),
       owner_(getpid()) {}
@@ -76,22 +94,22 @@ void BundleWriter::Add(const std::vector<TensorBytes>& tensors) {
 
 void BundleWriter::AddStrings(std::string key, std::vector<int64_t> shape,
                               const std::vector<std::string_view>& values) {
+  Run([&] { AddStringTensor(std::move(key), std::move(shape), values); });
+}
+
+void BundleWriter::AddSlice(TensorBytes tensor, const TensorSlice& slice) {
   Run([&] {
-    if (CheckedNumElements(key, shape) != values.size()) {
-      throw InvalidArgument("Key " + DisplayKey(key) + ": " + std::to_string(values.size()) +
-                            " strings do not match the shape");
-    }
-    BundleEntry entry = BeginEntry(std::move(key), kDtypeString, std::move(shape));
-    uint32_t crc;
-    const std::string header = EncodeStringHeader(values, &crc);
-    uint64_t size = header.size();
-    data_file_.Append(header.data(), header.size());
-    for (std::string_view value : values) {
-      crc = AppendChecked(crc, value.data(), value.size());
-      size += value.size();
-    }
+    EnterSlice(slice, tensor.dtype, &tensor.key, &tensor.shape);
+    AddTensor(tensor);
     data_file_.Flush();
-    EndEntry(std::move(entry), size, crc);
+  });
+}
+
+void BundleWriter::AddStringsSlice(std::string key, std::vector<int64_t> shape, const TensorSlice& slice,
+                                   const std::vector<std::string_view>& values) {
+  Run([&] {
+    EnterSlice(slice, kDtypeString, &key, &shape);
+    AddStringTensor(std::move(key), std::move(shape), values);
   });
 }
 
@@ -142,6 +160,53 @@ void BundleWriter::AddTensor(const TensorBytes& tensor) {
   EndEntry(std::move(entry), tensor.size, crc);
 }
 
+void BundleWriter::AddStringTensor(std::string key, std::vector<int64_t> shape,
+                                   const std::vector<std::string_view>& values) {
+  if (CheckedNumElements(key, shape) != values.size()) {
+    throw InvalidArgument("Key " + DisplayKey(key) + ": " + std::to_string(values.size()) +
+                          " strings do not match the shape");
+  }
+  BundleEntry entry = BeginEntry(std::move(key), kDtypeString, std::move(shape));
+  uint32_t crc;
+  const std::string header = EncodeStringHeader(values, &crc);
+  uint64_t size = header.size();
+  data_file_.Append(header.data(), header.size());
+  for (std::string_view value : values) {
+    crc = AppendChecked(crc, value.data(), value.size());
+    size += value.size();
+  }
+  EndEntry(std::move(entry), size, crc);
+  data_file_.Flush();
+}
+
+// Lists a slice in the entry of its tensor, and turns key and shape of the tensor into those of the slice.
+void BundleWriter::EnterSlice(const TensorSlice& slice, int32_t dtype, std::string* key,
+                              std::vector<int64_t>* shape) {
+  Box box = CheckedBox(*key, slice, *shape);
+  if (box == WholeBox(*shape)) return;
+  SlicedEntry(*key, dtype, *shape)->slices.push_back(slice);
+  *key = SliceKey(*key, slice);
+  *shape = std::move(box.length);
+}
+
+// The entry of a tensor that is stored in slices; a new one for its first slice. Throws if the key is taken by
+// something else.
+BundleEntry* BundleWriter::SlicedEntry(const std::string& key, int32_t dtype,
+                                       const std::vector<int64_t>& shape) {
+  const auto found = entries_.find(key);
+  if (found == entries_.end() || found->second.slices.empty()) {
+    BundleEntry entry = BeginEntry(key, dtype, shape);
+    entry.offset = 0;
+    return &entries_.emplace(std::move(entry.key), std::move(entry)).first->second;
+  }
+  BundleEntry& entry = found->second;
+  if (entry.dtype != dtype || entry.shape != shape) {
+    throw InvalidArgument("Key " + DisplayKey(key) +
+                          ": slices of one tensor differ in its dtype or its shape");
+  }
+  return &entry;
+}
+
 uint32_t BundleWriter::AppendChecked(uint32_t crc, const void* data, uint64_t size) {
   const char* p = static_cast<const char*>(data);
   while (size > 0) {
@@ -154,9 +219,21 @@ uint32_t BundleWriter::AppendChecked(uint32_t crc, const void* data, uint64_t si
   return crc;
 }
 
+void BundleWriter::AppendPadding() {
+  const int64_t excess = offset_ % alignment_;
+  if (excess == 0) return;
+  int64_t missing = alignment_ - excess;
+  offset_ += missing;
+  while (missing > 0) {
+    const int64_t n = std::min<int64_t>(missing, sizeof(kZeros));
+    data_file_.Append(kZeros, static_cast<size_t>(n));
+    missing -= n;
+  }
+}
+
 BundleEntry BundleWriter::BeginEntry(std::string key, int32_t dtype, std::vector<int64_t> shape) const {
   if (key.empty()) throw InvalidArgument("The empty key belongs to the header");
-  if (records_.count(key) > 0) {
+  if (entries_.count(key) > 0) {
     throw Error(ErrorKind::kDuplicateKey, "Adding duplicate key: " + DisplayKey(key));
   }
   BundleEntry entry;
@@ -171,9 +248,8 @@ void BundleWriter::EndEntry(BundleEntry entry, uint64_t size, uint32_t crc) {
   entry.size = static_cast<int64_t>(size);
   entry.crc32c = MaskCrc(crc);
   offset_ += entry.size;
-  std::string record;
-  entry.EncodeTo(&record);
-  records_.emplace(std::move(entry.key), std::move(record));
+  entries_.emplace(std::move(entry.key), std::move(entry));
+  AppendPadding();
 }
 
 void BundleWriter::WriteIndex() {
@@ -184,7 +260,11 @@ void BundleWriter::WriteIndex() {
   header.EncodeTo(&record);
   TableBuilder table(&index_file_, block_size_);
   table.Add("", record);
-  for (const auto& [key, value] : records_) table.Add(key, value);
+  for (const auto& [key, entry] : entries_) {
+    record.clear();
+    entry.EncodeTo(&record);
+    table.Add(key, record);
+  }
   table.Finish();
 }
 

@@ -177,10 +177,18 @@ class TensorFlow:
 
     # Bundles.
 
-    def save_tensors(self, prefix: Path, values: Sequence[tuple[str, Value]]) -> None:
-        """`tf.raw_ops.SaveV2`."""
+    def save_tensors(
+        self, prefix: Path, values: Sequence[tuple[str, Value]], slices: Sequence[str] | None = None
+    ) -> None:
+        """`tf.raw_ops.SaveV2`; ``slices`` are its ``shape_and_slices``."""
         keys = [_to_base64(key.encode()) for key, _ in values]
-        self._worker.call("save_tensors", prefix=str(prefix), keys=keys, values=[_encoded(v) for _, v in values])
+        encoded = [_encoded(value) for _, value in values]
+        texts = [""] * len(keys) if slices is None else list(slices)
+        self._worker.call("save_tensors", prefix=str(prefix), keys=keys, values=encoded, slices=texts)
+
+    def merge_bundles(self, prefixes: Sequence[Path], destination: Path) -> None:
+        """`tf.raw_ops.MergeV2Checkpoints`."""
+        self._worker.call("merge_bundles", prefixes=[str(p) for p in prefixes], destination=str(destination))
 
     def read_all(self, path: str | Path) -> dict[str, Value]:
         """Every value that `tf.train.load_checkpoint` reads."""

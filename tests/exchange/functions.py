@@ -102,14 +102,18 @@ def content_of(built: Any) -> Json:
 # Bundles.
 
 
-def save_tensors(prefix: str, keys: list[str], values: list[Json]) -> None:
+def save_tensors(prefix: str, keys: list[str], values: list[Json], slices: list[str]) -> None:
     """`SaveV2`, whose keys may be any bytes."""
     tf.raw_ops.SaveV2(
         prefix=prefix,
         tensor_names=[base64.b64decode(key) for key in keys],
-        shape_and_slices=[""] * len(keys),
+        shape_and_slices=slices,
         tensors=[constant(value) for value in values],
     )
+
+
+def merge_bundles(prefixes: list[str], destination: str) -> None:
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=prefixes, destination_prefix=destination)
 
 
 def read_all(path: str) -> dict[str, Json]:

@@ -185,8 +185,14 @@ def write_crafted(prefix: Path, entries: dict[bytes, bytes], data: bytes = b"", 
     Path(f"{prefix}.data-00000-of-00001").write_bytes(data)
 
 
-def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False) -> BundleWriter:
-    return BundleWriter(f"{prefix}.data-00000-of-00001", f"{prefix}.index", durable=durable, block_size=block_size)
+def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False, alignment: int = 1) -> BundleWriter:
+    return BundleWriter(
+        f"{prefix}.data-00000-of-00001",
+        f"{prefix}.index",
+        durable=durable,
+        block_size=block_size,
+        alignment=alignment,
+    )
 
 
 def open_reader(prefix: Path) -> BundleReader:
@@ -207,6 +213,21 @@ def add(writer: BundleWriter, key: bytes, dtype: int, shape: tuple[int, ...], va
     else:
         memory = np.frombuffer(value, np.uint8)
         writer.add([(key, dtype, shape, memory.ctypes.data, memory.nbytes)])
+
+
+def add_slice(
+    writer: BundleWriter,
+    key: bytes,
+    dtype: int,
+    shape: tuple[int, ...],
+    extents: witness.Extents,
+    value: bytes | list[bytes],
+) -> None:
+    if isinstance(value, list):
+        writer.add_strings_slice(key, shape, extents, value)
+    else:
+        memory = np.frombuffer(value, np.uint8)
+        writer.add_slice(key, dtype, shape, extents, memory.ctypes.data, memory.nbytes)
 
 
 def read_value(reader: BundleReader, found: BundleEntry) -> bytes | list[bytes]:

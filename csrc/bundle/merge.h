@@ -1,0 +1,31 @@
+// Makes one bundle of several by writing one index for all of their data files, which keep their bytes.
+//
+//    merged index   a table (table_builder.h): "" -> header, then the entries of all indexes in key order, with
+//                   new shard numbers; of a tensor with slices in several bundles, one entry with all of them
+//
+// Data files are numbered in the order in which their bundles were given, and within a bundle in the key order
+// of the first entry that lies in each. A data file that no entry lies in is left out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace trackckpt {
+
+// Where a data file of a merged bundle comes from.
+struct MergedShard {
+  size_t source = 0;  // the position of its index among those that were given
+  int32_t shard_id = 0;
+  int32_t num_shards = 0;
+};
+
+// Writes the index of the merged bundle, and returns the sources of its data files in the order of their new
+// numbers. `merged_path` must not exist; on failure it does not. With `durable`, the index has been synced.
+//
+// All keys and entries are held in memory, each once: about as many bytes as the indexes have.
+std::vector<MergedShard> MergeIndexes(const std::vector<std::string>& index_paths,
+                                      const std::string& merged_path, bool durable);
+
+}  // namespace trackckpt
