@@ -231,7 +231,8 @@ class Checkpoint(AutoTrackable):
         skip_slots = options.experimental_skip_slot_variables
         matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
         assign_values(matched, reader, options)
-        self._own.deferred = DeferredRestore(matched, reader, options, self, self._discover)
+        if not isinstance(self._own.root, weakref.ref):  # what waits keeps alive what it waits for
+            self._own.deferred = DeferredRestore(matched, reader, options, self, self._discover)
         return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
 
     def _read_by_names(

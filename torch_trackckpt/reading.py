@@ -40,7 +40,8 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
         found = latest_checkpoint(path) or saved_model_prefix(path)
         if found is None:
             raise ValueError(
-                f"No checkpoint in the directory {path!r}: it is no SavedModel and has no usable state file."
+                f"Couldn't find a checkpoint in the directory {path!r}: it has no usable state file and is no "
+                "SavedModel."
             )
         path = found
     return CheckpointReader(path)
