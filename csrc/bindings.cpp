@@ -18,6 +18,7 @@
 
 #include "bundle/merge.h"
 #include "bundle/reader.h"
+#include "bundle/v1_reader.h"
 #include "bundle/writer.h"
 #include "encoding/crc32c.h"
 #include "error.h"
@@ -316,7 +317,8 @@ void InitReader(BundleReader* self, const nb::str& index_path, const nb::str& da
   new (self) BundleReader(index, std::move(prefix), std::move(suffixes));
 }
 
-nb::list ListEntries(const BundleReader& self) {
+template <typename Reader>
+nb::list ListEntries(const Reader& self) {
   std::vector<BundleEntry> entries;
   {
     const nb::gil_scoped_release release;
@@ -327,19 +329,22 @@ nb::list ListEntries(const BundleReader& self) {
   return result;
 }
 
-std::optional<BundleEntry> FindEntry(const BundleReader& self, const nb::bytes& key) {
+template <typename Reader>
+std::optional<BundleEntry> FindEntry(const Reader& self, const nb::bytes& key) {
   const std::string_view view = ViewOf(key);
   const nb::gil_scoped_release release;
   return self.Find(view);
 }
 
-void CheckKeys(const BundleReader& self, const nb::list& keys) {
+template <typename Reader>
+void CheckKeys(const Reader& self, const nb::list& keys) {
   const auto plain_keys = KeysFromPython(keys);
   const nb::gil_scoped_release release;
   self.Check(plain_keys);
 }
 
-void VerifyKeys(const BundleReader& self, const nb::list& keys) {
+template <typename Reader>
+void VerifyKeys(const Reader& self, const nb::list& keys) {
   const auto plain_keys = KeysFromPython(keys);
   const nb::gil_scoped_release release;
   self.Verify(plain_keys);
@@ -353,7 +358,8 @@ void VerifyKeys(const BundleReader& self, const nb::list& keys) {
   throw nb::python_error();
 }
 
-void ReadTensors(const BundleReader& self, const nb::list& requests) {
+template <typename Reader>
+void ReadTensors(const Reader& self, const nb::list& requests) {
   const auto values = ListFromPython<ReadRequest>(requests, RequestFromPython);
   ReadProgress progress;
   try {
@@ -373,6 +379,55 @@ nb::list ReadStrings(const BundleReader& self, const nb::bytes& key) {
   }
   nb::list result;
   for (const std::string& value : strings) result.append(BytesOf(value));
+  return result;
+}
+
+// --- V1Reader --------------------------------------------------------------------------------------------
+
+void InitV1Reader(V1Reader* self, const nb::list& paths) {
+  const auto plain_paths = ListFromPython<std::string>(
+      paths, [](nb::handle path) { return PathFromPython(Require<nb::str>(path, "a path must be a str")); });
+  const nb::gil_scoped_release release;
+  new (self) V1Reader(plain_paths);
+}
+
+Extent ExtentFromPython(nb::handle value) {
+  const char* what = "an extent must be a tuple (start, length)";
+  const nb::tuple pair = TupleOfLength(value, 2, what);
+  return {IntFromPython(pair[0], what), IntFromPython(pair[1], what)};
+}
+
+TensorSlice SliceFromPython(nb::handle value) {
+  TensorSlice slice;
+  for (nb::handle extent : Require<nb::tuple>(value, "extents must be a tuple of (start, length)")) {
+    slice.extents.push_back(ExtentFromPython(extent));
+  }
+  return slice;
+}
+
+template <typename Reader>
+void ReadSlice(const Reader& self, const nb::bytes& key, const nb::tuple& extents, nb::handle address,
+               nb::handle size, bool verify) {
+  const std::string_view view = ViewOf(key);
+  const TensorSlice part = SliceFromPython(extents);
+  const uint64_t plain_size = SizeFromPython(size);
+  void* const destination = MemoryFromPython(address, plain_size);
+  const nb::gil_scoped_release release;
+  self.ReadSlice(view, part, destination, plain_size, verify);
+}
+
+template <typename Reader>
+nb::list ReadStringArray(const Reader& self, const nb::bytes& key, const std::optional<nb::tuple>& extents) {
+  const std::string_view view = ViewOf(key);
+  std::optional<TensorSlice> part;
+  if (extents) part = SliceFromPython(*extents);
+  StringArray strings;
+  {
+    const nb::gil_scoped_release release;
+    strings = self.ReadStrings(view, part);
+  }
+  nb::list result;
+  for (size_t i = 0; i < strings.size(); ++i) result.append(BytesOf(strings[i]));
   return result;
 }
 
@@ -436,12 +491,26 @@ void DefineReader(nb::module_& module) {
   nb::class_<BundleReader>(module, "BundleReader", nb::is_final(), "Reads one bundle.")
       .def("__init__", &InitReader, "index_path"_a, "data_prefix"_a, "data_suffixes"_a = nb::make_tuple(""))
       .def_prop_ro("num_shards", &BundleReader::num_shards)
-      .def("entries", &ListEntries)
-      .def("find", &FindEntry, "key"_a)
-      .def("check", &CheckKeys, "keys"_a)
-      .def("verify", &VerifyKeys, "keys"_a)
-      .def("read", &ReadTensors, "requests"_a)
+      .def("entries", &ListEntries<BundleReader>)
+      .def("find", &FindEntry<BundleReader>, "key"_a)
+      .def("check", &CheckKeys<BundleReader>, "keys"_a)
+      .def("verify", &VerifyKeys<BundleReader>, "keys"_a)
+      .def("read", &ReadTensors<BundleReader>, "requests"_a)
       .def("read_strings", &ReadStrings, "key"_a);
+}
+
+void DefineV1Reader(nb::module_& module) {
+  nb::class_<V1Reader>(module, "V1Reader", nb::is_final(), "Reads the older format.")
+      .def("__init__", &InitV1Reader, "paths"_a)
+      .def_prop_ro("num_shards", &V1Reader::num_shards)
+      .def("entries", &ListEntries<V1Reader>)
+      .def("find", &FindEntry<V1Reader>, "key"_a)
+      .def("check", &CheckKeys<V1Reader>, "keys"_a)
+      .def("verify", &VerifyKeys<V1Reader>, "keys"_a)
+      .def("read", &ReadTensors<V1Reader>, "requests"_a)
+      .def("read_slice", &ReadSlice<V1Reader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
+           "verify"_a)
+      .def("read_strings", &ReadStringArray<V1Reader>, "key"_a, "extents"_a = nb::none());
 }
 
 }  // namespace
@@ -455,4 +524,5 @@ NB_MODULE(_native, module) {
   trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);
   trackckpt::DefineReader(module);
+  trackckpt::DefineV1Reader(module);
 }

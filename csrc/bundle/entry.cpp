@@ -38,40 +38,6 @@ bool DecodeDim(std::string_view value, int64_t* size) {
   return reader.ok();
 }
 
-bool DecodeShape(std::string_view value, BundleEntry* entry) {
-  WireReader reader(value);
-  while (reader.Next()) {
-    if (reader.Is(2, WireType::kBytes)) {
-      int64_t dim;
-      if (!DecodeDim(reader.bytes(), &dim)) return false;
-      entry->shape.push_back(dim);
-    } else if (reader.Is(3, WireType::kVarint)) {
-      entry->is_unknown_rank = reader.number() != 0;
-    }
-  }
-  return reader.ok();
-}
-
-bool DecodePacked(std::string_view values, std::vector<int32_t>* numbers) {
-  while (!values.empty()) {
-    uint64_t number;
-    if (!GetVarint64(&values, &number)) return false;
-    numbers->push_back(Int32(number));
-  }
-  return true;
-}
-
-bool DecodeVersion(std::string_view value, BundleHeader* header) {
-  WireReader reader(value);
-  while (reader.Next()) {
-    if (reader.Is(1, WireType::kVarint)) header->producer = Int32(reader.number());
-    if (reader.Is(2, WireType::kVarint)) header->min_consumer = Int32(reader.number());
-    if (reader.Is(3, WireType::kVarint)) header->bad_consumers.push_back(Int32(reader.number()));
-    if (reader.Is(3, WireType::kBytes) && !DecodePacked(reader.bytes(), &header->bad_consumers)) return false;
-  }
-  return reader.ok();
-}
-
 uint8_t ByteAt(std::string_view text, size_t i) { return static_cast<uint8_t>(text[i]); }
 
 // The length of the UTF-8 sequence that a byte begins; 0 if it begins none.
@@ -133,7 +99,7 @@ bool BundleHeader::DecodeFrom(std::string_view value) {
   while (reader.Next()) {
     if (reader.Is(1, WireType::kVarint)) num_shards = Int32(reader.number());
     if (reader.Is(2, WireType::kVarint)) endianness = Int32(reader.number());
-    if (reader.Is(3, WireType::kBytes) && !DecodeVersion(reader.bytes(), this)) return false;
+    if (reader.Is(3, WireType::kBytes) && !Version::DecodeFrom(reader.bytes())) return false;
   }
   return reader.ok();
 }
@@ -162,6 +128,20 @@ bool BundleEntry::DecodeFrom(std::string_view value) {
     if (reader.Is(5, WireType::kVarint)) size = Int64(reader.number());
     if (reader.Is(6, WireType::kFixed32)) crc32c = static_cast<uint32_t>(reader.number());
     if (reader.Is(7, WireType::kBytes) && !slices.emplace_back().DecodeFrom(reader.bytes())) return false;
+  }
+  return reader.ok();
+}
+
+bool DecodeShape(std::string_view message, BundleEntry* entry) {
+  WireReader reader(message);
+  while (reader.Next()) {
+    if (reader.Is(2, WireType::kBytes)) {
+      int64_t dim;
+      if (!DecodeDim(reader.bytes(), &dim)) return false;
+      entry->shape.push_back(dim);
+    } else if (reader.Is(3, WireType::kVarint)) {
+      entry->is_unknown_rank = reader.number() != 0;
+    }
   }
   return reader.ok();
 }

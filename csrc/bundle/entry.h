@@ -1,7 +1,6 @@
 // The records of a bundle's index: a header under the empty key, and an entry for every tensor.
 //
-//    BundleHeaderProto { 1 num_shards int32 | 2 endianness enum | 3 version VersionDef }
-//    VersionDef        { 1 producer int32 | 2 min_consumer int32 | 3 repeated bad_consumers int32 }
+//    BundleHeaderProto { 1 num_shards int32 | 2 endianness enum | 3 version VersionDef (version.h) }
 //    BundleEntryProto  { 1 dtype enum | 2 shape TensorShapeProto | 3 shard_id int32 | 4 offset int64
 //                        5 size int64 | 6 crc32c fixed32, masked | 7 repeated slices TensorSliceProto }
 //    TensorShapeProto  { 2 repeated dim { 1 size int64 | 2 name } | 3 unknown_rank bool }
@@ -19,15 +18,13 @@
 #include <vector>
 
 #include "bundle/slice.h"
+#include "bundle/version.h"
 
 namespace trackckpt {
 
-struct BundleHeader {
+struct BundleHeader : Version {
   int32_t num_shards = 0;
   int32_t endianness = 0;  // 0 little, 1 big
-  int32_t producer = 0;
-  int32_t min_consumer = 0;
-  std::vector<int32_t> bad_consumers;
 
   void EncodeTo(std::string* dst) const;
   bool DecodeFrom(std::string_view value);
@@ -51,6 +48,9 @@ struct BundleEntry {
 
 // Nothing for a shape that no tensor can have: a negative dimension, too many of them, or too many elements.
 std::optional<uint64_t> NumElements(const std::vector<int64_t>& shape);
+
+// Adds the dimensions of a TensorShapeProto to `entry`. False if the message is malformed.
+bool DecodeShape(std::string_view message, BundleEntry* entry);
 
 // A key for a message: UTF-8 as it is, control characters and other bytes as \xNN.
 std::string DisplayKey(std::string_view key);

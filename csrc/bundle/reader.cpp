@@ -17,10 +17,6 @@ namespace {
 // Small enough to be still in the cache when its checksum is computed right after it was read.
 constexpr uint64_t kChunkBytes = 512 << 10;
 
-// The version of the format that this reader implements, as a consumer.
-constexpr int32_t kConsumerVersion = 1;
-constexpr int32_t kMinProducerVersion = 0;
-
 Error DataLoss(const std::string& message) { return Error(ErrorKind::kDataLoss, message); }
 
 Error Unsupported(const std::string& message) { return Error(ErrorKind::kUnsupportedFormat, message); }
@@ -47,22 +43,6 @@ Error BadLengths(const BundleEntry& entry, const ReadableFile& file) {
   return DataLoss("String lengths longer than expected offset, or shorter: key " + DisplayKey(entry.key) +
                   ", file " + file.path() + ", offset " + std::to_string(entry.offset) + ", size " +
                   std::to_string(entry.size));
-}
-
-void CheckVersion(const BundleHeader& header, const std::string& path) {
-  if (header.producer < kMinProducerVersion) {
-    throw Unsupported(path + ": written by a producer of version " + std::to_string(header.producer) +
-                      ", below the oldest that is read, " + std::to_string(kMinProducerVersion));
-  }
-  if (header.min_consumer > kConsumerVersion) {
-    throw Unsupported(path + ": needs a consumer of version " + std::to_string(header.min_consumer) +
-                      " or later; this one has version " + std::to_string(kConsumerVersion));
-  }
-  const auto& bad = header.bad_consumers;
-  if (std::find(bad.begin(), bad.end(), kConsumerVersion) != bad.end()) {
-    throw Unsupported(path + ": must not be read by consumers of version " +
-                      std::to_string(kConsumerVersion) + ", such as this one");
-  }
 }
 
 void CheckHeader(const BundleHeader& header, const std::string& path) {

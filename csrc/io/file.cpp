@@ -34,18 +34,25 @@ int CreateFile(const std::string& path) {
   return fd;
 }
 
+// Opening a named pipe would wait for someone who writes to it, were it not for O_NONBLOCK. Regular files are
+// read as without it.
 int OpenFile(const std::string& path) {
-  const int fd = Retry([&] { return open(path.c_str(), O_RDONLY | O_CLOEXEC); });
+  const int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+  const int fd = Retry([&] { return open(path.c_str(), flags); });
   if (fd >= 0) return fd;
   if (errno == ENOENT) throw FileError(ErrorKind::kNotFound, ENOENT, path);
   ThrowErrno(path);
 }
 
-uint64_t SizeOf(int fd, const std::string& path) {
+FileState StateOf(int fd, const std::string& path) {
   struct stat status;
   if (fstat(fd, &status) != 0) ThrowErrno(path);
   if (S_ISDIR(status.st_mode)) throw FileError(ErrorKind::kSystem, EISDIR, path);
-  return static_cast<uint64_t>(status.st_size);
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(ErrorKind::kUnsupportedFormat, path + ": not a regular file, but a pipe or a device");
+  }
+  return {status.st_dev, status.st_ino, static_cast<uint64_t>(status.st_size), status.st_mtim.tv_sec,
+          status.st_mtim.tv_nsec};
 }
 
 }  // namespace
@@ -104,8 +111,13 @@ void WritableFile::Discard() {
   unlink(path_.c_str());
 }
 
+bool FileState::operator==(const FileState& other) const {
+  return device == other.device && inode == other.inode && size == other.size &&
+         modified_seconds == other.modified_seconds && modified_nanoseconds == other.modified_nanoseconds;
+}
+
 ReadableFile::ReadableFile(std::string path)
-    : path_(std::move(path)), fd_(OpenFile(path_)), size_(SizeOf(fd_.get(), path_)) {}
+    : path_(std::move(path)), fd_(OpenFile(path_)), state_(StateOf(fd_.get(), path_)) {}
 
 void ReadableFile::Read(uint64_t offset, void* destination, size_t n) const {
   char* p = static_cast<char*>(destination);

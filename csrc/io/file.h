@@ -1,6 +1,7 @@
 // Local files that close themselves. Every failure names the path.
 #pragma once
 
+#include <sys/types.h>
 #include <sys/uio.h>
 
 #include <cstddef>
@@ -56,12 +57,26 @@ class WritableFile {
   size_t queued_bytes_ = 0;
 };
 
+// What is different when a file was replaced or written to.
+struct FileState {
+  dev_t device = 0;
+  ino_t inode = 0;
+  uint64_t size = 0;
+  int64_t modified_seconds = 0;
+  int64_t modified_nanoseconds = 0;
+
+  bool operator==(const FileState& other) const;
+};
+
 class ReadableFile {
  public:
+  // Throws, without waiting, if what is at `path` is no regular file.
   explicit ReadableFile(std::string path);
 
   const std::string& path() const { return path_; }
-  uint64_t size() const { return size_; }
+  uint64_t size() const { return state_.size; }
+  // As it was when the file was opened.
+  const FileState& state() const { return state_; }
 
   // Reads exactly `n` bytes, or throws. Any number of threads may read at once.
   void Read(uint64_t offset, void* destination, size_t n) const;
@@ -69,7 +84,7 @@ class ReadableFile {
  private:
   std::string path_;
   FileDescriptor fd_;
-  uint64_t size_;
+  FileState state_;
 };
 
 }  // namespace trackckpt

@@ -81,4 +81,26 @@ void BlockIterator::ParseNextEntry(bool is_restart) {
   rest_.remove_prefix(uint64_t{non_shared} + value_length);
 }
 
+std::optional<std::string_view> FindInBlock(std::string_view contents, std::string_view key,
+                                            const std::string& path) {
+  BlockIterator block(contents, path);
+  block.Seek(key);
+  if (!block.Valid() || block.key() != key) return std::nullopt;
+  return block.value();
+}
+
+std::optional<BlockHandle> FindDataBlock(std::string_view contents, std::string_view key,
+                                         const std::string& path) {
+  BlockIterator index(contents, path);
+  index.Seek(key);
+  if (!index.Valid()) return std::nullopt;
+  return DecodeHandle(index.value(), path);
+}
+
+BlockHandle DecodeHandle(std::string_view encoded, const std::string& path) {
+  BlockHandle handle;
+  if (!handle.DecodeFrom(&encoded)) ThrowCorruption(path, "bad block handle in index block");
+  return handle;
+}
+
 }  // namespace trackckpt

@@ -4,8 +4,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include "table/format.h"
 
 namespace trackckpt {
 
@@ -41,5 +44,15 @@ class BlockIterator {
   std::string key_;
   std::string_view value_;
 };
+
+// The value of `key` in a data block.
+std::optional<std::string_view> FindInBlock(std::string_view contents, std::string_view key,
+                                            const std::string& path);
+
+// The handle of the only data block that may hold `key`. `contents` are those of the index block.
+std::optional<BlockHandle> FindDataBlock(std::string_view contents, std::string_view key,
+                                         const std::string& path);
+
+BlockHandle DecodeHandle(std::string_view encoded, const std::string& path);
 
 }  // namespace trackckpt

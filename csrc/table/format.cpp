@@ -2,7 +2,9 @@
 
 #include "encoding/coding.h"
 #include "encoding/crc32c.h"
+#include "encoding/snappy.h"
 #include "error.h"
+#include "io/git_lfs.h"
 
 namespace trackckpt {
 
@@ -10,10 +12,15 @@ namespace {
 
 constexpr size_t kMagicLength = 8;
 
-// `block` includes the trailer.
-void VerifyChecksum(std::string_view block, const std::string& path) {
-  const std::string_view covered = block.substr(0, block.size() - 4);
-  const uint32_t stored = DecodeFixed32(block.data() + covered.size());
+[[noreturn]] void ThrowNoTable(const std::string& what, const ReadableFile& file) {
+  std::string message = what + ": " + file.path();
+  if (IsGitLfsPointer(file)) message.append(": ").append(kGitLfsAdvice);
+  throw Error(ErrorKind::kDataLoss, message);
+}
+
+void VerifyChecksum(std::string_view sealed, const std::string& path) {
+  const std::string_view covered = sealed.substr(0, sealed.size() - 4);
+  const uint32_t stored = DecodeFixed32(sealed.data() + covered.size());
   if (MaskCrc(Crc32cExtend(0, covered.data(), covered.size())) != stored) {
     throw Error(ErrorKind::kDataLoss, "block checksum mismatch: " + path);
   }
@@ -38,13 +45,8 @@ void Footer::EncodeTo(std::string* dst) const {
   PutFixed64(dst, kTableMagicNumber);
 }
 
-void Footer::DecodeFrom(std::string_view input, const std::string& path) {
-  if (DecodeFixed64(input.data() + kEncodedLength - kMagicLength) != kTableMagicNumber) {
-    throw Error(ErrorKind::kDataLoss, "not an sstable (bad magic number): " + path);
-  }
-  if (!metaindex_handle.DecodeFrom(&input) || !index_handle.DecodeFrom(&input)) {
-    throw Error(ErrorKind::kDataLoss, "bad block handle in footer: " + path);
-  }
+bool Footer::DecodeFrom(std::string_view input) {
+  return metaindex_handle.DecodeFrom(&input) && index_handle.DecodeFrom(&input);
 }
 
 std::string EncodeBlockTrailer(std::string_view contents) {
@@ -54,21 +56,41 @@ std::string EncodeBlockTrailer(std::string_view contents) {
   return trailer;
 }
 
-std::string_view ReadBlock(std::string_view file, const BlockHandle& handle, bool verify_checksum,
-                           const std::string& path) {
-  if (handle.offset > file.size() || handle.size > file.size() - handle.offset ||
-      kBlockTrailerSize > file.size() - handle.offset - handle.size) {
-    throw Error(ErrorKind::kDataLoss, "truncated block read: " + std::to_string(handle.size) +
-                                          " bytes at offset " + std::to_string(handle.offset) +
-                                          " of a file of " + std::to_string(file.size()) + " bytes: " + path);
+Footer ReadFooter(const ReadableFile& file) {
+  if (file.size() < Footer::kEncodedLength) {
+    ThrowNoTable("file is too short to be an sstable (" + std::to_string(file.size()) + " bytes)", file);
   }
-  const std::string_view block = file.substr(handle.offset, handle.size + kBlockTrailerSize);
-  if (verify_checksum) VerifyChecksum(block, path);
-  switch (static_cast<BlockType>(block[handle.size])) {
+  std::string encoded(Footer::kEncodedLength, '\0');
+  file.Read(file.size() - encoded.size(), encoded.data(), encoded.size());
+  if (DecodeFixed64(encoded.data() + encoded.size() - kMagicLength) != kTableMagicNumber) {
+    ThrowNoTable("not an sstable (bad magic number)", file);
+  }
+  Footer footer;
+  if (!footer.DecodeFrom(encoded)) {
+    throw Error(ErrorKind::kDataLoss, "bad block handle in footer: " + file.path());
+  }
+  return footer;
+}
+
+void CheckInside(const BlockHandle& handle, uint64_t file_size, const std::string& path) {
+  if (handle.offset <= file_size && handle.size <= file_size - handle.offset &&
+      kBlockTrailerSize <= file_size - handle.offset - handle.size) {
+    return;
+  }
+  throw Error(ErrorKind::kDataLoss, "truncated block read: " + std::to_string(handle.size) +
+                                        " bytes at offset " + std::to_string(handle.offset) +
+                                        " of a file of " + std::to_string(file_size) + " bytes: " + path);
+}
+
+std::string_view OpenBlock(std::string_view sealed, const std::string& path, std::string* uncompressed) {
+  VerifyChecksum(sealed, path);
+  const std::string_view stored = sealed.substr(0, sealed.size() - kBlockTrailerSize);
+  switch (static_cast<BlockType>(sealed[stored.size()])) {
     case BlockType::kStored:
-      return block.substr(0, handle.size);
+      return stored;
     case BlockType::kSnappy:
-      throw Error(ErrorKind::kUnsupportedFormat, "Snappy-compressed blocks are not supported: " + path);
+      if (SnappyUncompress(stored, uncompressed)) return *uncompressed;
+      throw Error(ErrorKind::kDataLoss, "corrupted compressed block contents: " + path);
   }
   throw Error(ErrorKind::kDataLoss, "bad block type: " + path);
 }

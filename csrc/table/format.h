@@ -1,8 +1,8 @@
 // The frame of a table file.
 //
 //    file:   data block*, metaindex block, index block, footer
-//    block:  contents | type (1 byte) | masked crc32c of contents and type (uint32)
-//    handle: varint64 offset of a block | varint64 size of its contents
+//    block:  contents, maybe compressed | type (1 byte) | masked crc32c of both as they lie there (uint32)
+//    handle: varint64 offset of a block | varint64 size of its contents as they lie there
 //    footer: metaindex handle | index handle | zeros up to 40 bytes | magic (uint64)
 #pragma once
 
@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+
+#include "io/file.h"
 
 namespace trackckpt {
 
@@ -27,6 +29,7 @@ struct BlockHandle {
 
   void EncodeTo(std::string* dst) const;
   bool DecodeFrom(std::string_view* input);
+  bool operator==(const BlockHandle& other) const { return offset == other.offset && size == other.size; }
 };
 
 struct Footer {
@@ -36,15 +39,21 @@ struct Footer {
   BlockHandle index_handle;
 
   void EncodeTo(std::string* dst) const;
-  // `path` is for the message: throws if the bytes are no footer.
-  void DecodeFrom(std::string_view input, const std::string& path);
+  // The magic number is the caller's to check.
+  bool DecodeFrom(std::string_view input);
 };
 
 // The trailer of a block that is stored as it is.
 std::string EncodeBlockTrailer(std::string_view contents);
 
-// The contents of the block at `handle` in the bytes of a whole file, without the trailer.
-std::string_view ReadBlock(std::string_view file, const BlockHandle& handle, bool verify_checksum,
-                           const std::string& path);
+// Reads the last bytes of the file. Throws if it is no table; the message names a Git LFS pointer as such.
+Footer ReadFooter(const ReadableFile& file);
+
+// Throws unless the block and its trailer lie inside a file of `file_size` bytes.
+void CheckInside(const BlockHandle& handle, uint64_t file_size, const std::string& path);
+
+// The contents of a block from its bytes with the trailer, whose checksum is checked. What was compressed is put
+// into `uncompressed`, which the result then is a view of; otherwise it is a view of `sealed`.
+std::string_view OpenBlock(std::string_view sealed, const std::string& path, std::string* uncompressed);
 
 }  // namespace trackckpt

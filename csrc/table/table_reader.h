@@ -1,12 +1,13 @@
 // Reads a table from memory: the whole file is loaded at once and closed. format.h and block_builder.h have
-// the layout.
+// the layout. table_file.h is for tables that are too large for this.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,14 +30,23 @@ class TableReader {
   void ForEach(const Visitor& visit) const;
 
  private:
+  // A block that has been checked.
+  struct Block {
+    std::string uncompressed;   // empty where the file holds the contents as they are
+    std::string_view contents;  // of `uncompressed` or of the file
+  };
+
   [[noreturn]] void Corrupt(const char* what) const;
-  std::string_view DataBlock(std::string_view encoded_handle) const;
+  std::string_view Sealed(const BlockHandle& handle) const;
+  std::string_view DataBlock(const BlockHandle& handle) const;
 
   const std::string path_;
-  std::string contents_;
-  std::string_view index_block_;
+  std::string file_;
+  Block index_block_;
   mutable std::mutex mutex_;
-  mutable std::set<std::pair<uint64_t, uint64_t>> verified_blocks_;  // offset and size; guarded by mutex_
+  // By offset and size. These two are guarded by mutex_.
+  mutable std::map<std::pair<uint64_t, uint64_t>, std::unique_ptr<const Block>> blocks_;
+  mutable uint64_t stored_bytes_ = 0;  // what the blocks take in the file
 };
 
 }  // namespace trackckpt

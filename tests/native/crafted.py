@@ -6,7 +6,7 @@ as a second opinion on what the core writes and as a source of tables that Tenso
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,21 +154,27 @@ def blocks_of(items: Sequence[tuple[bytes, bytes]], block_size: int, restart_int
         yield current
 
 
-def table(items: Sequence[tuple[bytes, bytes]], block_size: int = 262144, restart_interval: int = 16) -> bytes:
-    """A table of these (key, value) pairs, in the given order."""
+def table(
+    items: Sequence[tuple[bytes, bytes]],
+    block_size: int = 262144,
+    restart_interval: int = 16,
+    compress: Callable[[bytes], bytes] | None = None,
+) -> bytes:
+    """A table of these (key, value) pairs, in the given order; `compress` makes Snappy of a block's contents."""
     blocks = list(blocks_of(items, block_size, restart_interval))
     index_keys = [separator(a.keys[-1], b.keys[0]) for a, b in itertools.pairwise(blocks)]
     index_keys += [successor(last.keys[-1]) for last in blocks[-1:]]
-    return assemble(zip(index_keys, (built.contents() for built in blocks), strict=True))
+    return assemble(zip(index_keys, (built.contents() for built in blocks), strict=True), compress)
 
 
-def assemble(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
+def assemble(blocks: Iterable[tuple[bytes, bytes]], compress: Callable[[bytes], bytes] | None = None) -> bytes:
     """A table of finished block contents, each under its index key."""
     out = bytearray()
 
     def put(contents: bytes) -> bytes:
-        handle = varint(len(out)) + varint(len(contents))
-        out.extend(seal(contents))
+        stored = compress(contents) if compress else contents
+        handle = varint(len(out)) + varint(len(stored))
+        out.extend(seal(stored, kind=1 if compress else 0))
         return handle
 
     index = [(key, put(contents)) for key, contents in blocks]

@@ -1,0 +1,47 @@
+#include "table/table_file.h"
+
+#include "error.h"
+#include "table/block_reader.h"
+
+namespace trackckpt {
+
+TableFile::TableFile(const std::string& path) : path_(path) {
+  const ReadableFile file(path);
+  state_ = file.state();
+  const Footer footer = ReadFooter(file);
+  index_block_ = LastBlock().Load(file, footer.index_handle);
+}
+
+ReadableFile TableFile::Open() const {
+  ReadableFile file(path_);
+  if (file.state() == state_) return file;
+  throw Error(ErrorKind::kDataLoss, path_ + ": the file has changed since it was opened");
+}
+
+std::optional<std::string_view> TableFile::Get(const ReadableFile& file, std::string_view key,
+                                               LastBlock* block) const {
+  const auto handle = FindDataBlock(index_block_, key, path_);
+  if (!handle) return std::nullopt;
+  return FindInBlock(block->Load(file, *handle), key, path_);
+}
+
+std::string_view TableFile::LastBlock::Load(const ReadableFile& file, const BlockHandle& handle) {
+  if (file_ == file.state() && handle_ == handle) return contents_;
+  CheckInside(handle, file.size(), file.path());
+  Clear();
+  sealed_.resize(handle.size + kBlockTrailerSize);
+  file.Read(handle.offset, sealed_.data(), sealed_.size());
+  contents_ = OpenBlock(sealed_, file.path(), &uncompressed_);
+  file_ = file.state();
+  handle_ = handle;
+  return contents_;
+}
+
+// Gives the memory back, so that no two large blocks exist at once.
+void TableFile::LastBlock::Clear() {
+  file_.reset();
+  std::string().swap(sealed_);
+  std::string().swap(uncompressed_);
+}
+
+}  // namespace trackckpt
