@@ -180,6 +180,16 @@ std::vector<std::string_view> ViewsOf(const nb::tuple& values) {
   return views;
 }
 
+TensorSlice SliceFromPython(nb::handle value) {
+  TensorSlice slice;
+  const char* what = "a part must be a tuple of (start, length)";
+  for (nb::handle item : Require<nb::tuple>(value, what)) {
+    const nb::tuple extent = TupleOfLength(item, 2, what);
+    slice.extents.push_back({IntFromPython(extent[0], what), IntFromPython(extent[1], what)});
+  }
+  return slice;
+}
+
 template <typename T, typename Convert>
 std::vector<T> ListFromPython(const nb::list& list, Convert convert) {
   std::vector<T> values;
@@ -314,16 +324,55 @@ void ReadTensors(const BundleReader& self, const nb::list& requests) {
   }
 }
 
-nb::list ReadStrings(const BundleReader& self, const nb::bytes& key) {
-  std::vector<std::string> strings;
+void ReadSlice(const BundleReader& self, const nb::bytes& key, const nb::tuple& extents, nb::handle address,
+               nb::handle size, bool verify) {
+  const uint64_t plain_size = SizeFromPython(size);
+  const ReadRequest request{KeyFromPython(key), MemoryFromPython(address, plain_size), plain_size};
+  const TensorSlice slice = SliceFromPython(extents);
+  const nb::gil_scoped_release release;
+  self.ReadSlice(request, slice, verify);
+}
+
+// Each element is copied once, from where it was read.
+template <typename Strings>
+nb::list ListOfBytes(const Strings& strings) {
+  const auto list = nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(strings.size())));
+  if (!list.is_valid()) throw nb::python_error();
+  for (size_t i = 0; i < strings.size(); ++i) {
+    PyList_SetItem(list.ptr(), static_cast<Py_ssize_t>(i), BytesOf(strings[i]).release().ptr());
+  }
+  return list;
+}
+
+nb::list ReadStrings(const BundleReader& self, const nb::bytes& key, const nb::object& extents) {
   const std::string_view view = ViewOf(key);
+  std::optional<TensorSlice> slice;
+  if (!extents.is_none()) slice = SliceFromPython(extents);
+  std::unique_ptr<StringParts> strings;
   {
     const nb::gil_scoped_release release;
-    strings = self.ReadStrings(view);
+    strings = self.ReadStrings(view, slice);
   }
-  nb::list result;
-  for (const std::string& value : strings) result.append(BytesOf(value));
-  return result;
+  return ListOfBytes(*strings);
+}
+
+nb::list ReadVariants(const BundleReader& self, const nb::bytes& key) {
+  const std::string_view view = ViewOf(key);
+  std::unique_ptr<StringParts> messages;
+  {
+    const nb::gil_scoped_release release;
+    messages = self.ReadVariants(view);
+  }
+  return ListOfBytes(*messages);
+}
+
+nb::object DataPath(const BundleReader& self, int64_t shard_id) {
+  std::string path;
+  {
+    const nb::gil_scoped_release release;
+    path = self.DataPath(shard_id);
+  }
+  return PythonText(path);
 }
 
 // --- BundleEntry -----------------------------------------------------------------------------------------
@@ -379,12 +428,16 @@ void DefineReader(nb::module_& module) {
   nb::class_<BundleReader>(module, "BundleReader", nb::is_final(), "Reads one bundle.")
       .def("__init__", &InitReader, "index_path"_a, "data_prefix"_a, "data_suffixes"_a = nb::make_tuple(""))
       .def_prop_ro("num_shards", &BundleReader::num_shards)
+      .def_prop_ro("is_big_endian", &BundleReader::is_big_endian)
+      .def("data_path", &DataPath, "shard_id"_a)
       .def("entries", &ListEntries)
       .def("find", &FindEntry, "key"_a)
       .def("check", &CheckKeys, "keys"_a)
       .def("verify", &VerifyKeys, "keys"_a)
       .def("read", &ReadTensors, "requests"_a)
-      .def("read_strings", &ReadStrings, "key"_a);
+      .def("read_slice", &ReadSlice, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(), "verify"_a)
+      .def("read_strings", &ReadStrings, "key"_a, "extents"_a = nb::none())
+      .def("read_variants", &ReadVariants, "key"_a);
 }
 
 }  // namespace

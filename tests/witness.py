@@ -14,7 +14,7 @@ import itertools
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ ELEMENT_SIZES = {
     23: 8,
 }
 ELEMENT_SIZES |= dict.fromkeys((4, 6, 10, 11, 12, *range(24, 34)), 1)
+Extents = tuple[tuple[int, int], ...]
+ALL = (0, -1)
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -77,7 +79,8 @@ class Node:
 class Tensor:
     """One entry and its value: the stored bytes, or for strings the elements in row-major order.
 
-    An entry of `num_slices` > 0 has no bytes of its own; its parts are entries under slice keys.
+    An entry of `num_slices` > 0 has no bytes of its own; `data` is put together from its parts, which are entries
+    under slice keys, and is empty where they do not make up the whole.
     """
 
     dtype: int
@@ -226,7 +229,7 @@ def _strings(stored: bytes, count: int, byteorder: str) -> tuple[list[bytes], in
     return [stored[start:end] for start, end in itertools.pairwise(ends)], crc
 
 
-def _read_tensor(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> Tensor:
+def _read_stored(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> Tensor:
     _check(len(_parts(entry, 2)) == 1, "no shape")
     shape = tuple(_number(dim, 1) for dim in _parts(_parts(entry, 2)[0], 2))
     dtype, shard_id, offset, size, stored_crc = (_number(entry, field) for field in (1, 3, 4, 5, 6))
@@ -249,20 +252,76 @@ def _read_tensor(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> 
     return Tensor(dtype, shape, data, shard_id, offset, size, stored_crc, 0)
 
 
+def _ordered_number(value: int) -> bytes:
+    content = value.to_bytes((value.bit_length() + 7) // 8, "big")
+    return bytes([len(content)]) + content
+
+
+def _ordered_signed(value: int) -> bytes:
+    magnitude = value if value >= 0 else ~value
+    if magnitude < 64:
+        return bytes([0x80 ^ value & 0xFF])
+    length = magnitude.bit_length() // 7 + 1
+    header = (0xFFFF << 16 - length & 0xFFFF) << 8 * (length - 2)
+    return ((value & (1 << 8 * length) - 1) ^ header).to_bytes(length, "big")
+
+
+def slice_key(name: bytes, extents: Extents) -> bytes:
+    """The key under which a slice is stored. `ALL` stands for a whole dimension."""
+    escaped = b"".join({0: b"\0\xff", 255: b"\xff\0"}.get(byte, bytes([byte])) for byte in name)
+    numbers = b"".join(map(_ordered_signed, itertools.chain(*extents)))
+    return b"\0" + escaped + b"\0\1" + _ordered_number(len(extents)) + numbers
+
+
+def _extent(message: bytes) -> tuple[int, int]:
+    fields = dict(message_fields(message))
+    start, length = fields.get(1, 0), fields.get(2, ALL[1])
+    assert isinstance(start, int)
+    assert isinstance(length, int)
+    return start, length
+
+
+def _assembled(shape: tuple[int, ...], slices: list[tuple[Extents, Tensor]]) -> bytes | list[bytes]:
+    """One element after the other; empty if one is missing."""
+    elements: dict[tuple[int, ...], bytes] = {}
+    for extents, part in slices:
+        size = 0 if isinstance(part.data, list) else len(part.data) // max(math.prod(part.shape), 1)
+        starts = [start for start, _ in extents]
+        for i, position in enumerate(itertools.product(*map(range, part.shape))):
+            place = tuple(start + p for start, p in zip(starts, position, strict=True))
+            _check(place not in elements, "overlapping slices")
+            elements[place] = part.data[i] if isinstance(part.data, list) else part.data[i * size : i * size + size]
+    if len(elements) != math.prod(shape):
+        return b""
+    ordered = [elements[place] for place in itertools.product(*map(range, shape))]
+    return ordered if all(isinstance(part.data, list) for _, part in slices) else b"".join(ordered)
+
+
 def read_bundle(prefix: Path | str) -> dict[str, Tensor]:
     """Every tensor in key order. Bytes of a key that are no UTF-8 become surrogates, as in file names."""
     items = table_items(f"{prefix}.index")
     _check(items != [] and items[0][0] == b"", "the first key is not the header")
     header = items[0][1]
     byteorder = "big" if _number(header, 2) else "little"
-    tensors = {}
+    stored = {}
     for key, entry in items[1:]:
         try:
-            name = key.decode("utf-8", "surrogateescape")
-            tensors[name] = _read_tensor(entry, str(prefix), _number(header, 1), byteorder)
+            stored[key] = _read_stored(entry, str(prefix), _number(header, 1), byteorder)
         except Damaged as damage:
             raise Damaged(f"{key!r}: {damage}") from damage
-    return tensors
+    tensors = dict(stored)
+    for key, entry in items[1:]:
+        slices = {extents: slice_key(key, extents) for extents in map(_extents, _parts(entry, 7))}
+        if slices:
+            parts = [(extents, stored[part]) for extents, part in slices.items()]
+            tensors[key] = replace(stored[key], data=_assembled(stored[key].shape, parts))
+            for part in slices.values():
+                del tensors[part]
+    return {key.decode("utf-8", "surrogateescape"): tensor for key, tensor in tensors.items()}
+
+
+def _extents(message: bytes) -> Extents:
+    return tuple(map(_extent, _parts(message, 1)))
 
 
 def read_graph(prefix: Path | str) -> list[Node]:
