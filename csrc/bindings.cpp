@@ -151,12 +151,12 @@ nb::tuple TupleOfLength(nb::handle value, size_t length, const char* what) {
   return tuple;
 }
 
-TensorSlice SliceFromPython(const nb::tuple& extents) {
-  constexpr const char* kWhat = "extents must be a tuple of tuples (start, length)";
+TensorSlice SliceFromPython(nb::handle value) {
   TensorSlice slice;
-  for (nb::handle extent : extents) {
-    const nb::tuple fields = TupleOfLength(extent, 2, kWhat);
-    slice.extents.push_back({IntFromPython(fields[0], kWhat), IntFromPython(fields[1], kWhat)});
+  const char* what = "extents must be a tuple of (start, length)";
+  for (nb::handle item : Require<nb::tuple>(value, what)) {
+    const nb::tuple extent = TupleOfLength(item, 2, what);
+    slice.extents.push_back({IntFromPython(extent[0], what), IntFromPython(extent[1], what)});
   }
   return slice;
 }
@@ -370,16 +370,56 @@ void ReadTensors(const Reader& self, const nb::list& requests) {
   }
 }
 
-nb::list ReadStrings(const BundleReader& self, const nb::bytes& key) {
-  std::vector<std::string> strings;
+template <typename Reader>
+void ReadSlice(const Reader& self, const nb::bytes& key, const nb::tuple& extents, nb::handle address,
+               nb::handle size, bool verify) {
+  const uint64_t plain_size = SizeFromPython(size);
+  const ReadRequest request{KeyFromPython(key), MemoryFromPython(address, plain_size), plain_size};
+  const TensorSlice slice = SliceFromPython(extents);
+  const nb::gil_scoped_release release;
+  self.ReadSlice(request, slice, verify);
+}
+
+// Each element is copied once, from where it was read.
+template <typename Strings>
+nb::list ListOfBytes(const Strings& strings) {
+  const auto list = nb::steal<nb::list>(PyList_New(static_cast<Py_ssize_t>(strings.size())));
+  if (!list.is_valid()) throw nb::python_error();
+  for (size_t i = 0; i < strings.size(); ++i) {
+    PyList_SetItem(list.ptr(), static_cast<Py_ssize_t>(i), BytesOf(strings[i]).release().ptr());
+  }
+  return list;
+}
+
+nb::list ReadStrings(const BundleReader& self, const nb::bytes& key, const nb::object& extents) {
   const std::string_view view = ViewOf(key);
+  std::optional<TensorSlice> slice;
+  if (!extents.is_none()) slice = SliceFromPython(extents);
+  std::unique_ptr<StringParts> strings;
   {
     const nb::gil_scoped_release release;
-    strings = self.ReadStrings(view);
+    strings = self.ReadStrings(view, slice);
   }
-  nb::list result;
-  for (const std::string& value : strings) result.append(BytesOf(value));
-  return result;
+  return ListOfBytes(*strings);
+}
+
+nb::list ReadVariants(const BundleReader& self, const nb::bytes& key) {
+  const std::string_view view = ViewOf(key);
+  std::unique_ptr<StringParts> messages;
+  {
+    const nb::gil_scoped_release release;
+    messages = self.ReadVariants(view);
+  }
+  return ListOfBytes(*messages);
+}
+
+nb::object DataPath(const BundleReader& self, int64_t shard_id) {
+  std::string path;
+  {
+    const nb::gil_scoped_release release;
+    path = self.DataPath(shard_id);
+  }
+  return PythonText(path);
 }
 
 // --- V1Reader --------------------------------------------------------------------------------------------
@@ -391,44 +431,16 @@ void InitV1Reader(V1Reader* self, const nb::list& paths) {
   new (self) V1Reader(plain_paths);
 }
 
-Extent ExtentFromPython(nb::handle value) {
-  const char* what = "an extent must be a tuple (start, length)";
-  const nb::tuple pair = TupleOfLength(value, 2, what);
-  return {IntFromPython(pair[0], what), IntFromPython(pair[1], what)};
-}
-
-TensorSlice SliceFromPython(nb::handle value) {
-  TensorSlice slice;
-  for (nb::handle extent : Require<nb::tuple>(value, "extents must be a tuple of (start, length)")) {
-    slice.extents.push_back(ExtentFromPython(extent));
-  }
-  return slice;
-}
-
-template <typename Reader>
-void ReadSlice(const Reader& self, const nb::bytes& key, const nb::tuple& extents, nb::handle address,
-               nb::handle size, bool verify) {
+nb::list ReadV1Strings(const V1Reader& self, const nb::bytes& key, const nb::object& extents) {
   const std::string_view view = ViewOf(key);
-  const TensorSlice part = SliceFromPython(extents);
-  const uint64_t plain_size = SizeFromPython(size);
-  void* const destination = MemoryFromPython(address, plain_size);
-  const nb::gil_scoped_release release;
-  self.ReadSlice(view, part, destination, plain_size, verify);
-}
-
-template <typename Reader>
-nb::list ReadStringArray(const Reader& self, const nb::bytes& key, const std::optional<nb::tuple>& extents) {
-  const std::string_view view = ViewOf(key);
-  std::optional<TensorSlice> part;
-  if (extents) part = SliceFromPython(*extents);
+  std::optional<TensorSlice> slice;
+  if (!extents.is_none()) slice = SliceFromPython(extents);
   StringArray strings;
   {
     const nb::gil_scoped_release release;
-    strings = self.ReadStrings(view, part);
+    strings = self.ReadStrings(view, slice);
   }
-  nb::list result;
-  for (size_t i = 0; i < strings.size(); ++i) result.append(BytesOf(strings[i]));
-  return result;
+  return ListOfBytes(strings);
 }
 
 // --- BundleEntry -----------------------------------------------------------------------------------------
@@ -491,12 +503,17 @@ void DefineReader(nb::module_& module) {
   nb::class_<BundleReader>(module, "BundleReader", nb::is_final(), "Reads one bundle.")
       .def("__init__", &InitReader, "index_path"_a, "data_prefix"_a, "data_suffixes"_a = nb::make_tuple(""))
       .def_prop_ro("num_shards", &BundleReader::num_shards)
+      .def_prop_ro("is_big_endian", &BundleReader::is_big_endian)
+      .def("data_path", &DataPath, "shard_id"_a)
       .def("entries", &ListEntries<BundleReader>)
       .def("find", &FindEntry<BundleReader>, "key"_a)
       .def("check", &CheckKeys<BundleReader>, "keys"_a)
       .def("verify", &VerifyKeys<BundleReader>, "keys"_a)
       .def("read", &ReadTensors<BundleReader>, "requests"_a)
-      .def("read_strings", &ReadStrings, "key"_a);
+      .def("read_slice", &ReadSlice<BundleReader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
+           "verify"_a)
+      .def("read_strings", &ReadStrings, "key"_a, "extents"_a = nb::none())
+      .def("read_variants", &ReadVariants, "key"_a);
 }
 
 void DefineV1Reader(nb::module_& module) {
@@ -510,7 +527,7 @@ void DefineV1Reader(nb::module_& module) {
       .def("read", &ReadTensors<V1Reader>, "requests"_a)
       .def("read_slice", &ReadSlice<V1Reader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
            "verify"_a)
-      .def("read_strings", &ReadStringArray<V1Reader>, "key"_a, "extents"_a = nb::none());
+      .def("read_strings", &ReadV1Strings, "key"_a, "extents"_a = nb::none());
 }
 
 }  // namespace

@@ -33,8 +33,8 @@ class Error : public std::runtime_error {
 // A refusal of the operating system: what() is its text, without the path.
 class FileError : public Error {
  public:
-  FileError(ErrorKind kind, int code, std::string path)
-      : Error(kind, std::generic_category().message(code)), code_(code), path_(std::move(path)) {}
+  FileError(ErrorKind kind, int code, std::string path, const std::string& remark = "")
+      : Error(kind, std::generic_category().message(code) + remark), code_(code), path_(std::move(path)) {}
 
   int code() const { return code_; }
   const std::string& path() const { return path_; }

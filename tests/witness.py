@@ -14,7 +14,7 @@ import itertools
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +38,8 @@ ELEMENT_SIZES = {
     23: 8,
 }
 ELEMENT_SIZES |= dict.fromkeys((4, 6, 10, 11, 12, *range(24, 34)), 1)
+Extents = tuple[tuple[int, int], ...]
+ALL = (0, -1)
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -81,7 +83,8 @@ class Node:
 class Tensor:
     """One entry and its value: the stored bytes, or for strings the elements in row-major order.
 
-    An entry with `slices` has no bytes of its own; its parts are entries under slice keys.
+    An entry with `slices` has no bytes of its own; `data` is put together from its parts and is empty where they do
+    not make up the whole.
     """
 
     dtype: int
@@ -257,7 +260,7 @@ def _strings(stored: bytes, count: int, byteorder: str) -> tuple[list[bytes], in
     return [stored[start:end] for start, end in itertools.pairwise(ends)], crc
 
 
-def _read_tensor(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> Tensor:
+def _read_stored(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> Tensor:
     _check(len(_parts(entry, 2)) == 1, "no shape")
     shape = tuple(_number(dim, 1) for dim in _parts(_parts(entry, 2)[0], 2))
     dtype, shard_id, offset, size, stored_crc = (_number(entry, field) for field in (1, 3, 4, 5, 6))
@@ -280,20 +283,56 @@ def _read_tensor(entry: bytes, prefix: str, num_shards: int, byteorder: str) -> 
     return Tensor(dtype, shape, data, shard_id, offset, size, stored_crc, ())
 
 
-def read_bundle(prefix: Path | str) -> dict[str, Tensor]:
-    """Every tensor in key order. Bytes of a key that are no UTF-8 become surrogates, as in file names."""
+def _assembled(shape: tuple[int, ...], slices: list[tuple[Extents, Tensor]]) -> bytes | list[bytes]:
+    """One element after the other; empty if one is missing."""
+    elements: dict[tuple[int, ...], bytes] = {}
+    for extents, part in slices:
+        size = 0 if isinstance(part.data, list) else len(part.data) // max(math.prod(part.shape), 1)
+        starts = [start for start, _ in extents]
+        for i, position in enumerate(itertools.product(*map(range, part.shape))):
+            place = tuple(start + p for start, p in zip(starts, position, strict=True))
+            _check(place not in elements, "overlapping slices")
+            elements[place] = part.data[i] if isinstance(part.data, list) else part.data[i * size : i * size + size]
+    if len(elements) != math.prod(shape):
+        return b""
+    ordered = [elements[place] for place in itertools.product(*map(range, shape))]
+    return ordered if all(isinstance(part.data, list) for _, part in slices) else b"".join(ordered)
+
+
+def read_entries(prefix: Path | str) -> dict[str, Tensor]:
+    """Every entry in key order, those of slices as well; a tensor in slices has no data.
+
+    Bytes of a key that are no UTF-8 become surrogates, as in file names.
+    """
     items = table_items(f"{prefix}.index")
     _check(items != [] and items[0][0] == b"", "the first key is not the header")
     header = items[0][1]
     byteorder = "big" if _number(header, 2) else "little"
-    tensors = {}
+    entries = {}
     for key, entry in items[1:]:
         try:
-            name = key.decode("utf-8", "surrogateescape")
-            tensors[name] = _read_tensor(entry, str(prefix), _number(header, 1), byteorder)
+            entries[_name(key)] = _read_stored(entry, str(prefix), _number(header, 1), byteorder)
         except Damaged as damage:
             raise Damaged(f"{key!r}: {damage}") from damage
+    return entries
+
+
+def read_bundle(prefix: Path | str) -> dict[str, Tensor]:
+    """Every tensor in key order; those in slices are put together."""
+    entries = read_entries(prefix)
+    tensors = dict(entries)
+    for name, tensor in entries.items():
+        keys = [_name(slice_key(name.encode("utf-8", "surrogateescape"), extents)) for extents in tensor.slices]
+        if keys:
+            parts = list(zip(tensor.slices, (entries[key] for key in keys), strict=True))
+            tensors[name] = replace(tensor, data=_assembled(tensor.shape, parts))
+            for key in keys:
+                del tensors[key]
     return tensors
+
+
+def _name(key: bytes) -> str:
+    return key.decode("utf-8", "surrogateescape")
 
 
 def read_graph(prefix: Path | str) -> list[Node]:

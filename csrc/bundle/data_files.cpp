@@ -36,7 +36,8 @@ ReadableFile DataFiles::OpenFirst(int32_t shard) const {
       if (error.kind() != ErrorKind::kNotFound) throw;
     }
   }
-  throw FileError(ErrorKind::kNotFound, ENOENT, names_.Name(shard, names_.suffixes.front()));
+  throw FileError(ErrorKind::kNotFound, ENOENT, names_.Name(shard, names_.suffixes.front()),
+                  " (only the tensors in this file cannot be read; all others stay readable)");
 }
 
 }  // namespace trackckpt

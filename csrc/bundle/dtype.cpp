@@ -50,4 +50,9 @@ uint32_t ItemSize(int32_t dtype) {
   return is_known ? kItemSizes[dtype] : 0;
 }
 
+uint32_t ComponentSize(int32_t dtype) {
+  const bool is_complex = dtype == kDtypeComplex64 || dtype == kDtypeComplex128;
+  return is_complex ? ItemSize(dtype) / 2 : ItemSize(dtype);
+}
+
 }  // namespace trackckpt

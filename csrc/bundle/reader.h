@@ -1,9 +1,14 @@
 // Reads a bundle of any number of shards. The index is in memory from the start; data files are open only
 // within a call. All bytes may be hostile: sizes and offsets are checked before they are used.
+//
+//    index.h         the entries               stored_value.h   a value as it lies in a file
+//    locator.h       where a tensor lies       fixed_reader.h   its bytes on their way to memory
+//    string_parts.h  its strings
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,7 +16,10 @@
 
 #include "bundle/data_files.h"
 #include "bundle/entry.h"
-#include "table/table_reader.h"
+#include "bundle/fixed_reader.h"
+#include "bundle/index.h"
+#include "bundle/locator.h"
+#include "bundle/string_parts.h"
 
 namespace trackckpt {
 
@@ -22,61 +30,42 @@ struct ReadRequest {
   uint64_t size = 0;
 };
 
-struct ReadProgress {
-  size_t completed = 0;  // requests that were served
-  bool touched = false;  // memory of the request after these was written to
-};
-
 // Any number of threads may use one reader at once.
 class BundleReader {
  public:
   BundleReader(const std::string& index_path, std::string data_prefix,
                std::vector<std::string> data_suffixes);
 
-  int32_t num_shards() const { return data_names_.num_shards; }
+  int32_t num_shards() const { return index_.num_shards(); }
+  bool is_big_endian() const { return index_.byte_order() == ByteOrder::kBig; }
+  std::string DataPath(int64_t shard_id) const;
 
-  // In key order, without the header.
-  std::vector<BundleEntry> Entries() const;
-  std::optional<BundleEntry> Find(std::string_view key) const;
+  // In key order, without the header and without the entries of slices.
+  std::vector<BundleEntry> Entries() const { return index_.Entries(); }
+  std::optional<BundleEntry> Find(std::string_view key) const { return index_.Find(key); }
 
-  // Checks sizes against dtypes and shapes, and that every value lies inside its data file.
+  // Checks sizes against dtypes and shapes, that every value lies inside its data file, and that slices make up
+  // the whole of their tensor.
   void Check(const std::vector<std::string>& keys) const;
   // Reads the values and checks their checksums.
   void Verify(const std::vector<std::string>& keys) const;
 
-  // Checks all requests like Check, then serves them in order. A value of at most kMaxBufferedBytes is
-  // checked before its destination is touched. `progress` holds even when this throws.
-  static constexpr uint64_t kMaxBufferedBytes = 1 << 20;
+  // Checks all requests like Check, then serves them in order. A value of at most 1 MiB in one piece is checked
+  // before its destination is touched. `progress` holds even when this throws.
   void Read(const std::vector<ReadRequest>& requests, ReadProgress* progress) const;
 
-  // In row-major order.
-  std::vector<std::string> ReadStrings(std::string_view key) const;
+  // Reads a part. With `verify`, the stored values that hold it are checked before the destination is touched;
+  // otherwise only what is needed is read, and only values that are needed whole are checked.
+  void ReadSlice(const ReadRequest& request, const TensorSlice& slice, bool verify) const;
+
+  // All elements, or those of a part.
+  std::unique_ptr<StringParts> ReadStrings(std::string_view key,
+                                           const std::optional<TensorSlice>& slice) const;
+  // Serialised VariantTensorDataProto messages.
+  std::unique_ptr<StringParts> ReadVariants(std::string_view key) const;
 
  private:
-  // The place of a value that has been checked against its data file.
-  struct Value {
-    BundleEntry entry;
-    void* destination = nullptr;
-
-    uint64_t offset() const { return static_cast<uint64_t>(entry.offset); }
-    uint64_t size() const { return static_cast<uint64_t>(entry.size); }
-  };
-
-  void ReadHeader();
-  BundleEntry DecodeEntry(std::string_view key, std::string_view record) const;
-  Value Locate(std::string_view key, DataFiles* files) const;
-  void CheckFormat(const BundleEntry& entry) const;
-  Value CheckRequest(const ReadRequest& request, DataFiles* files) const;
-
-  static size_t EndOfNeighbours(const std::vector<Value>& values, size_t begin);
-  void ReadNeighbours(const std::vector<Value>& values, DataFiles* files, std::string* buffer,
-                      ReadProgress* progress) const;
-  void ReadInPlace(const Value& value, DataFiles* files, ReadProgress* progress) const;
-  void VerifyFixed(const Value& value, DataFiles* files, std::string* buffer) const;
-  std::vector<std::string_view> LoadStrings(const Value& value, DataFiles* files, std::string* data) const;
-
-  std::string index_path_;
-  TableReader index_;
+  BundleIndex index_;
   DataFileNames data_names_;
 };
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "bundle/entry.h"
+#include "encoding/coding.h"
 #include "encoding/ordered_code.h"
 #include "encoding/wire.h"
 #include "error.h"
@@ -49,6 +50,28 @@ size_t SweepDimension(const std::vector<Piece>& pieces, size_t rank) {
   return best;
 }
 
+// Whether the boxes share an element.
+bool Overlap(const Box& a, const Box& b) {
+  for (size_t d = 0; d < a.start.size(); ++d) {
+    const int64_t begin = std::max(a.start[d], b.start[d]);
+    if (begin >= std::min(a.start[d] + a.length[d], b.start[d] + b.length[d])) return false;
+  }
+  return true;
+}
+
+// Counts the dimensions that runs do not reach over, and the elements of a run. Dimensions that are whole in
+// both boxes join the one before them into longer runs.
+size_t OuterDimensions(const Box& part, const Box& from, const Box& to, uint64_t* run) {
+  size_t outer = part.length.size();
+  *run = 1;
+  while (outer > 0) {
+    --outer;
+    *run *= static_cast<uint64_t>(part.length[outer]);
+    if (part.length[outer] != from.length[outer] || part.length[outer] != to.length[outer]) break;
+  }
+  return outer;
+}
+
 // Sorted by their start in one dimension, a box can overlap only with those that start before it ends.
 void CheckNoOverlap(std::vector<Piece> pieces, size_t rank, std::string_view key, const std::string& path) {
   if (pieces.size() < 2) return;
@@ -61,7 +84,7 @@ void CheckNoOverlap(std::vector<Piece> pieces, size_t rank, std::string_view key
   for (size_t i = 0; i < pieces.size(); ++i) {
     const int64_t end = pieces[i].stored.start[d] + pieces[i].stored.length[d];
     for (size_t j = i + 1; j < pieces.size() && pieces[j].stored.start[d] < end; ++j) {
-      if (Intersect(pieces[i].stored, pieces[j].stored)) throw Error(ErrorKind::kDataLoss, complaint);
+      if (Overlap(pieces[i].stored, pieces[j].stored)) throw Error(ErrorKind::kDataLoss, complaint);
       if (++comparisons > kMaxComparisons) {
         throw Error(ErrorKind::kUnsupportedFormat,
                     "Too many slices to tell whether they overlap" + Where(key, path));
@@ -77,7 +100,9 @@ void TensorSlice::EncodeTo(std::string* dst) const {
     std::string encoded;
     if (extent.length != Extent::kAll) {
       PutVarintField(&encoded, 1, static_cast<uint64_t>(extent.start));
-      PutVarintField(&encoded, 2, static_cast<uint64_t>(extent.length));
+      // One of a `oneof`, which is there even when 0; without it the extent would be all of the dimension.
+      PutVarint64(&encoded, 2 << 3);
+      PutVarint64(&encoded, static_cast<uint64_t>(extent.length));
     }
     PutBytesField(dst, 1, encoded);
   }
@@ -98,15 +123,34 @@ bool TensorSlice::DecodeFrom(std::string_view message) {
 TensorSlice WholeSlice(size_t rank) { return {std::vector<Extent>(rank)}; }
 
 std::string SliceKey(std::string_view name, const TensorSlice& slice) {
-  std::string key;
-  PutOrderedNumber(&key, 0);
-  PutOrderedString(&key, name);
-  PutOrderedNumber(&key, slice.extents.size());
+  return SliceKeyPrefix(name) + SliceKeySuffix(slice);
+}
+
+std::string SliceKeyPrefix(std::string_view name) {
+  std::string prefix;
+  PutOrderedNumber(&prefix, 0);
+  PutOrderedString(&prefix, name);
+  return prefix;
+}
+
+std::string SliceKeySuffix(const TensorSlice& slice) {
+  std::string suffix;
+  PutOrderedNumber(&suffix, slice.extents.size());
   for (const Extent& extent : slice.extents) {
-    PutOrderedSigned(&key, extent.start);
-    PutOrderedSigned(&key, extent.length);
+    PutOrderedSigned(&suffix, extent.start);
+    PutOrderedSigned(&suffix, extent.length);
   }
-  return key;
+  return suffix;
+}
+
+std::string DisplaySlice(const TensorSlice& slice) {
+  std::string text;
+  for (const Extent& extent : slice.extents) {
+    if (!text.empty()) text += ':';
+    const bool is_all = extent.length == Extent::kAll;
+    text += is_all ? "-" : std::to_string(extent.start) + "," + std::to_string(extent.length);
+  }
+  return text;
 }
 
 uint64_t Box::NumElements() const {
@@ -145,14 +189,8 @@ std::optional<Box> Intersect(const Box& a, const Box& b) {
 
 void ForEachRun(const Box& part, const Box& from, const Box& to, const RunVisitor& visit) {
   if (part.NumElements() == 0) return;
-  // Dimensions that are whole in both boxes join the one before them into longer runs.
-  size_t inner = part.length.size();
-  uint64_t run = 1;
-  while (inner > 0) {
-    --inner;
-    run *= static_cast<uint64_t>(part.length[inner]);
-    if (part.length[inner] != from.length[inner] || part.length[inner] != to.length[inner]) break;
-  }
+  uint64_t run;
+  const size_t outer = OuterDimensions(part, from, to, &run);
   const auto position = [&](const std::vector<int64_t>& index, const Box& box) {
     uint64_t result = 0;
     for (size_t d = 0; d < index.size(); ++d) {
@@ -163,13 +201,19 @@ void ForEachRun(const Box& part, const Box& from, const Box& to, const RunVisito
   std::vector<int64_t> index = part.start;
   while (true) {
     visit(position(index, from), position(index, to), run);
-    size_t d = inner;
+    size_t d = outer;
     while (d > 0 && ++index[d - 1] == part.start[d - 1] + part.length[d - 1]) {
       --d;
       index[d] = part.start[d];
     }
     if (d == 0) return;
   }
+}
+
+bool IsOneRun(const Box& part, const Box& from, const Box& to) {
+  uint64_t run;
+  OuterDimensions(part, from, to, &run);
+  return run == part.NumElements();
 }
 
 std::vector<Piece> PlanPieces(const std::vector<TensorSlice>& slices, const std::vector<int64_t>& shape,

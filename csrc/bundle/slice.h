@@ -36,8 +36,13 @@ struct TensorSlice {
 
 TensorSlice WholeSlice(size_t rank);
 
-// The key under which a slice of the tensor `name` is stored.
+// The key under which a slice of the tensor `name` is stored: what all slices of the tensor share, and the rest.
 std::string SliceKey(std::string_view name, const TensorSlice& slice);
+std::string SliceKeyPrefix(std::string_view name);
+std::string SliceKeySuffix(const TensorSlice& slice);
+
+// A slice for a message, as TensorFlow writes it: `0,4:-`.
+std::string DisplaySlice(const TensorSlice& slice);
 
 // A box inside a tensor of known shape, with no "all" left.
 struct Box {
@@ -56,8 +61,10 @@ std::optional<Box> Intersect(const Box& a, const Box& b);
 
 // Visits `part`, which lies in both boxes, as runs of elements that are contiguous in both. Positions count
 // elements from the first of the respective box, in row-major order, and increase.
+// If all of `part` is one run, there is one visit.
 using RunVisitor = std::function<void(uint64_t from_position, uint64_t to_position, uint64_t num_elements)>;
 void ForEachRun(const Box& part, const Box& from, const Box& to, const RunVisitor& visit);
+bool IsOneRun(const Box& part, const Box& from, const Box& to);
 
 // A stored slice that a request needs, and what it needs of it.
 struct Piece {

@@ -6,14 +6,15 @@ as a second opinion on what the core writes and as a source of tables that Tenso
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import witness
 
-from torch_trackckpt._native import BundleEntry, BundleReader, BundleWriter
+from torch_trackckpt._native import BundleEntry, BundleReader, BundleWriter, crc32c
 
 FLOAT, INT32, UINT8, STRING = 1, 3, 4, 7
 CHUNK = 1 << 20  # The largest value that is checked before its destination is touched.
@@ -23,6 +24,10 @@ MANIFEST: dict[str, dict[str, Any]] = {
     vector["name"]: vector for vector in json.loads((GOLDEN / "manifest.json").read_text())["vectors"]
 }
 
+Extents = tuple[tuple[int, int], ...]
+ALL = witness.ALL
+Array = np.ndarray[Any, np.dtype[Any]]
+ByteOrder = Literal["little", "big"]
 Tensor = tuple[bytes, int, tuple[int, ...], bytes | list[bytes]]
 """Key, dtype, shape, and the value's bytes or, of a string tensor, its elements."""
 
@@ -64,8 +69,22 @@ def header(
 ONE_SHARD = header()
 
 
+def slice_message(extents: Extents) -> bytes:
+    """A serialised TensorSliceProto. A length is written even where it is 0, as in every `oneof`."""
+    return b"".join(
+        message_field(1, b"" if extent == ALL else number_field(1, extent[0]) + varint(2 << 3) + varint(extent[1]))
+        for extent in extents
+    )
+
+
 def entry(
-    dtype: int, shape: Sequence[int], shard_id: int = 0, offset: int = 0, size: int = 0, crc32c: int = 0
+    dtype: int,
+    shape: Sequence[int],
+    shard_id: int = 0,
+    offset: int = 0,
+    size: int = 0,
+    crc32c: int = 0,
+    slices: Iterable[Extents] = (),
 ) -> bytes:
     """A serialised BundleEntryProto; `crc32c` is the masked checksum."""
     dims = b"".join(message_field(2, number_field(1, dim)) for dim in shape)
@@ -76,6 +95,7 @@ def entry(
         + number_field(4, offset)
         + number_field(5, size)
         + (b"\x35" + crc32c.to_bytes(4, "little") if crc32c else b"")
+        + b"".join(message_field(7, slice_message(extents)) for extents in slices)
     )
 
 
@@ -191,6 +211,67 @@ def write_crafted(prefix: Path, entries: dict[bytes, bytes], data: bytes = b"", 
     Path(f"{prefix}.data-00000-of-00001").write_bytes(data)
 
 
+def encode_strings(values: Sequence[bytes], byteorder: ByteOrder = "little") -> tuple[bytes, int]:
+    """The stored form of a string tensor, and its masked checksum."""
+    lengths = b"".join(len(v).to_bytes(4 if len(v) < 1 << 32 else 8, byteorder) for v in values)
+    crc = witness.crc32c(lengths)
+    rest = witness.mask(crc).to_bytes(4, byteorder) + b"".join(values)
+    return b"".join(varint(len(v)) for v in values) + rest, witness.mask(witness.crc32c(rest, crc))
+
+
+class Bundle:
+    """A bundle of any number of shards, gathered value by value. `entries` may be bent before it is written."""
+
+    def __init__(self, byteorder: ByteOrder = "little") -> None:
+        self.byteorder = byteorder
+        self.entries: dict[bytes, bytes] = {}
+        self.shards: dict[int, bytearray] = {0: bytearray()}
+
+    def add(
+        self, key: bytes, dtype: int, shape: Sequence[int], value: bytes | Sequence[bytes], shard_id: int = 0
+    ) -> None:
+        """A value in one piece: its stored bytes, or strings."""
+        if isinstance(value, bytes):
+            stored, crc = value, witness.mask(crc32c(value))
+        else:
+            stored, crc = encode_strings(value, self.byteorder)
+        data = self.shards.setdefault(shard_id, bytearray())
+        self.entries[key] = entry(dtype, shape, shard_id, len(data), len(stored), crc)
+        data += stored
+
+    def add_array(self, key: bytes, dtype: int, array: Array, shard_id: int = 0) -> None:
+        """An array of strings, or of numbers in the byte order of this machine."""
+        self.add(key, dtype, array.shape, stored_form(array, self.byteorder), shard_id)
+
+    def add_slices(
+        self, key: bytes, dtype: int, array: Array, slices: Iterable[Extents], shards: Iterable[int] = (0,)
+    ) -> None:
+        """Parts of an array, laid into the shards in turn."""
+        listed = list(slices)
+        for extents, shard_id in zip(listed, itertools.cycle(shards), strict=False):
+            self.add_array(witness.slice_key(key, extents), dtype, array[as_index(extents)], shard_id)
+        self.entries[key] = entry(dtype, array.shape, slices=listed)
+
+    def write(self, prefix: Path) -> BundleReader:
+        num_shards = max(self.shards) + 1
+        head = header(num_shards, endianness=int(self.byteorder == "big"))
+        Path(f"{prefix}.index").write_bytes(table([(b"", head), *sorted(self.entries.items())]))
+        for shard_id, data in self.shards.items():
+            Path(f"{prefix}.data-{shard_id:05d}-of-{num_shards:05d}").write_bytes(data)
+        return open_reader(prefix)
+
+
+def as_index(extents: Extents) -> tuple[slice, ...]:
+    """The part of an array, for its brackets."""
+    return tuple(slice(None) if extent == ALL else slice(extent[0], sum(extent)) for extent in extents)
+
+
+def stored_form(array: Array, byteorder: ByteOrder) -> bytes | list[bytes]:
+    if array.dtype == object:
+        return list(array.ravel())
+    return array.astype(array.dtype.newbyteorder({"little": "<", "big": ">"}[byteorder])).tobytes()
+
+
 def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False, alignment: int = 1) -> BundleWriter:
     return BundleWriter(
         f"{prefix}.data-00000-of-00001",
@@ -240,9 +321,21 @@ def read_value(reader: BundleReader, found: BundleEntry) -> bytes | list[bytes]:
     """The value of an entry, read through the core."""
     if found.dtype == STRING:
         return reader.read_strings(found.key)
-    memory = np.empty(found.size, np.uint8)
+    size = math.prod(found.shape) * witness.ELEMENT_SIZES[found.dtype] if found.slices else found.size
+    memory = np.empty(size, np.uint8)
     reader.read([(found.key, memory.ctypes.data, memory.nbytes)])
     return memory.tobytes()
+
+
+def read_part(reader: BundleReader, key: bytes, extents: Extents, like: Array, *, verify: bool = False) -> Array:
+    """A part of a tensor, read through the core into an array of the shape and dtype of `like`."""
+    if like.dtype == object:
+        part = np.empty(like.size, object)
+        part[:] = reader.read_strings(key, extents)
+        return part.reshape(like.shape)
+    part = np.empty(like.shape, like.dtype)
+    reader.read_slice(key, extents, part.ctypes.data, part.nbytes, verify=verify)
+    return part
 
 
 def read_bundle(prefix: Path) -> list[Tensor]:

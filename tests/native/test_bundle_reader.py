@@ -13,12 +13,13 @@ import witness
 from native import crafted
 
 from torch_trackckpt._native import BundleReader
-from torch_trackckpt.errors import TrackckptError, UnsupportedFormatError
+from torch_trackckpt.errors import TrackckptError
 
-READABLE = [
+OF_TENSORFLOW = [
     name for name, vector in crafted.MANIFEST.items() if (vector["format"], vector["origin"]) == ("V2", "tensorflow")
 ]
-WITNESSED = [*READABLE, "crafted_big_endian"]
+READABLE = [*OF_TENSORFLOW, "crafted_big_endian"]
+INCOMPLETE = {b"partial_cover", b"far"}  # Of v2_slices, which stores a part of them only.
 WITH_GRAPH = [name for name, vector in crafted.MANIFEST.items() if "object_graph" in vector]
 
 # One below 8 bits is stored and hashed alike: one byte for each element, unused high bits zero.
@@ -46,7 +47,7 @@ def native_order(name: str, dtype: int, value: bytes | list[bytes]) -> bytes | l
 
 
 def assert_equals_manifest(name: str, values: dict[str, tuple[int, tuple[int, ...], bytes | list[bytes]]]) -> None:
-    """Values by key as (dtype, shape, value), against what TensorFlow read; sliced tensors are left out."""
+    """Values by key as (dtype, shape, value), against what TensorFlow read."""
     vector = crafted.MANIFEST[name]
     digests = {key: manifest_digest(value) for key, (_, _, value) in values.items()}
     expected: dict[str, Any] = {key: t for key, t in vector["tensors"].items() if key in values}
@@ -73,19 +74,19 @@ def read_all(name: str) -> dict[str, tuple[int, tuple[int, ...], bytes | list[by
             crafted.read_value(reader, found),
         )
         for found in reader.entries()
-        if not found.slices
+        if found.key not in INCOMPLETE
     }
 
 
 # ------------------------------------------------------------------------------------------- the witness
 
 
-@pytest.mark.parametrize("name", WITNESSED)
+@pytest.mark.parametrize("name", READABLE)
 def test_the_witness_reads_what_tensorflow_read(name: str) -> None:
     values = {
         key: (tensor.dtype, tensor.shape, native_order(name, tensor.dtype, tensor.data))
         for key, tensor in witness.read_bundle(golden(name)).items()
-        if tensor.num_slices == 0
+        if key.encode("utf-8", "surrogateescape") not in INCOMPLETE
     }
     assert_equals_manifest(name, values)
 
@@ -166,7 +167,7 @@ def test_sliced_tensors_report_the_number_of_their_slices() -> None:
 @pytest.mark.parametrize("name", READABLE)
 def test_sound_files_pass_check_and_verify(name: str) -> None:
     reader = crafted.open_reader(golden(name))
-    keys = [found.key for found in reader.entries() if not found.slices]
+    keys = [found.key for found in reader.entries() if found.key not in INCOMPLETE]
     reader.check(keys)
     reader.verify(keys)
 
@@ -349,13 +350,6 @@ def test_versions_that_allow_this_reader_are_read(prefix: Path, head: bytes) -> 
     """C389"""
     crafted.write_crafted(prefix, {}, head=head)
     assert crafted.open_reader(prefix).entries() == []
-
-
-@pytest.mark.parametrize(("name", "reason"), [("crafted_big_endian", "big-endian"), ("crafted_snappy_v2", "Snappy")])
-def test_sound_files_of_a_kind_that_is_not_read_are_refused_with_the_reason(name: str, reason: str) -> None:
-    with pytest.raises(UnsupportedFormatError, match=reason) as caught:
-        crafted.open_reader(golden(name))
-    assert f"{golden(name)}.index" in str(caught.value)
 
 
 def test_an_empty_string_tensor_may_have_no_bytes_at_all(prefix: Path) -> None:

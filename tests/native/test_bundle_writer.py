@@ -81,7 +81,7 @@ def test_one_call_may_add_many_tensors(prefix: Path) -> None:
     writer.add([(b"m", crafted.INT32, (), address + 20, 4)])
     writer.finish()
     assert data_file(prefix).read_bytes() == memory.tobytes()
-    assert {key: tensor.offset for key, tensor in witness.read_bundle(prefix).items()} == {
+    assert {key: tensor.offset for key, tensor in witness.read_entries(prefix).items()} == {
         "a": 4,
         "m": 20,
         "z": 0,
@@ -92,7 +92,7 @@ def test_the_example_of_a_string_tensor_has_its_known_bytes(prefix: Path) -> Non
     """C358"""
     crafted.write_bundle(prefix, [(b"s", crafted.STRING, (2,), [b"ab", b""])])
     assert data_file(prefix).read_bytes() == bytes.fromhex("0200 78270b34 6162")
-    assert witness.read_bundle(prefix)["s"].crc32c.to_bytes(4, "little") == bytes.fromhex("9188b04d")
+    assert witness.read_entries(prefix)["s"].crc32c.to_bytes(4, "little") == bytes.fromhex("9188b04d")
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 1 << 40)])
@@ -100,7 +100,7 @@ def test_a_string_tensor_without_elements_is_its_length_checksum(prefix: Path, s
     """C358"""
     crafted.write_bundle(prefix, [(b"s", crafted.STRING, shape, [])])
     assert data_file(prefix).read_bytes() == bytes.fromhex("d8ea82a2")
-    written = witness.read_bundle(prefix)["s"]
+    written = witness.read_entries(prefix)["s"]
     assert (written.shape, written.data, written.crc32c) == (shape, [], 0x640CC1F6)
 
 
@@ -117,7 +117,7 @@ def test_a_string_tensor_without_elements_is_its_length_checksum(prefix: Path, s
 def test_strings_of_every_kind_are_written_soundly(prefix: Path, values: list[bytes]) -> None:
     """C358"""
     crafted.write_bundle(prefix, [(b"s", crafted.STRING, (len(values),), values)])
-    assert witness.read_bundle(prefix)["s"].data == values
+    assert witness.read_entries(prefix)["s"].data == values
     assert crafted.open_reader(prefix).read_strings(b"s") == values
 
 
@@ -142,7 +142,7 @@ def test_every_shape_of_every_dtype_is_kept(prefix: Path, shape: tuple[int, ...]
     value = (bytes(range(256)) * 16)[: count * witness.ELEMENT_SIZES[dtype]]
     crafted.write_bundle(prefix, [(b"before", crafted.UINT8, (1,), b"!"), (b"t", dtype, shape, value)])
     assert data_file(prefix).read_bytes() == b"!" + value
-    written = witness.read_bundle(prefix)["t"]
+    written = witness.read_entries(prefix)["t"]
     assert (written.dtype, written.shape, written.data, written.offset) == (dtype, shape, value, 1)
     assert written.crc32c == witness.mask(witness.crc32c(value))
 
@@ -164,7 +164,7 @@ def test_memory_at_any_address_and_of_any_length_is_written(pieces: list[tuple[i
             ]
         )
         writer.finish()
-        written = witness.read_bundle(prefix)
+        written = witness.read_entries(prefix)
     for number, (start, size) in enumerate(pieces):
         assert written[str(number)].data == memory[start : start + size].tobytes()
 
@@ -191,7 +191,7 @@ def test_slices_are_stored_in_the_order_of_the_calls_and_listed_by_their_tensor(
     crafted.add_slice(writer, b"w", crafted.UINT8, (4, 2), ((0, 2), ALL), b"abcd")
     writer.finish()
     assert data_file(prefix).read_bytes() == b"efgh!abcd"
-    written = witness.read_bundle(prefix)
+    written = witness.read_entries(prefix)
     whole = written["w"]
     assert (whole.dtype, whole.shape, whole.slices) == (crafted.UINT8, (4, 2), (((2, 2), ALL), ((0, 2), ALL)))
     assert (whole.shard_id, whole.offset, whole.size, whole.crc32c) == (0, 0, 0, 0)
@@ -238,7 +238,7 @@ def test_an_explicit_extent_over_a_whole_dimension_stays_explicit(prefix: Path) 
     crafted.add_slice(writer, b"w", crafted.UINT8, (4, 2), ((0, 4), (0, 1)), b"abcd")
     crafted.add_slice(writer, b"w", crafted.UINT8, (4, 2), (ALL, (1, 1)), b"efgh")
     writer.finish()
-    assert witness.read_bundle(prefix)["w"].slices == (((0, 4), (0, 1)), (ALL, (1, 1)))
+    assert witness.read_entries(prefix)["w"].slices == (((0, 4), (0, 1)), (ALL, (1, 1)))
 
 
 def test_a_string_tensor_is_stored_in_slices(prefix: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_string_tensor_is_stored_in_slices(prefix: Path) -> None:
     crafted.add_slice(writer, b"s", crafted.STRING, (3,), ((2, 1),), [b"c"])
     writer.finish()
     assert data_file(prefix).read_bytes()[:8] == bytes.fromhex("0200 78270b34 6162")
-    written = witness.read_bundle(prefix)
+    written = witness.read_entries(prefix)
     assert [part.data for part in written.values()] == [[b"ab", b""], [b"c"], b""]
 
 
@@ -283,7 +283,7 @@ def test_the_slices_of_any_partition_make_up_the_tensor(
         for box in boxes:
             crafted.add_slice(writer, name, crafted.FLOAT, shape, box, tensor[numpy_index(box)].tobytes())
         writer.finish()
-        written = {key.encode("utf-8", "surrogateescape"): t for key, t in witness.read_bundle(prefix).items()}
+        written = {key.encode("utf-8", "surrogateescape"): t for key, t in witness.read_entries(prefix).items()}
     for box in boxes:
         part = written.get(witness.slice_key(name, box), written[name])
         found[numpy_index(box)] = np.frombuffer(part.data, np.float32).reshape(part.shape)
@@ -436,7 +436,7 @@ def test_every_offset_is_a_multiple_of_the_alignment(prefix: Path, alignment: in
     strings = bytes.fromhex("0200 78270b34 6162")
     stored = [value + bytes(-len(value) % alignment) for value in [*values, strings, b"ab", b"cd"]]
     assert data_file(prefix).read_bytes() == b"".join(stored)
-    written = witness.read_bundle(prefix)
+    written = witness.read_entries(prefix)
     assert [written[str(number)].data for number in range(len(values))] == values
     assert all(tensor.offset % alignment == 0 for tensor in written.values())
 
@@ -502,7 +502,7 @@ def test_finishing_twice_is_refused_and_keeps_the_files(prefix: Path) -> None:
     with pytest.raises(WriterClosedError):
         writer.finish()
     writer.abandon()
-    assert witness.read_bundle(prefix)["k"].data == b"a"
+    assert witness.read_entries(prefix)["k"].data == b"a"
 
 
 @pytest.mark.parametrize(

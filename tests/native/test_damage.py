@@ -540,7 +540,10 @@ def test_an_entry_that_cannot_be_read_leaves_its_neighbours_readable(prefix: Pat
 
 
 REFUSALS = (TrackckptError, OSError, ValueError)
-FUZZED = ["v2_dtypes", "v2_shapes", "v2_strings", "v2_merge", "obj_adam_slots"]
+FUZZED = [
+    *("v2_dtypes", "v2_shapes", "v2_strings", "v2_merge", "obj_adam_slots"),
+    *("v2_slices_merged", "obj_sharded", "crafted_big_endian"),
+]
 
 
 def golden_files(name: str) -> dict[str, bytes]:
@@ -631,6 +634,7 @@ def test_damage_anywhere_gives_an_error_or_the_right_values(
                 offset=st.one_of(st.integers(-2, 70), st.integers(-(1 << 63), (1 << 63) - 1)),
                 size=st.one_of(st.integers(-2, 70), st.integers(-(1 << 63), (1 << 63) - 1)),
                 crc32c=st.integers(0, (1 << 32) - 1),
+                slices=st.lists(st.lists(st.tuples(st.integers(-1, 5), st.integers(-1, 5)), max_size=3), max_size=3),
             ),
         ),
         max_size=4,

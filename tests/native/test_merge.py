@@ -67,7 +67,7 @@ def sliced(slices: Sequence[witness.Extents], dtype: int = crafted.UINT8, shape:
 
 def write_shards(folder: Path, original: Path) -> list[Path]:
     """The values of a bundle, written as one bundle for each of its data files."""
-    stored = {key.encode("utf-8", "surrogateescape"): t for key, t in witness.read_bundle(original).items()}
+    stored = {key.encode("utf-8", "surrogateescape"): t for key, t in witness.read_entries(original).items()}
     slices = {
         witness.slice_key(key, extents): (key, tensor.shape, extents)
         for key, tensor in stored.items()

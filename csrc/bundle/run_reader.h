@@ -1,0 +1,43 @@
+// Reads runs of bytes of one stored value, each to its own place in memory. Runs that lie close together are
+// read at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "io/file.h"
+
+namespace trackckpt {
+
+class RunReader {
+ public:
+  // Both stay with the caller. `value_offset` is where the value begins, `swap_width` the size of the numbers
+  // whose bytes are to be swapped, or 1.
+  RunReader(const ReadableFile& file, uint64_t value_offset, uint32_t swap_width, std::string* buffer)
+      : file_(file), value_offset_(value_offset), swap_width_(swap_width), buffer_(*buffer) {}
+
+  // `from` counts from the beginning of the value; it is not less than the end of the run before.
+  void Add(uint64_t from, char* to, uint64_t size);
+  // What was added is in memory when this returns.
+  void Finish() { Flush(); }
+
+ private:
+  struct Run {
+    uint64_t from;
+    char* to;
+    uint64_t size;
+  };
+
+  bool IsNear(uint64_t from, uint64_t size) const;
+  void Flush();
+
+  const ReadableFile& file_;
+  const uint64_t value_offset_;
+  const uint32_t swap_width_;
+  std::string& buffer_;
+  std::vector<Run> runs_;  // added but not read
+};
+
+}  // namespace trackckpt
