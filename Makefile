@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 TOOLS := 'ruff==0.17.*' 'mypy==2.*' 'clang-format==19.*' types-protobuf 'cmake>=3.20' ninja nanobind
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: demo test check format benchmark clean
+.PHONY: demo test check format benchmark clean sanitize fuzz
 
 demo: $(VENV)/built
 	$(BIN)/python examples/digits.py --directory run
@@ -51,3 +51,23 @@ $(VENV)/built: $(VENV)/torch pyproject.toml $(SOURCES)
 $(VENV)/tools: $(VENV)/built
 	$(PIP) install $(TOOLS)
 	touch $@
+
+# The tests of the core against a build that stops at every error of memory and every undefined behaviour. Python
+# starts without its site (-S), which would lead it to the installed package. The sanitizers' library has to come
+# first in the process, and behind it that of C++, whose exceptions it watches. Every object of Python gets memory of
+# its own (PYTHONMALLOC), so that a step over its end shows. Python never frees everything: leaks are not looked for.
+
+SANITIZED := build/sanitize
+
+sanitize: $(VENV)/tools
+	$(BIN)/cmake -S csrc -B $(SANITIZED)/native -G Ninja -DCMAKE_BUILD_TYPE=Debug -DTRACKCKPT_SANITIZE=ON \
+		-DCMAKE_CXX_COMPILER=g++ -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -Wno-dev --log-level=WARNING
+	$(BIN)/cmake --build $(SANITIZED)/native
+	rm -rf $(SANITIZED)/package && mkdir $(SANITIZED)/package && cp -r torch_trackckpt $(SANITIZED)/package
+	rm -f $(SANITIZED)/package/torch_trackckpt/*.so && cp $(SANITIZED)/native/_native*.so $(SANITIZED)/package/torch_trackckpt
+	PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	PYTHONPATH=$(abspath $(SANITIZED)/package):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider tests/native tests/bundle
