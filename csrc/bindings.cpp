@@ -445,13 +445,41 @@ nb::list ReadV1Strings(const V1Reader& self, const nb::bytes& key, const nb::obj
 
 // --- BundleEntry -----------------------------------------------------------------------------------------
 
+nb::tuple TupleOf(const std::vector<int64_t>& numbers) {
+  const auto tuple = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(numbers.size())));
+  if (!tuple.is_valid()) throw nb::python_error();
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    PyTuple_SetItem(tuple.ptr(), static_cast<Py_ssize_t>(i), nb::int_(numbers[i]).release().ptr());
+  }
+  return tuple;
+}
+
+// Keys are UTF-8 as a rule; other bytes become surrogates, as in the names of files.
+nb::object KeyText(std::string_view key) {
+  const auto size = static_cast<Py_ssize_t>(key.size());
+  const nb::object text = nb::steal(PyUnicode_DecodeUTF8(key.data(), size, "surrogateescape"));
+  if (!text.is_valid()) throw nb::python_error();
+  return text;
+}
+
+// Plain tuples, because an index may have very many entries.
+template <typename Reader>
+nb::list ListTensors(const Reader& self) {
+  std::vector<BundleEntry> entries;
+  {
+    const nb::gil_scoped_release release;
+    entries = self.Entries();
+  }
+  nb::list result;
+  for (const BundleEntry& entry : entries) {
+    result.append(nb::make_tuple(KeyText(entry.key), entry.dtype, TupleOf(entry.shape), entry.size));
+  }
+  return result;
+}
+
 nb::bytes EntryKey(const BundleEntry& entry) { return BytesOf(entry.key); }
 
-nb::tuple EntryShape(const BundleEntry& entry) {
-  nb::list dims;
-  for (int64_t dim : entry.shape) dims.append(dim);
-  return nb::tuple(dims);
-}
+nb::tuple EntryShape(const BundleEntry& entry) { return TupleOf(entry.shape); }
 
 nb::tuple EntrySlices(const BundleEntry& entry) {
   nb::list slices;
@@ -506,6 +534,7 @@ void DefineReader(nb::module_& module) {
       .def_prop_ro("is_big_endian", &BundleReader::is_big_endian)
       .def("data_path", &DataPath, "shard_id"_a)
       .def("entries", &ListEntries<BundleReader>)
+      .def("tensors", &ListTensors<BundleReader>)
       .def("find", &FindEntry<BundleReader>, "key"_a)
       .def("check", &CheckKeys<BundleReader>, "keys"_a)
       .def("verify", &VerifyKeys<BundleReader>, "keys"_a)
@@ -521,6 +550,7 @@ void DefineV1Reader(nb::module_& module) {
       .def("__init__", &InitV1Reader, "paths"_a)
       .def_prop_ro("num_shards", &V1Reader::num_shards)
       .def("entries", &ListEntries<V1Reader>)
+      .def("tensors", &ListTensors<V1Reader>)
       .def("find", &FindEntry<V1Reader>, "key"_a)
       .def("check", &CheckKeys<V1Reader>, "keys"_a)
       .def("verify", &VerifyKeys<V1Reader>, "keys"_a)

@@ -1,4 +1,4 @@
-"""Files without an object graph, and what the status of a restore from one says."""
+"""Values for the tests of restores by names and of late objects."""
 
 from collections.abc import Mapping
 
@@ -38,3 +38,20 @@ def assert_each_raises(status: LoadStatus, pattern: str) -> None:
 def assert_all_pass(status: LoadStatus) -> None:
     for assertion in ASSERTIONS:
         assert getattr(status, assertion)() is status
+
+
+def ones() -> torch.Tensor:
+    return torch.ones(2)
+
+
+def zeros() -> torch.Tensor:
+    return torch.zeros(2)
+
+
+def full(value: float) -> torch.Tensor:
+    return torch.full((2,), value)
+
+
+def is_restored(*tensors: torch.Tensor) -> bool:
+    """Whether they are all ones, as they were saved."""
+    return all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in tensors)

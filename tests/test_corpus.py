@@ -1,4 +1,4 @@
-"""Every checkpoint of the corpus, which other people wrote with TensorFlow since 2015, is read as TensorFlow reads it."""
+"""Every checkpoint of the corpus, written by other people since 2015, is read as TensorFlow reads it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ import pytest
 import torch
 from corpus_truth import CHECKPOINTS, CORPUS, MANIFEST, Content, contents
 
-from torch_trackckpt import Checkpoint, CheckpointReader, latest_checkpoint, list_variables, load_checkpoint
+from torch_trackckpt import (
+    Checkpoint,
+    CheckpointOptions,
+    CheckpointReader,
+    latest_checkpoint,
+    list_variables,
+    load_checkpoint,
+)
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.state_file import get_checkpoint_state
@@ -148,8 +155,6 @@ def test_a_name_based_checkpoint_is_restored_by_its_names(content: Content, capl
     names = [name for name, lazy in reader.items() if lazy.dtype.is_twin and lazy.dtype.torch_dtype is not None]
     live = {f"v{i}": torch.zeros_like(torch.as_tensor(reader.get_tensor(name))) for i, name in enumerate(names)}
     checkpoint = Checkpoint(**live)
-    from torch_trackckpt import CheckpointOptions
-
     options = CheckpointOptions(name_map={f"v{i}": name for i, name in enumerate(names)})
     checkpoint.restore(content.path, options).assert_consumed()
 

@@ -116,6 +116,12 @@ class BundleReader:
     def entries(self) -> list[BundleEntry]:
         """Every tensor in key order: without the header, and without the entries of single slices."""
 
+    def tensors(self) -> list[tuple[str, int, tuple[int, ...], int]]:
+        """Key, DataType number, shape and `BundleEntry.size` of every tensor, as `entries`; quicker for very many.
+
+        Bytes of a key that are no UTF-8 are surrogates in the text.
+        """
+
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks sizes against dtypes and shapes, that every value lies inside its data file, and that the
@@ -164,6 +170,7 @@ class V1Reader:
         """The number of files."""
 
     def entries(self) -> list[BundleEntry]: ...
+    def tensors(self) -> list[tuple[str, int, tuple[int, ...], int]]: ...
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks that stored slices make up each tensor, and that their records exist."""

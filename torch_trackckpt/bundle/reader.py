@@ -142,7 +142,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def all_stored(self) -> list[StoredTensor]:
         """Everything that is stored, in the byte order of the keys. The slices of one tensor count as one."""
-        return [_described(entry) for entry in self._bundle.entries()]
+        return [_stored(*described) for described in self._bundle.tensors()]
 
     def stored_slices(self, key: str) -> list[TensorSlice]:
         """The parts in which a tensor is stored, in the order in which they were saved; none where it lies whole.
@@ -155,11 +155,11 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
         """Every key with its shape."""
-        return {stored.key: list(stored.shape) for stored in self.all_stored()}
+        return {key: list(shape) for key, _, shape, _ in self._bundle.tensors()}
 
     def get_variable_to_dtype_map(self) -> dict[str, DataType]:
         """Every key with its stored type; ``.torch_dtype`` of it is what `get_tensor` returns."""
-        return {stored.key: stored.dtype for stored in self.all_stored()}
+        return {key: data_type_of_number(number) for key, number, _, _ in self._bundle.tensors()}
 
     def debug_string(self) -> str:
         """A line such as ``name (DT_FLOAT) [2,3]`` for each key."""
@@ -171,11 +171,14 @@ class CheckpointReader(Mapping[str, LazyTensor]):
     def __getitem__(self, key: str) -> LazyTensor:
         return LazyTensor(self.stored(key), self)
 
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.has_tensor(key)
+
     def __iter__(self) -> Iterator[str]:
-        return (_decoded(entry.key) for entry in self._bundle.entries())
+        return (key for key, _, _, _ in self._bundle.tensors())
 
     def __len__(self) -> int:
-        return len(self._bundle.entries())
+        return len(self._bundle.tensors())
 
     # Two readers are equal only if they are the same: comparing every value would be a surprise.
     __eq__ = object.__eq__
@@ -374,8 +377,12 @@ def _open(path: str) -> tuple[BundleFiles, _native.BundleReader] | tuple[V1Files
 
 
 def _described(entry: _native.BundleEntry) -> StoredTensor:
-    dtype = data_type_of_number(entry.dtype)
-    return StoredTensor(_decoded(entry.key), dtype, entry.shape, _nbytes(dtype, entry.shape) or entry.size)
+    return _stored(entry.key.decode(errors="surrogateescape"), entry.dtype, entry.shape, entry.size)
+
+
+def _stored(key: str, number: int, shape: tuple[int, ...], size: int) -> StoredTensor:
+    dtype = data_type_of_number(number)
+    return StoredTensor(key, dtype, shape, _nbytes(dtype, shape) or size)
 
 
 def _nbytes(dtype: DataType, shape: tuple[int, ...]) -> int:
@@ -422,7 +429,3 @@ def _raise_failures(failures: list[tuple[str, Exception]], prefix: str) -> None:
 
 def _encoded(key: str) -> bytes:
     return key.encode(errors="surrogateescape")
-
-
-def _decoded(key: bytes) -> str:
-    return key.decode(errors="surrogateescape")

@@ -1,0 +1,556 @@
+"""Checkpoints in several data files: what is there, what is refused, and what is left when something fails."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import witness
+from checkpoints import X, names_in, thing
+from stored_dtypes import DTYPES
+
+from torch_trackckpt import (
+    Checkpoint,
+    CheckpointOptions,
+    CheckpointReader,
+    Trackable,
+    _native,
+    checkpoint,
+    latest_checkpoint,
+    list_variables,
+    load_variable,
+)
+from torch_trackckpt.bundle.writer import BundleWriter
+from torch_trackckpt.errors import CheckpointNotFoundError, ShardingError, ValueChangedError
+from torch_trackckpt.graph.walk import NamedValue
+from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.save.staging import stage
+from torch_trackckpt.sharding import (
+    MaxShardSizePolicy,
+    ShardableTensor,
+    ShardByTaskPolicy,
+    ShardingCallback,
+    Shards,
+    validate_shards,
+)
+from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+class Callback(ShardingCallback):
+    """A policy that is a function."""
+
+    def __init__(self, function: Callable[[Sequence[ShardableTensor]], Any]) -> None:
+        self.function = function
+
+    @property
+    def description(self) -> str:
+        return "my own policy"
+
+    def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
+        shards: Shards = self.function(shardable_tensors)
+        return shards
+
+
+def one_each(values: Sequence[ShardableTensor]) -> list[dict[str, dict[str, Any]]]:
+    return [{value.checkpoint_key: {value.slice_spec: value.tensor}} for value in values]
+
+
+def sharded(limit: int | ShardingCallback | Callable[..., Any], *, durable: bool = False) -> CheckpointOptions:
+    policy = limit if isinstance(limit, ShardingCallback) else Callback(limit) if callable(limit) else None
+    return CheckpointOptions(
+        durable=durable,
+        experimental_sharding_callback=policy or MaxShardSizePolicy(limit),  # type: ignore[arg-type]
+    )
+
+
+def files(name: str, count: int) -> list[str]:
+    """The files of a checkpoint of so many shards."""
+    return [f"{name}.data-{number:05d}-of-{count:05d}" for number in range(count)] + [f"{name}.index"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+class Words(Trackable):
+    """A trackable whose value is an array of strings."""
+
+    def __init__(self, *words: bytes) -> None:
+        self.words = np.array(words, dtype=object)
+
+    def _serialize_to_tensors(self) -> Mapping[str, np.ndarray[Any, np.dtype[np.object_]]]:
+        return {"VARIABLE_VALUE": self.words}
+
+    def _restore_from_tensors(self, values: Mapping[str, Any]) -> None:
+        self.words = values["VARIABLE_VALUE"]
+
+
+# ------------------------------------------------------------------------------------------- what is there
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_sharded_save_leaves_its_data_files_one_index_and_nothing_else(tmp_path: Path, durable: bool) -> None:
+    """C294, C295"""
+    group = Checkpoint(x=torch.arange(100))
+    path = group.save(tmp_path / "new" / "ckpt", sharded(160, durable=durable))
+    assert path == latest_checkpoint(tmp_path / "new")
+    assert names_in(tmp_path / "new") == ["checkpoint", *files("ckpt-1", 6)]
+
+
+@pytest.mark.parametrize("limit", [40, 100, 256, 1000, 1 << 40])
+def test_no_data_file_holds_more_than_the_limit_beside_the_object_graph(prefix: str, limit: int) -> None:
+    """C282, C283, C287"""
+    tree = {"a": torch.randn(7, 11), "b": torch.randn(3, 4, 5), "c": torch.arange(9), "d": torch.tensor(2.0)}
+    Checkpoint(**tree).write(prefix, sharded(limit))
+    stored = witness.read_bundle(prefix)
+    sizes: dict[int, int] = {}
+    for key, tensor in stored.items():
+        sizes[tensor.shard_id] = sizes.get(tensor.shard_id, 0) + (0 if key == OBJECT_GRAPH_KEY else tensor.size)
+    assert max(sizes.values()) <= limit
+    assert names_in(os.path.dirname(prefix)) == files("ckpt", len(sizes))
+    total = sum(t.nbytes for t in tree.values())
+    assert sum(sizes.values()) == total
+    assert len(sizes) >= -(-total // limit)
+
+
+@pytest.mark.parametrize("policy", [None, ShardByTaskPolicy(), MaxShardSizePolicy(1 << 40)], ids=["", "task", "size"])
+def test_what_fits_into_one_data_file_is_the_file_of_an_unsharded_save(
+    tmp_path: Path, policy: ShardingCallback | None
+) -> None:
+    """C281"""
+    tree = {"a": torch.randn(3), "e": torch.zeros(0, 2), "s": thing(w=torch.tensor(True)), "words": Words(b"a", b"b")}
+    (tmp_path / "plain").mkdir()
+    Checkpoint(**tree).write(tmp_path / "plain" / "ckpt")
+    Checkpoint(**tree).write(tmp_path / "task" / "ckpt", CheckpointOptions(experimental_sharding_callback=policy))
+    assert contents(tmp_path / "plain") == contents(tmp_path / "task")
+    assert names_in(tmp_path / "task") == files("ckpt", 1)
+
+
+def test_a_file_of_tensorflow_is_written_again_from_its_values(tmp_path: Path) -> None:
+    """C028, C282, C286, C361"""
+    reader = CheckpointReader(GOLDEN / "obj_sharded" / "ckpt-1")
+    root = thing(
+        big=reader.get_tensor("big/.ATTRIBUTES/VARIABLE_VALUE"),
+        small=reader.get_tensor("small/.ATTRIBUTES/VARIABLE_VALUE"),
+        words=Words(*reader.get_tensor("words/.ATTRIBUTES/VARIABLE_VALUE")),
+    )
+    Checkpoint(root).save(tmp_path / "ckpt", sharded(1500))
+    ours, theirs = contents(tmp_path), contents(GOLDEN / "obj_sharded")
+    assert {name: ours[name] for name in files("ckpt-1", 3)} == {name: theirs[name] for name in files("ckpt-1", 3)}
+    assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_tensor_of_any_dtype_keeps_its_shape_and_bits_in_pieces(prefix: str, dtype: torch.dtype) -> None:
+    """C293"""
+    bits = torch.randint(0, 2 if dtype is torch.bool else 256, (6, 10 * dtype.itemsize), dtype=torch.uint8)
+    tensor = bits.view(dtype)
+    Checkpoint(x=tensor).write(prefix, sharded(13 * dtype.itemsize))
+    assert (X, [6, 10]) in list_variables(prefix)
+    found = load_variable(prefix, X)
+    assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+    assert torch.equal(found.view(torch.uint8), bits)
+    assert len(CheckpointReader(prefix).stored_slices(X)) >= 5
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        torch.arange(60.0).reshape(6, 10).T,
+        torch.arange(10.0).expand(6, 10),
+        torch.arange(120.0).reshape(6, 20)[:, ::2],
+        torch.randn(6, 10, dtype=torch.complex64).conj(),
+        torch.randn(6, 10, dtype=torch.complex64).conj().imag,
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.nn.Parameter(torch.randn(6, 10)),
+        torch.randn(6, 10, requires_grad=True) * 2,
+    ],
+    ids=["transposed", "expanded", "strided", "conjugate", "negative", "channels_last", "parameter", "not a leaf"],
+)
+def test_a_tensor_of_any_layout_is_stored_in_pieces(prefix: str, layout: torch.Tensor) -> None:
+    """C026, C293"""
+    Checkpoint(x=layout).write(prefix, sharded(56))
+    assert torch.equal(load_variable(prefix, X), layout)
+
+
+def test_a_tensor_of_inference_mode_is_stored_in_pieces(prefix: str) -> None:
+    """C026"""
+    with torch.inference_mode():
+        tensor = torch.arange(60.0).reshape(6, 10)
+        Checkpoint(x=tensor).write(prefix, sharded(56))
+    assert torch.equal(load_variable(prefix, X), tensor)
+
+
+def test_pieces_of_a_device_are_stored(prefix: str, device: torch.device) -> None:
+    """C026"""
+    tensor = torch.arange(60.0, device=device).reshape(6, 10)
+    Checkpoint(x=tensor).write(prefix, sharded(56))
+    assert torch.equal(load_variable(prefix, X), tensor.cpu())
+
+
+def test_rows_are_staged_as_the_memory_of_their_tensor() -> None:
+    """C026"""
+    tensor = torch.arange(12.0).reshape(4, 3)
+    shards = stage(make_plan([NamedValue("x", tensor)], MaxShardSizePolicy(24)))
+    staged = [item.value for batches in shards for batch in batches for item in batch]
+    assert [value.data_ptr() - tensor.data_ptr() for value in staged if isinstance(value, torch.Tensor)] == [0, 24]
+
+
+# ------------------------------------------------------------------------------------------------ restoring
+
+
+def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7), torch.nn.Linear(7, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    model(torch.randn(4, 5)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def numbers_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
+    state = optimizer.state_dict()["state"]
+    return [tensor.tolist() for part in (model.state_dict(), *state.values()) for tensor in part.values()]
+
+
+@pytest.mark.parametrize("limit", [1, 50, 333, 10_000])
+def test_a_model_and_its_optimizer_are_restored_from_many_files_as_from_one(prefix: str, limit: int) -> None:
+    """C292"""
+    model, optimizer = trained()
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix, sharded(limit))
+    other, its_optimizer = trained()
+    Checkpoint(model=other, optimizer=its_optimizer).restore(path).assert_consumed()
+    assert numbers_of(other, its_optimizer) == numbers_of(model, optimizer)
+
+
+def test_a_part_of_the_objects_is_restored_from_many_files(prefix: str) -> None:
+    """C292"""
+    model, optimizer = trained()
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix, sharded(50))
+    other, _ = trained()
+    Checkpoint(model=other).restore(path).assert_existing_objects_matched()
+    assert [t.tolist() for t in other.state_dict().values()] == [t.tolist() for t in model.state_dict().values()]
+
+
+def test_strings_scalars_and_empty_tensors_are_restored_from_many_files(prefix: str) -> None:
+    """C285, C286, C291, C292"""
+    words = Words(b"", b"a" * 300, b"\x00\xff", b"words")
+    values = {"empty": torch.zeros(0, 3), "large": torch.tensor(1 + 2j, dtype=torch.complex128)}
+    path = Checkpoint(words=words, **values).write(prefix, sharded(9))
+    other = Words()
+    restored = {"empty": torch.ones(0, 3), "large": torch.tensor(0j, dtype=torch.complex128)}
+    Checkpoint(words=other, **restored).read(path).assert_consumed()
+    assert other.words.tolist() == words.words.tolist()
+    assert torch.equal(restored["large"], values["large"])
+
+
+def test_values_in_other_files_are_read_where_one_is_missing(prefix: str) -> None:
+    """C292"""
+    group = Checkpoint(a=torch.ones(4), b=torch.full((4,), 2.0))
+    group.write(prefix, sharded(16))
+    os.unlink(f"{prefix}.data-00000-of-00002")
+    assert load_variable(prefix, "b/.ATTRIBUTES/VARIABLE_VALUE").tolist() == [2.0] * 4
+    with pytest.raises(CheckpointNotFoundError, match="data-00000-of-00002"):
+        load_variable(prefix, "a/.ATTRIBUTES/VARIABLE_VALUE")
+
+
+# ------------------------------------------------------------------------------------------------ replacing
+
+
+@pytest.mark.parametrize("counts", list(itertools.product([1, 2, 5], repeat=3)), ids=str)
+def test_a_checkpoint_is_replaced_by_one_of_another_number_of_files(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    """C294, C295"""
+    for number, count in enumerate(counts):
+        tensor = torch.full((10,), number, dtype=torch.uint8)
+        Checkpoint(x=tensor).write(tmp_path / "ckpt", sharded(-(-10 // count)))
+        assert names_in(tmp_path) == files("ckpt", count)
+        assert torch.equal(load_variable(tmp_path / "ckpt", X), tensor)
+
+
+def test_the_files_of_similar_prefixes_are_left_alone(tmp_path: Path) -> None:
+    """C295"""
+    others = ["ckpt-1", "ckpt.data-00000-of-00002x", "ckpt.old", "ckpt.data"]
+    for name in others:
+        Checkpoint(x=torch.ones(4)).write(tmp_path / name, sharded(8))
+    before = contents(tmp_path)
+    Checkpoint(x=torch.ones(6)).write(tmp_path / "ckpt", sharded(8))
+    Checkpoint(x=torch.ones(4)).write(tmp_path / "ckpt")
+    assert {name: data for name, data in contents(tmp_path).items() if name not in files("ckpt", 1)} == before
+
+
+# ------------------------------------------------------------------------------------- policies of the user
+
+
+def test_a_callback_may_put_each_value_into_a_file_of_its_own(prefix: str) -> None:
+    """C297"""
+    group = Checkpoint(x=torch.ones(2), words=Words(b"a", b"b"), empty=torch.zeros(0))
+    path = group.save(prefix, sharded(one_each))
+    stored = witness.read_bundle(path)
+    assert sorted(tensor.shard_id for tensor in stored.values()) == [0, 1, 2, 3, 4]
+    assert names_in(os.path.dirname(prefix)) == ["checkpoint", *files("ckpt-1", 5)]
+    group.restore(path).assert_consumed()
+
+
+def test_the_order_of_a_callback_is_the_order_of_the_files_and_in_them(prefix: str) -> None:
+    """C297"""
+
+    def backwards(values: Sequence[ShardableTensor]) -> Shards:
+        shards = one_each(values)[::-1]
+        return [shards[0] | shards[1], *shards[2:]]
+
+    Checkpoint(a=torch.ones(2), b=torch.ones(2), c=torch.ones(2)).write(prefix, sharded(backwards))
+    stored = {key.split("/")[0]: tensor for key, tensor in witness.read_bundle(prefix).items()}
+    assert [(stored[name].shard_id, stored[name].offset > 0) for name in (OBJECT_GRAPH_KEY, *"cba")] == [
+        (0, False),
+        (0, True),
+        (1, False),
+        (2, False),
+    ]
+
+
+def test_a_callback_is_told_what_it_distributes(prefix: str) -> None:
+    """C297"""
+    told: list[ShardableTensor] = []
+    tensor = torch.ones(2, 3, dtype=torch.float16)
+    options = sharded(lambda values: told.extend(values) or one_each(values))
+    Checkpoint(w=Words(b"a", b"b"), x=tensor).write(prefix, options)
+    assert [(t.checkpoint_key.split("/")[0], t.dtype.name, t.shape, t.slice_spec) for t in told] == [
+        ("w", "string", (2,), ""),
+        ("x", "float16", (2, 3), ""),
+        (OBJECT_GRAPH_KEY, "string", (), ""),
+    ]
+    assert told[1].tensor is tensor
+    assert {t.device for t in told} == {torch.device("cpu")}
+
+
+def test_a_callback_may_be_written_as_a_generator(prefix: str) -> None:
+    """C297"""
+    Checkpoint(x=torch.ones(2)).write(prefix, sharded(lambda values: (shard for shard in one_each(values))))
+    assert names_in(os.path.dirname(prefix)) == files("ckpt", 2)
+
+
+def test_thousands_of_values_in_files_of_their_own_are_checked_in_passing() -> None:
+    """C296: the check must not compare everything with everything."""
+    values = [NamedValue(str(number), torch.zeros(1)) for number in range(20_000)]
+    plan = make_plan(values, Callback(one_each))
+    assert len(plan.shards) == 20_000
+
+
+def test_thousands_of_parts_of_one_value_are_checked_in_passing() -> None:
+    """C296"""
+
+    def rows(values: Sequence[ShardableTensor]) -> Shards:
+        (value,) = values
+        return [{"x": {f"10000 {row},1": value.tensor[row : row + 1]}} for row in range(10_000)]  # type: ignore[index]
+
+    assert len(make_plan([NamedValue("x", torch.zeros(10_000))], Callback(rows)).shards) == 10_000
+
+
+def failing_callback(values: Sequence[ShardableTensor]) -> Shards:
+    raise KeyError("a fault of its own")
+
+
+BAD_CALLBACKS: dict[str, Callable[[Sequence[ShardableTensor]], Any]] = {
+    "dropping": lambda values: one_each(values)[1:],
+    "dropping the object graph": lambda values: one_each(values)[:-1],
+    "adding": lambda values: [*one_each(values), {"new": {"": torch.ones(1)}}],
+    "duplicating": lambda values: [*one_each(values), *one_each(values[:1])],
+    "reshaping": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.reshape(2, 2)}}],  # type: ignore[union-attr]
+    "retyping": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.double()}}],  # type: ignore[union-attr]
+    "making arrays": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.numpy()}}],  # type: ignore[union-attr]
+    "making lists": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.tolist()}}],  # type: ignore[union-attr]
+    "making nothing": lambda values: None,
+    "leaving a file empty": lambda values: [*one_each(values), {}],
+}
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("case", list(BAD_CALLBACKS))
+def test_a_callback_that_loses_invents_or_changes_values_is_named_and_no_file_appears(
+    tmp_path: Path, case: str, existing: bool
+) -> None:
+    """C296"""
+    group = Checkpoint(x=torch.ones(4))
+    if existing:
+        group.write(tmp_path / "run" / "ckpt", sharded(8))
+    before = contents(tmp_path / "run") if existing else None
+    with pytest.raises(ShardingError, match=re.escape("The sharding callback (my own policy)")) as raised:
+        group.write(tmp_path / "run" / "ckpt", sharded(BAD_CALLBACKS[case]))
+    assert isinstance(raised.value, RuntimeError)
+    assert (contents(tmp_path / "run") if (tmp_path / "run").exists() else None) == before
+
+
+def test_after_a_bad_callback_neither_state_file_nor_write_callbacks_know_of_the_save(tmp_path: Path) -> None:
+    """C296"""
+    group = Checkpoint(x=torch.ones(4))
+    first = group.save(tmp_path / "ckpt")
+    told: list[str] = []
+    options = CheckpointOptions(
+        experimental_sharding_callback=Callback(BAD_CALLBACKS["dropping"]), experimental_write_callbacks=[told.append]
+    )
+    with pytest.raises(ShardingError):
+        group.save(tmp_path / "ckpt", options)
+    assert told == []
+    assert latest_checkpoint(tmp_path) == first
+    assert names_in(tmp_path) == ["checkpoint", *files("ckpt-1", 1)]
+
+
+def test_an_error_of_the_callback_comes_through_and_no_file_appears(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="a fault of its own"):
+        Checkpoint(x=torch.ones(4)).write(tmp_path / "run" / "ckpt", sharded(failing_callback))
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("policy", [MaxShardSizePolicy, one_each, 100, "MaxShardSizePolicy", [ShardByTaskPolicy()]])
+def test_an_option_that_is_no_sharding_callback_is_refused(policy: object) -> None:
+    """C298"""
+    with pytest.raises(ValueError, match="experimental_sharding_callback must be a .*ShardingCallback, not "):
+        CheckpointOptions(experimental_sharding_callback=policy)  # type: ignore[arg-type]
+
+
+def test_a_policy_derived_from_one_of_ours_is_checked_as_any_other(tmp_path: Path) -> None:
+    """C296"""
+
+    class Forgetful(MaxShardSizePolicy):
+        def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
+            return super().__call__(shardable_tensors[1:])
+
+    with pytest.raises(ShardingError, match="missing"):
+        Checkpoint(x=torch.ones(4)).write(tmp_path / "ckpt", sharded(Forgetful(8)))
+    assert names_in(tmp_path) == []
+
+
+# -------------------------------------------------------------------------------------- failures in the middle
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("failing", range(1, 6))
+def test_a_file_that_cannot_be_finished_leaves_nothing_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, existing: bool
+) -> None:
+    """C295"""
+    group = Checkpoint(x=torch.arange(10))
+    if existing:
+        group.write(tmp_path / "ckpt", sharded(32))
+    before = contents(tmp_path)
+    calls = itertools.count(1)
+
+    def finish(writer: BundleWriter) -> None:
+        if next(calls) == failing:
+            writer._writer.abandon()
+            raise OSError(errno.ENOSPC, "the disk is full")
+        writer._writer.finish()
+
+    monkeypatch.setattr(BundleWriter, "finish", finish)
+    with pytest.raises(OSError, match="the disk is full"):
+        group.write(tmp_path / "ckpt", sharded(16))
+    assert contents(tmp_path) == before
+
+
+def test_an_index_that_cannot_be_merged_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C295"""
+
+    def merge_indexes(paths: list[str], merged: str, *, durable: bool) -> list[tuple[int, int, int]]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_native, "merge_indexes", merge_indexes)
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoint(x=torch.arange(10)).write(tmp_path / "ckpt", sharded(16))
+    assert names_in(tmp_path) == []
+
+
+class FailingStorage(LocalStorage):
+    """Raises at one of its operations."""
+
+    def __init__(self, failing: int) -> None:
+        super().__init__(durable=False)
+        self.failing, self.num_operations = failing, 0
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("exists", "list", "make_directory", "rename", "remove", "sync_directory"):
+            self.num_operations += 1
+            if self.num_operations == self.failing:
+                raise OSError(errno.EIO, f"{name} fails")
+        return super().__getattribute__(name)
+
+
+def test_whatever_operation_fails_the_checkpoint_is_whole_or_nothing_of_it_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C295"""
+    left: dict[int, list[str]] = {}
+    for failing in itertools.count(1):
+        storage = FailingStorage(failing)
+        monkeypatch.setattr(checkpoint, "LocalStorage", lambda durable, storage=storage: storage)
+        folder = tmp_path / str(failing)
+        folder.mkdir()
+        group = Checkpoint(x=torch.arange(10))
+        try:
+            group.write(folder / "ckpt", sharded(32))
+        except OSError as error:
+            assert error.errno == errno.EIO
+        else:
+            assert failing > 8
+            break
+        if names_in(folder) != files("ckpt", 3):
+            left[failing] = names_in(folder)
+    assert {failing: names for failing, names in left.items() if names} == {}
+    assert len(left) > 5
+
+
+# Between which shards a tensor changes: rows are its own memory, columns are copies of it.
+TORN = {
+    "rows": (torch.zeros(6, 4), 32),
+    "columns": (torch.zeros(4, 8)[:, ::2], 32),
+    "after its own file": (torch.zeros(4), 16),
+}
+
+
+@pytest.mark.parametrize("case", list(TORN))
+def test_a_value_that_changes_between_two_files_is_noticed_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """C058: its pieces would be of different moments."""
+    x, limit = TORN[case][0].clone(memory_format=torch.preserve_format), TORN[case][1]
+    finish = BundleWriter.finish
+    num_finished = itertools.count(1)
+
+    def finish_and_train(writer: BundleWriter) -> None:
+        finish(writer)
+        if next(num_finished) == 1:
+            x.add_(1)
+
+    monkeypatch.setattr(BundleWriter, "finish", finish_and_train)
+    with pytest.raises(ValueChangedError, match=r"values changed .* no checkpoint"):
+        Checkpoint(x=x, y=torch.zeros(8)).write(tmp_path / "ckpt", sharded(limit))
+    assert names_in(tmp_path) == []
+
+
+def test_no_file_stays_open(prefix: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    Checkpoint(x=torch.arange(1000)).write(prefix, sharded(40))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_shards_made_by_the_policy_pass_the_check_of_callbacks(prefix: str) -> None:
+    """C296"""
+    seen: list[tuple[Shards, Sequence[ShardableTensor]]] = []
+
+    def policy(values: Sequence[ShardableTensor]) -> Shards:
+        shards = MaxShardSizePolicy(24)(values)
+        seen.append((shards, values))
+        return shards
+
+    Checkpoint(x=torch.randn(5, 7), e=torch.zeros(2, 0), w=Words(b"abc", b"")).write(prefix, sharded(policy))
+    validate_shards(*seen[0], "the policy")
