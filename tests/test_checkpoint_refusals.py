@@ -17,7 +17,6 @@ from torch_trackckpt.errors import (
     DataLossError,
     MismatchError,
     TensorNotFoundError,
-    UnsupportedFormatError,
 )
 from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph
@@ -168,12 +167,6 @@ def test_a_graph_record_that_is_no_string_is_damage(prefix: str) -> None:
     """C391"""
     write_raw(prefix, [NamedValue(OBJECT_GRAPH_KEY, torch.ones(2))])
     with pytest.raises(DataLossError, match=rf"The object graph of '{prefix}' .* not a string scalar"):
-        Checkpoint().read(prefix)
-
-
-def test_a_file_without_an_object_graph_is_refused_with_what_to_do(prefix: str) -> None:
-    write_raw(prefix, [NamedValue("dense/kernel", torch.ones(2))])
-    with pytest.raises(UnsupportedFormatError, match=rf"'{prefix}' has no object graph: .*load_checkpoint"):
         Checkpoint().read(prefix)
 
 

@@ -367,6 +367,16 @@ def test_policies_are_equal_if_their_class_and_parameters_are() -> None:
     assert MaxShardSizePolicy(1) != 1
 
 
+def test_a_policy_that_keeps_a_list_can_be_hashed() -> None:
+    """C299"""
+    policies = []
+    for name in ("a", "a", "b"):
+        policies.append(Named(name))
+        policies[-1].prefixes = [name]  # type: ignore[attr-defined]
+    assert hash(policies[0]) == hash(policies[1])
+    assert policies[0] == policies[1] != policies[2]
+
+
 def test_a_callback_without_a_description_or_a_call_cannot_be_made() -> None:
     class Half(ShardingCallback):
         @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_trackckpt import Checkpoint, latest_checkpoint
+from torch_trackckpt import Checkpoint, latest_checkpoint, load_checkpoint
 from torch_trackckpt.state_file import CheckpointState, get_checkpoint_state, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
 
@@ -195,3 +195,189 @@ def test_a_state_file_that_names_no_latest_checkpoint_is_an_error(tmp_path: Path
     (tmp_path / "checkpoint").write_text(content)
     with pytest.raises(ValueError, match=r"/checkpoint' names no checkpoint; its model_checkpoint_path is missing"):
         latest_checkpoint(tmp_path)
+
+
+# ------------------------------------------------------------------------------- paths that lead nowhere anymore
+
+
+def saved(directory: Path, stored: str, name: str = "ckpt-1") -> str:
+    """A checkpoint in a directory whose state file calls it by another path."""
+    path = Checkpoint(x=torch.tensor(1)).write(directory / name)
+    stored = stored.replace("\\", "\\\\")
+    (directory / "checkpoint").write_text(
+        f'model_checkpoint_path: "{stored}"\nall_model_checkpoint_paths: "{stored}"\n'
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "/gone/run/ckpt-1",
+        "//gone/ckpt-1",
+        "../elsewhere/ckpt-1",
+        "sub/folder/ckpt-1",
+        "../../../../../../../../../ckpt-1",
+        r"C:\runs\first run\ckpt-1",
+        r"runs\ckpt-1",
+        r"\\server\share/runs\ckpt-1",
+        "gs://bucket/run/ckpt-1",
+        "/gone/ckpt-1.index",
+    ],
+)
+def test_a_path_that_is_gone_stands_for_the_same_name_beside_the_state_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stored: str
+) -> None:
+    """C254"""
+    path = saved(tmp_path / "run", stored)
+    found = latest_checkpoint(tmp_path / "run")
+    assert found in (path, path + ".index")
+    x = torch.tensor(0)
+    Checkpoint(x=x).read(found).assert_consumed()
+    assert x == 1
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("torch_trackckpt", logging.WARNING)
+    assert repr(str(tmp_path / "run")) in record.getMessage()
+    assert "which is gone; the checkpoint of the same name beside it is taken" in record.getMessage()
+
+
+def test_a_path_that_exists_wins_over_the_same_name_beside_the_state_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = Checkpoint().write(tmp_path / "elsewhere" / "ckpt-1")
+    saved(tmp_path / "run", elsewhere)
+    assert latest_checkpoint(tmp_path / "run") == elsewhere
+    saved(tmp_path / "run", "../elsewhere/ckpt-1")
+    assert latest_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "../elsewhere/ckpt-1")
+    assert not caplog.records
+
+
+def test_the_state_itself_keeps_paths_that_are_gone(tmp_path: Path) -> None:
+    saved(tmp_path, "/gone/ckpt-1")
+    assert get_checkpoint_state(tmp_path) == CheckpointState("/gone/ckpt-1", ("/gone/ckpt-1",))
+
+
+@pytest.mark.parametrize(
+    "stored", ["/gone/ckpt-2", "/", "..", ".", "/gone/", "\\\\", "", "ckpt-1/", "ckpt", "/gone/run"]
+)
+def test_where_nothing_of_the_name_is_there_no_checkpoint_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, stored: str
+) -> None:
+    """C254"""
+    (tmp_path / "run").mkdir()
+    saved(tmp_path, stored or "\\x20")
+    assert latest_checkpoint(tmp_path) is None
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("torch_trackckpt", logging.ERROR)
+    assert "but there is no such checkpoint" in record.getMessage()
+
+
+def test_the_latest_checkpoint_of_a_moved_folder_is_found_by_a_state_file_of_another_name(tmp_path: Path) -> None:
+    path = saved(tmp_path, "/gone/ckpt-1")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "checkpoint").rename(tmp_path / "best")
+    assert latest_checkpoint(tmp_path, "best") == path
+    shutil.move(tmp_path / "best", tmp_path / "sub" / "best")
+    assert latest_checkpoint(tmp_path, "sub/best") is None
+
+
+@pytest.mark.parametrize(("directory", "prefix"), [(".", "./"), ("", "")])
+def test_the_working_directory_may_be_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str, prefix: str
+) -> None:
+    """C258"""
+    monkeypatch.chdir(tmp_path)
+    Checkpoint().save("ck")
+    assert latest_checkpoint(directory) == prefix + "ck-1"
+    saved(tmp_path, "/gone/ckpt-1")
+    assert latest_checkpoint(directory) == prefix + "ckpt-1"
+
+
+# -------------------------------------------------------------------------------------------- the older format
+
+
+def test_the_file_of_an_older_checkpoint_is_the_latest(tmp_path: Path) -> None:
+    """C380"""
+    folder = shutil.copytree(GOLDEN / "v1_saver", tmp_path / "run")
+    assert latest_checkpoint(folder) == str(folder / "model.ckpt-3")
+
+
+@pytest.mark.parametrize("stored", ["", "/gone/run/"])
+def test_the_pattern_of_an_older_checkpoint_is_the_latest(tmp_path: Path, stored: str) -> None:
+    """C380"""
+    folder = shutil.copytree(GOLDEN / "v1_sharded", tmp_path / "run")
+    (folder / "checkpoint").write_text(f'model_checkpoint_path: "{stored}model.ckpt-7-?????-of-00003"\n')
+    path = latest_checkpoint(folder)
+    assert path == str(folder / "model.ckpt-7-?????-of-00003")
+    assert len(load_checkpoint(path)) == len(load_checkpoint(folder)) > 1
+
+
+def test_a_pattern_does_not_lead_out_of_a_folder_whose_name_is_one(tmp_path: Path) -> None:
+    """C380"""
+    for name in ("run[1]", "run1"):
+        folder = shutil.copytree(GOLDEN / "v1_sharded", tmp_path / name)
+        (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-7-?????-of-00003"\n')
+    for file in (tmp_path / "run1").glob("model*"):
+        file.write_bytes(b"another run")
+    assert len(load_checkpoint(tmp_path / "run[1]")) == len(load_checkpoint(GOLDEN / "v1_sharded" / "model.ckpt-7")) > 1
+
+
+def test_a_pattern_that_matches_nothing_is_no_checkpoint(tmp_path: Path) -> None:
+    """C254"""
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-7-?????-of-00003"\n')
+    assert latest_checkpoint(tmp_path) is None
+
+
+# ---------------------------------------------------------------------------------- a state file that names itself
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "checkpoint",
+        "./checkpoint",
+        "../run/checkpoint",
+        "{run}/checkpoint",
+        "{run}/../run//checkpoint",
+        "/gone/checkpoint",
+    ],
+)
+def test_a_state_file_is_no_checkpoint_of_its_own(tmp_path: Path, stored: str) -> None:
+    """C254"""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{stored.format(run=tmp_path / "run")}"\n')
+    assert latest_checkpoint(tmp_path / "run") is None
+
+
+def test_a_state_file_that_is_reached_by_a_link_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """C254"""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{tmp_path / "link" / "checkpoint"}"\n')
+    assert latest_checkpoint(tmp_path / "run") is None
+
+
+def test_a_bundle_may_have_the_name_of_its_state_file(tmp_path: Path) -> None:
+    path = Checkpoint(x=torch.tensor(1)).write(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "checkpoint"\n')
+    assert latest_checkpoint(tmp_path) == path
+    x = torch.tensor(0)
+    Checkpoint(x=x).read(path).assert_consumed()
+    assert x == 1
+
+
+def test_an_older_checkpoint_with_the_name_of_another_state_file_is_found(tmp_path: Path) -> None:
+    """C380"""
+    shutil.copy(GOLDEN / "v1_saver" / "model.ckpt-3", tmp_path / "checkpoint")
+    (tmp_path / "best").write_text('model_checkpoint_path: "checkpoint"\n')
+    assert latest_checkpoint(tmp_path, "best") == str(tmp_path / "checkpoint")
+
+
+def test_an_older_checkpoint_in_the_place_of_the_state_file_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C252"""
+    shutil.copy(GOLDEN / "v1_saver" / "model.ckpt-3", tmp_path / "checkpoint")
+    assert latest_checkpoint(tmp_path) is None
+    (record,) = caplog.records
+    assert "is ignored, because it cannot be understood" in record.getMessage()

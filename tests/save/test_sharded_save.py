@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +28,14 @@ from torch_trackckpt import (
     load_variable,
 )
 from torch_trackckpt.bundle.writer import BundleWriter
-from torch_trackckpt.errors import CheckpointNotFoundError, ShardingError, ValueChangedError
+from torch_trackckpt.errors import CheckpointNotFoundError, ValueChangedError
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.plan import make_plan
 from torch_trackckpt.save.staging import stage
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
-    ShardableTensor,
     ShardByTaskPolicy,
     ShardingCallback,
-    Shards,
-    validate_shards,
 )
 from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
@@ -48,31 +44,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-class Callback(ShardingCallback):
-    """A policy that is a function."""
-
-    def __init__(self, function: Callable[[Sequence[ShardableTensor]], Any]) -> None:
-        self.function = function
-
-    @property
-    def description(self) -> str:
-        return "my own policy"
-
-    def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
-        shards: Shards = self.function(shardable_tensors)
-        return shards
-
-
-def one_each(values: Sequence[ShardableTensor]) -> list[dict[str, dict[str, Any]]]:
-    return [{value.checkpoint_key: {value.slice_spec: value.tensor}} for value in values]
-
-
-def sharded(limit: int | ShardingCallback | Callable[..., Any], *, durable: bool = False) -> CheckpointOptions:
-    policy = limit if isinstance(limit, ShardingCallback) else Callback(limit) if callable(limit) else None
-    return CheckpointOptions(
-        durable=durable,
-        experimental_sharding_callback=policy or MaxShardSizePolicy(limit),  # type: ignore[arg-type]
-    )
+def sharded(limit: int, *, durable: bool = False) -> CheckpointOptions:
+    return CheckpointOptions(durable=durable, experimental_sharding_callback=MaxShardSizePolicy(limit))
 
 
 def files(name: str, count: int) -> list[str]:
@@ -114,14 +87,14 @@ def test_no_data_file_holds_more_than_the_limit_beside_the_object_graph(prefix: 
     """C282, C283, C287"""
     tree = {"a": torch.randn(7, 11), "b": torch.randn(3, 4, 5), "c": torch.arange(9), "d": torch.tensor(2.0)}
     Checkpoint(**tree).write(prefix, sharded(limit))
-    stored = witness.read_bundle(prefix)
-    sizes: dict[int, int] = {}
-    for key, tensor in stored.items():
-        sizes[tensor.shard_id] = sizes.get(tensor.shard_id, 0) + (0 if key == OBJECT_GRAPH_KEY else tensor.size)
-    assert max(sizes.values()) <= limit
-    assert names_in(os.path.dirname(prefix)) == files("ckpt", len(sizes))
+    names = names_in(os.path.dirname(prefix))
+    graph = witness.read_bundle(prefix)[OBJECT_GRAPH_KEY]
+    sizes = [os.path.getsize(f"{prefix}.data-{n:05d}-of-{len(names) - 1:05d}") for n in range(len(names) - 1)]
+    sizes[graph.shard_id] -= graph.size
     total = sum(t.nbytes for t in tree.values())
-    assert sum(sizes.values()) == total
+    assert names == files("ckpt", len(sizes))
+    assert max(sizes) <= limit
+    assert sum(sizes) == total
     assert len(sizes) >= -(-total // limit)
 
 
@@ -289,148 +262,6 @@ def test_the_files_of_similar_prefixes_are_left_alone(tmp_path: Path) -> None:
     assert {name: data for name, data in contents(tmp_path).items() if name not in files("ckpt", 1)} == before
 
 
-# ------------------------------------------------------------------------------------- policies of the user
-
-
-def test_a_callback_may_put_each_value_into_a_file_of_its_own(prefix: str) -> None:
-    """C297"""
-    group = Checkpoint(x=torch.ones(2), words=Words(b"a", b"b"), empty=torch.zeros(0))
-    path = group.save(prefix, sharded(one_each))
-    stored = witness.read_bundle(path)
-    assert sorted(tensor.shard_id for tensor in stored.values()) == [0, 1, 2, 3, 4]
-    assert names_in(os.path.dirname(prefix)) == ["checkpoint", *files("ckpt-1", 5)]
-    group.restore(path).assert_consumed()
-
-
-def test_the_order_of_a_callback_is_the_order_of_the_files_and_in_them(prefix: str) -> None:
-    """C297"""
-
-    def backwards(values: Sequence[ShardableTensor]) -> Shards:
-        shards = one_each(values)[::-1]
-        return [shards[0] | shards[1], *shards[2:]]
-
-    Checkpoint(a=torch.ones(2), b=torch.ones(2), c=torch.ones(2)).write(prefix, sharded(backwards))
-    stored = {key.split("/")[0]: tensor for key, tensor in witness.read_bundle(prefix).items()}
-    assert [(stored[name].shard_id, stored[name].offset > 0) for name in (OBJECT_GRAPH_KEY, *"cba")] == [
-        (0, False),
-        (0, True),
-        (1, False),
-        (2, False),
-    ]
-
-
-def test_a_callback_is_told_what_it_distributes(prefix: str) -> None:
-    """C297"""
-    told: list[ShardableTensor] = []
-    tensor = torch.ones(2, 3, dtype=torch.float16)
-    options = sharded(lambda values: told.extend(values) or one_each(values))
-    Checkpoint(w=Words(b"a", b"b"), x=tensor).write(prefix, options)
-    assert [(t.checkpoint_key.split("/")[0], t.dtype.name, t.shape, t.slice_spec) for t in told] == [
-        ("w", "string", (2,), ""),
-        ("x", "float16", (2, 3), ""),
-        (OBJECT_GRAPH_KEY, "string", (), ""),
-    ]
-    assert told[1].tensor is tensor
-    assert {t.device for t in told} == {torch.device("cpu")}
-
-
-def test_a_callback_may_be_written_as_a_generator(prefix: str) -> None:
-    """C297"""
-    Checkpoint(x=torch.ones(2)).write(prefix, sharded(lambda values: (shard for shard in one_each(values))))
-    assert names_in(os.path.dirname(prefix)) == files("ckpt", 2)
-
-
-def test_thousands_of_values_in_files_of_their_own_are_checked_in_passing() -> None:
-    """C296: the check must not compare everything with everything."""
-    values = [NamedValue(str(number), torch.zeros(1)) for number in range(20_000)]
-    plan = make_plan(values, Callback(one_each))
-    assert len(plan.shards) == 20_000
-
-
-def test_thousands_of_parts_of_one_value_are_checked_in_passing() -> None:
-    """C296"""
-
-    def rows(values: Sequence[ShardableTensor]) -> Shards:
-        (value,) = values
-        return [{"x": {f"10000 {row},1": value.tensor[row : row + 1]}} for row in range(10_000)]  # type: ignore[index]
-
-    assert len(make_plan([NamedValue("x", torch.zeros(10_000))], Callback(rows)).shards) == 10_000
-
-
-def failing_callback(values: Sequence[ShardableTensor]) -> Shards:
-    raise KeyError("a fault of its own")
-
-
-BAD_CALLBACKS: dict[str, Callable[[Sequence[ShardableTensor]], Any]] = {
-    "dropping": lambda values: one_each(values)[1:],
-    "dropping the object graph": lambda values: one_each(values)[:-1],
-    "adding": lambda values: [*one_each(values), {"new": {"": torch.ones(1)}}],
-    "duplicating": lambda values: [*one_each(values), *one_each(values[:1])],
-    "reshaping": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.reshape(2, 2)}}],  # type: ignore[union-attr]
-    "retyping": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.double()}}],  # type: ignore[union-attr]
-    "making arrays": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.numpy()}}],  # type: ignore[union-attr]
-    "making lists": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.tolist()}}],  # type: ignore[union-attr]
-    "making nothing": lambda values: None,
-    "leaving a file empty": lambda values: [*one_each(values), {}],
-}
-
-
-@pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("case", list(BAD_CALLBACKS))
-def test_a_callback_that_loses_invents_or_changes_values_is_named_and_no_file_appears(
-    tmp_path: Path, case: str, existing: bool
-) -> None:
-    """C296"""
-    group = Checkpoint(x=torch.ones(4))
-    if existing:
-        group.write(tmp_path / "run" / "ckpt", sharded(8))
-    before = contents(tmp_path / "run") if existing else None
-    with pytest.raises(ShardingError, match=re.escape("The sharding callback (my own policy)")) as raised:
-        group.write(tmp_path / "run" / "ckpt", sharded(BAD_CALLBACKS[case]))
-    assert isinstance(raised.value, RuntimeError)
-    assert (contents(tmp_path / "run") if (tmp_path / "run").exists() else None) == before
-
-
-def test_after_a_bad_callback_neither_state_file_nor_write_callbacks_know_of_the_save(tmp_path: Path) -> None:
-    """C296"""
-    group = Checkpoint(x=torch.ones(4))
-    first = group.save(tmp_path / "ckpt")
-    told: list[str] = []
-    options = CheckpointOptions(
-        experimental_sharding_callback=Callback(BAD_CALLBACKS["dropping"]), experimental_write_callbacks=[told.append]
-    )
-    with pytest.raises(ShardingError):
-        group.save(tmp_path / "ckpt", options)
-    assert told == []
-    assert latest_checkpoint(tmp_path) == first
-    assert names_in(tmp_path) == ["checkpoint", *files("ckpt-1", 1)]
-
-
-def test_an_error_of_the_callback_comes_through_and_no_file_appears(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="a fault of its own"):
-        Checkpoint(x=torch.ones(4)).write(tmp_path / "run" / "ckpt", sharded(failing_callback))
-    assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize("policy", [MaxShardSizePolicy, one_each, 100, "MaxShardSizePolicy", [ShardByTaskPolicy()]])
-def test_an_option_that_is_no_sharding_callback_is_refused(policy: object) -> None:
-    """C298"""
-    with pytest.raises(ValueError, match="experimental_sharding_callback must be a .*ShardingCallback, not "):
-        CheckpointOptions(experimental_sharding_callback=policy)  # type: ignore[arg-type]
-
-
-def test_a_policy_derived_from_one_of_ours_is_checked_as_any_other(tmp_path: Path) -> None:
-    """C296"""
-
-    class Forgetful(MaxShardSizePolicy):
-        def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
-            return super().__call__(shardable_tensors[1:])
-
-    with pytest.raises(ShardingError, match="missing"):
-        Checkpoint(x=torch.ones(4)).write(tmp_path / "ckpt", sharded(Forgetful(8)))
-    assert names_in(tmp_path) == []
-
-
 # -------------------------------------------------------------------------------------- failures in the middle
 
 
@@ -498,8 +329,8 @@ def test_whatever_operation_fails_the_checkpoint_is_whole_or_nothing_of_it_is_le
         group = Checkpoint(x=torch.arange(10))
         try:
             group.write(folder / "ckpt", sharded(32))
-        except OSError as error:
-            assert error.errno == errno.EIO
+        except OSError:
+            pass
         else:
             assert failing > 8
             break
@@ -541,16 +372,3 @@ def test_no_file_stays_open(prefix: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     Checkpoint(x=torch.arange(1000)).write(prefix, sharded(40))
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_shards_made_by_the_policy_pass_the_check_of_callbacks(prefix: str) -> None:
-    """C296"""
-    seen: list[tuple[Shards, Sequence[ShardableTensor]]] = []
-
-    def policy(values: Sequence[ShardableTensor]) -> Shards:
-        shards = MaxShardSizePolicy(24)(values)
-        seen.append((shards, values))
-        return shards
-
-    Checkpoint(x=torch.randn(5, 7), e=torch.zeros(2, 0), w=Words(b"abc", b"")).write(prefix, sharded(policy))
-    validate_shards(*seen[0], "the policy")

@@ -1,0 +1,236 @@
+"""Policies of the user's own: what they are given, what they may do, and what is refused before a file is made."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import witness
+from checkpoints import X, names_in
+
+from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable, latest_checkpoint
+from torch_trackckpt.errors import ShardingError
+from torch_trackckpt.graph.walk import NamedValue
+from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.sharding import (
+    MaxShardSizePolicy,
+    ShardableTensor,
+    ShardByTaskPolicy,
+    ShardingCallback,
+    Shards,
+    validate_shards,
+)
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
+
+
+class Callback(ShardingCallback):
+    """A policy that is a function."""
+
+    def __init__(self, function: Callable[[Sequence[ShardableTensor]], Any]) -> None:
+        self.function = function
+
+    @property
+    def description(self) -> str:
+        return "my own policy"
+
+    def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
+        shards: Shards = self.function(shardable_tensors)
+        return shards
+
+
+def one_each(values: Sequence[ShardableTensor]) -> list[dict[str, dict[str, Any]]]:
+    return [{value.checkpoint_key: {value.slice_spec: value.tensor}} for value in values]
+
+
+def by(policy: ShardingCallback | Callable[..., Any]) -> CheckpointOptions:
+    callback = policy if isinstance(policy, ShardingCallback) else Callback(policy)
+    return CheckpointOptions(durable=False, experimental_sharding_callback=callback)
+
+
+def files(name: str, count: int) -> list[str]:
+    """The files of a checkpoint of so many shards."""
+    return [f"{name}.data-{number:05d}-of-{count:05d}" for number in range(count)] + [f"{name}.index"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+class Words(Trackable):
+    """A trackable whose value is an array of strings."""
+
+    def __init__(self, *words: bytes) -> None:
+        self.words = np.array(words, dtype=object)
+
+    def _serialize_to_tensors(self) -> Mapping[str, np.ndarray[Any, np.dtype[np.object_]]]:
+        return {"VARIABLE_VALUE": self.words}
+
+    def _restore_from_tensors(self, values: Mapping[str, Any]) -> None:
+        self.words = values["VARIABLE_VALUE"]
+
+
+# ------------------------------------------------------------------------------------------ what they may do
+
+
+def test_a_callback_may_put_each_value_into_a_file_of_its_own(prefix: str) -> None:
+    """C297"""
+    group = Checkpoint(x=torch.ones(2), words=Words(b"a", b"b"), empty=torch.zeros(0))
+    path = group.save(prefix, by(one_each))
+    stored = witness.read_bundle(path)
+    assert sorted(tensor.shard_id for tensor in stored.values()) == [0, 1, 2, 3, 4]
+    assert names_in(os.path.dirname(prefix)) == ["checkpoint", *files("ckpt-1", 5)]
+    group.restore(path).assert_consumed()
+
+
+def test_the_order_of_a_callback_is_the_order_of_the_files_and_in_them(prefix: str) -> None:
+    """C297"""
+
+    def backwards(values: Sequence[ShardableTensor]) -> Shards:
+        shards = one_each(values)[::-1]
+        return [shards[0] | shards[1], *shards[2:]]
+
+    Checkpoint(a=torch.ones(2), b=torch.ones(2), c=torch.ones(2)).write(prefix, by(backwards))
+    stored = {key.split("/")[0]: tensor for key, tensor in witness.read_bundle(prefix).items()}
+    assert [(stored[name].shard_id, stored[name].offset > 0) for name in (OBJECT_GRAPH_KEY, *"cba")] == [
+        (0, False),
+        (0, True),
+        (1, False),
+        (2, False),
+    ]
+
+
+def test_a_callback_is_told_what_it_distributes(prefix: str) -> None:
+    """C297"""
+    told: list[ShardableTensor] = []
+    tensor = torch.ones(2, 3, dtype=torch.float16)
+    options = by(lambda values: told.extend(values) or one_each(values))
+    Checkpoint(w=Words(b"a", b"b"), x=tensor).write(prefix, options)
+    assert [(t.checkpoint_key.split("/")[0], t.dtype.name, t.shape, t.slice_spec) for t in told] == [
+        ("w", "string", (2,), ""),
+        ("x", "float16", (2, 3), ""),
+        (OBJECT_GRAPH_KEY, "string", (), ""),
+    ]
+    assert told[1].tensor is tensor
+    assert {t.device for t in told} == {torch.device("cpu")}
+
+
+def test_a_callback_may_be_written_as_a_generator(prefix: str) -> None:
+    """C297"""
+    Checkpoint(x=torch.ones(2)).write(prefix, by(lambda values: (shard for shard in one_each(values))))
+    assert names_in(os.path.dirname(prefix)) == files("ckpt", 2)
+
+
+def in_seconds(values: list[NamedValue], policy: Callable[[Sequence[ShardableTensor]], Any]) -> float:
+    """The processor's time that a plan takes."""
+    begin = time.process_time()
+    assert len(make_plan(values, Callback(policy)).shards) > 1000
+    return time.process_time() - begin
+
+
+def test_thousands_of_values_in_files_of_their_own_are_checked_in_passing() -> None:
+    """C297: not every value with every file."""
+    assert in_seconds([NamedValue(str(number), torch.zeros(1)) for number in range(8000)], one_each) < 5
+
+
+def test_thousands_of_parts_of_one_value_are_checked_in_passing() -> None:
+    """C297: not every part with every other."""
+
+    def rows(values: Sequence[ShardableTensor]) -> list[dict[str, dict[str, Any]]]:
+        tensor: Any = values[0].tensor
+        return [{"x": {f"3000 {row},1": tensor[row : row + 1]}} for row in range(3000)]
+
+    assert in_seconds([NamedValue("x", torch.zeros(3000))], rows) < 5
+
+
+def failing_callback(values: Sequence[ShardableTensor]) -> Shards:
+    raise KeyError("a fault of its own")
+
+
+BAD_CALLBACKS: dict[str, Callable[[Sequence[ShardableTensor]], Any]] = {
+    "dropping": lambda values: one_each(values)[1:],
+    "dropping the object graph": lambda values: one_each(values)[:-1],
+    "adding": lambda values: [*one_each(values), {"new": {"": torch.ones(1)}}],
+    "duplicating": lambda values: [*one_each(values), *one_each(values[:1])],
+    "reshaping": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.reshape(2, 2)}}],  # type: ignore[union-attr]
+    "retyping": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.double()}}],  # type: ignore[union-attr]
+    "making arrays": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.numpy()}}],  # type: ignore[union-attr]
+    "making lists": lambda values: [*one_each(values[1:]), {X: {"": values[0].tensor.tolist()}}],  # type: ignore[union-attr]
+    "making nothing": lambda values: None,
+    "leaving a file empty": lambda values: [*one_each(values), {}],
+}
+
+
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("case", list(BAD_CALLBACKS))
+def test_a_callback_that_loses_invents_or_changes_values_is_named_and_no_file_appears(
+    tmp_path: Path, case: str, existing: bool
+) -> None:
+    """C296"""
+    group = Checkpoint(x=torch.ones(4))
+    if existing:
+        group.write(tmp_path / "run" / "ckpt", by(MaxShardSizePolicy(8)))
+    before = contents(tmp_path / "run") if existing else None
+    with pytest.raises(ShardingError, match=re.escape("The sharding callback (my own policy)")) as raised:
+        group.write(tmp_path / "run" / "ckpt", by(BAD_CALLBACKS[case]))
+    assert isinstance(raised.value, RuntimeError)
+    assert (contents(tmp_path / "run") if (tmp_path / "run").exists() else None) == before
+
+
+def test_after_a_bad_callback_neither_state_file_nor_write_callbacks_know_of_the_save(tmp_path: Path) -> None:
+    """C296"""
+    group = Checkpoint(x=torch.ones(4))
+    first = group.save(tmp_path / "ckpt")
+    told: list[str] = []
+    options = CheckpointOptions(
+        experimental_sharding_callback=Callback(BAD_CALLBACKS["dropping"]), experimental_write_callbacks=[told.append]
+    )
+    with pytest.raises(ShardingError):
+        group.save(tmp_path / "ckpt", options)
+    assert told == []
+    assert latest_checkpoint(tmp_path) == first
+    assert names_in(tmp_path) == ["checkpoint", *files("ckpt-1", 1)]
+
+
+def test_an_error_of_the_callback_comes_through_and_no_file_appears(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="a fault of its own"):
+        Checkpoint(x=torch.ones(4)).write(tmp_path / "run" / "ckpt", by(failing_callback))
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("policy", [MaxShardSizePolicy, one_each, 100, "MaxShardSizePolicy", [ShardByTaskPolicy()]])
+def test_an_option_that_is_no_sharding_callback_is_refused(policy: object) -> None:
+    """C298"""
+    with pytest.raises(ValueError, match=r"experimental_sharding_callback must be a .*ShardingCallback, not "):
+        CheckpointOptions(experimental_sharding_callback=policy)  # type: ignore[arg-type]
+
+
+def test_a_policy_derived_from_one_of_ours_is_checked_as_any_other(tmp_path: Path) -> None:
+    """C296"""
+
+    class Forgetful(MaxShardSizePolicy):
+        def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
+            return super().__call__(shardable_tensors[1:])
+
+    with pytest.raises(ShardingError, match="missing"):
+        Checkpoint(x=torch.ones(4)).write(tmp_path / "ckpt", by(Forgetful(8)))
+    assert names_in(tmp_path) == []
+
+
+def test_shards_made_by_the_policy_pass_the_check_of_callbacks(prefix: str) -> None:
+    """C296"""
+    seen: list[tuple[Shards, Sequence[ShardableTensor]]] = []
+
+    def policy(values: Sequence[ShardableTensor]) -> Shards:
+        shards = MaxShardSizePolicy(24)(values)
+        seen.append((shards, values))
+        return shards
+
+    Checkpoint(x=torch.randn(5, 7), e=torch.zeros(2, 0), w=Words(b"abc", b"")).write(prefix, by(policy))
+    validate_shards(*seen[0], "the policy")
