@@ -23,6 +23,14 @@ bool IsBundleHeader(std::string_view record) {
   return false;
 }
 
+// Neither the number of elements nor that of bytes is beyond counting.
+bool HasSoundShape(const BundleEntry& tensor) {
+  const auto num_elements = NumElements(tensor.shape);
+  uint64_t num_bytes;
+  return !tensor.is_unknown_rank && num_elements &&
+         !__builtin_mul_overflow(*num_elements, ItemSize(tensor.dtype), &num_bytes);
+}
+
 // Reads what `wanted` needs of a stored slice into memory that holds all of `wanted`.
 bool CopyPiece(const Piece& piece, const Box& wanted, uint32_t item_size, SavedValues* values,
                char* destination) {
@@ -120,7 +128,7 @@ SavedMeta V1Reader::ReadMeta(const TableFile& table) {
 void V1Reader::Unite(BundleEntry tensor, size_t file, std::set<std::string>* slice_keys) {
   const std::string where = ": key " + DisplayKey(tensor.key) + " in " + tables_[file].path();
   if (tensor.slices.empty()) return;  // the file holds nothing of it
-  if (tensor.is_unknown_rank || !NumElements(tensor.shape)) throw DataLoss("Invalid tensor shape" + where);
+  if (!HasSoundShape(tensor)) throw DataLoss("Invalid tensor shape" + where);
   Tensor& united = tensors_[tensor.key];
   if (united.files.empty()) {
     united.entry.key = tensor.key;
@@ -235,10 +243,7 @@ void V1Reader::CheckMemory(const Request& request, uint64_t size) const {
   const BundleEntry& entry = request.tensor.entry;
   if (entry.dtype == kDtypeString)
     throw InvalidArgument("Key " + DisplayKey(entry.key) + " is a string tensor");
-  uint64_t needed;
-  if (__builtin_mul_overflow(request.part.NumElements(), ItemSize(entry.dtype), &needed)) {
-    throw DataLoss("Invalid tensor shape: " + DisplayKey(entry.key));
-  }
+  const uint64_t needed = request.part.NumElements() * ItemSize(entry.dtype);
   if (size == needed) return;
   throw InvalidArgument("Key " + DisplayKey(entry.key) + " has " + std::to_string(needed) +
                         " bytes, but memory of " + std::to_string(size) + " bytes was given");
