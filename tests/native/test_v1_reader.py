@@ -727,6 +727,13 @@ def values_or_refusals(reader: V1Reader) -> dict[bytes, tuple[int, tuple[int, ..
     return values
 
 
+def put_byte(path: Path, position: int, byte: int) -> None:
+    """Changes a file in its place, which is much faster than to write it again."""
+    with path.open("r+b") as file:
+        file.seek(position, os.SEEK_SET if position >= 0 else os.SEEK_END)
+        file.write(bytes([byte]))
+
+
 @pytest.mark.parametrize("name", ["v1_basic", "v1_slices", "v1_saver", "crafted_snappy_v1"])
 @pytest.mark.parametrize("bits", [0x01, 0xFF])
 def test_a_flip_of_any_byte_gives_an_error_or_the_right_values(tmp_path: Path, name: str, bits: int) -> None:
@@ -734,10 +741,11 @@ def test_a_flip_of_any_byte_gives_an_error_or_the_right_values(tmp_path: Path, n
     content = path.read_bytes()
     sound = all_values(open_files(path))
     copy = tmp_path / "file"
+    copy.write_bytes(content)
     refused = 0
     for position in range(len(content)):
-        copy.write_bytes(content)
-        crafted.flip(copy, position, bits)
+        put_byte(copy, position, content[position] ^ bits)
+        put_byte(copy, position - 1, content[position - 1])
         try:
             reader = open_files(copy)
         except REFUSALS:
@@ -753,11 +761,12 @@ def test_a_flip_of_any_byte_gives_an_error_or_the_right_values(tmp_path: Path, n
 @pytest.mark.parametrize("name", ["v1_slices", "crafted_snappy_v1"])
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str) -> None:
     (path,) = golden_files(name)
-    content = path.read_bytes()
-    for size in range(len(content)):
-        (tmp_path / "file").write_bytes(content[:size])
+    copy = tmp_path / "file"
+    copy.write_bytes(path.read_bytes())
+    for size in reversed(range(path.stat().st_size)):
+        os.truncate(copy, size)
         with pytest.raises(DataLossError):
-            open_files(tmp_path / "file")
+            open_files(copy)
 
 
 def field_of(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
