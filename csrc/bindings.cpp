@@ -181,6 +181,16 @@ std::vector<std::string_view> ViewsOf(const nb::tuple& values) {
   return views;
 }
 
+TensorSlice SliceFromPython(nb::handle value) {
+  TensorSlice slice;
+  const char* what = "a part must be a tuple of (start, length)";
+  for (nb::handle item : Require<nb::tuple>(value, what)) {
+    const nb::tuple extent = TupleOfLength(item, 2, what);
+    slice.extents.push_back({IntFromPython(extent[0], what), IntFromPython(extent[1], what)});
+  }
+  return slice;
+}
+
 template <typename T, typename Convert>
 std::vector<T> ListFromPython(const nb::list& list, Convert convert) {
   std::vector<T> values;
@@ -341,40 +351,24 @@ void InitV1Reader(V1Reader* self, const nb::list& paths) {
   new (self) V1Reader(plain_paths);
 }
 
-Extent ExtentFromPython(nb::handle value) {
-  const char* what = "an extent must be a tuple (start, length)";
-  const nb::tuple pair = TupleOfLength(value, 2, what);
-  return {IntFromPython(pair[0], what), IntFromPython(pair[1], what)};
-}
-
-TensorSlice SliceFromPython(nb::handle value) {
-  TensorSlice slice;
-  for (nb::handle extent : Require<nb::tuple>(value, "extents must be a tuple of (start, length)")) {
-    slice.extents.push_back(ExtentFromPython(extent));
-  }
-  return slice;
-}
-
 template <typename Reader>
 void ReadSlice(const Reader& self, const nb::bytes& key, const nb::tuple& extents, nb::handle address,
                nb::handle size, bool verify) {
-  const std::string_view view = ViewOf(key);
-  const TensorSlice part = SliceFromPython(extents);
   const uint64_t plain_size = SizeFromPython(size);
-  void* const destination = MemoryFromPython(address, plain_size);
+  const ReadRequest request{KeyFromPython(key), MemoryFromPython(address, plain_size), plain_size};
+  const TensorSlice slice = SliceFromPython(extents);
   const nb::gil_scoped_release release;
-  self.ReadSlice(view, part, destination, plain_size, verify);
+  self.ReadSlice(request, slice, verify);
 }
 
-template <typename Reader>
-nb::list ReadStringArray(const Reader& self, const nb::bytes& key, const std::optional<nb::tuple>& extents) {
+nb::list ReadV1Strings(const V1Reader& self, const nb::bytes& key, const nb::object& extents) {
   const std::string_view view = ViewOf(key);
-  std::optional<TensorSlice> part;
-  if (extents) part = SliceFromPython(*extents);
+  std::optional<TensorSlice> slice;
+  if (!extents.is_none()) slice = SliceFromPython(extents);
   StringArray strings;
   {
     const nb::gil_scoped_release release;
-    strings = self.ReadStrings(view, part);
+    strings = self.ReadStrings(view, slice);
   }
   nb::list result;
   for (size_t i = 0; i < strings.size(); ++i) result.append(BytesOf(strings[i]));
@@ -453,7 +447,7 @@ void DefineV1Reader(nb::module_& module) {
       .def("read", &ReadTensors<V1Reader>, "requests"_a)
       .def("read_slice", &ReadSlice<V1Reader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
            "verify"_a)
-      .def("read_strings", &ReadStringArray<V1Reader>, "key"_a, "extents"_a = nb::none());
+      .def("read_strings", &ReadV1Strings, "key"_a, "extents"_a = nb::none());
 }
 
 }  // namespace

@@ -185,14 +185,13 @@ void V1Reader::Read(const std::vector<ReadRequest>& requests, ReadProgress* prog
   }
 }
 
-void V1Reader::ReadSlice(std::string_view key, const TensorSlice& part, void* destination, uint64_t size,
-                         bool verify) const {
-  const Request request = PlanPart(Locate(key), part);
-  CheckMemory(request, size);
+void V1Reader::ReadSlice(const ReadRequest& request, const TensorSlice& part, bool verify) const {
+  const Request planned = PlanPart(Locate(request.key), part);
+  CheckMemory(planned, request.size);
   Records records(tables_);
-  if (verify && request.pieces.size() > 1) CheckRecords(request, &records);
+  if (verify && planned.pieces.size() > 1) CheckRecords(planned, &records);
   bool touched = false;
-  Copy(request, destination, &records, &touched);
+  Copy(planned, request.destination, &records, &touched);
 }
 
 StringArray V1Reader::ReadStrings(std::string_view key, const std::optional<TensorSlice>& part) const {

@@ -42,8 +42,7 @@ class V1Reader {
   // `progress` holds even when this throws.
   void Read(const std::vector<ReadRequest>& requests, ReadProgress* progress) const;
   // Reads a part of a tensor. With `verify`, all its records are checked before memory is touched.
-  void ReadSlice(std::string_view key, const TensorSlice& part, void* destination, uint64_t size,
-                 bool verify) const;
+  void ReadSlice(const ReadRequest& request, const TensorSlice& part, bool verify) const;
 
   // The elements of a string tensor, or of a part of it, in row-major order.
   StringArray ReadStrings(std::string_view key, const std::optional<TensorSlice>& part) const;
