@@ -391,6 +391,14 @@ def test_contradictory_slices_are_refused_by_name(
     assert (memory == FILL).all()
 
 
+def test_a_name_that_is_too_long_for_its_slices_to_have_records_is_refused(tmp_path: Path) -> None:
+    """The keys of these slices would take a gigabyte."""
+    parts: list[Slice] = [((start, 1),) for start in range(2000)]
+    path = write_records(tmp_path / "file", meta([tensor_meta(b"n" * 500_000, UINT8, (2000,), parts)]))
+    with pytest.raises(DataLossError, match="keys too long"):
+        open_files(path)
+
+
 def test_a_gap_costs_only_what_lies_in_it(tmp_path: Path) -> None:
     (path,) = write_parts(tmp_path, (5,), [((0, 2),), ((3, 2),)])
     reader = open_files(path)
