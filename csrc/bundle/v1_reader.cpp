@@ -23,6 +23,24 @@ bool IsBundleHeader(std::string_view record) {
   return false;
 }
 
+// A long name has to be in the table for each slice of the tensor.
+void CheckNames(const SavedMeta& meta, const TableFile& table) {
+  uint64_t key_bytes = 0;
+  for (const BundleEntry& tensor : meta.tensors) {
+    key_bytes += tensor.key.size() * tensor.slices.size();
+    if (key_bytes / kMaxKeyExpansion <= table.size()) continue;
+    throw DataLoss("keys too long for the size of the file: " + table.path());
+  }
+}
+
+// Neither the number of elements nor that of bytes is beyond counting.
+bool HasSoundShape(const BundleEntry& tensor) {
+  const auto num_elements = NumElements(tensor.shape);
+  uint64_t num_bytes;
+  return !tensor.is_unknown_rank && num_elements &&
+         !__builtin_mul_overflow(*num_elements, ItemSize(tensor.dtype), &num_bytes);
+}
+
 // Reads what `wanted` needs of a stored slice into memory that holds all of `wanted`.
 bool CopyPiece(const Piece& piece, const Box& wanted, uint32_t item_size, SavedValues* values,
                char* destination) {
@@ -86,10 +104,10 @@ class V1Reader::Records {
 V1Reader::V1Reader(const std::vector<std::string>& paths) {
   if (paths.empty()) throw InvalidArgument("there is no file to read");
   tables_.reserve(paths.size());
-  std::set<std::string> slice_keys;
+  StoredSlices stored;
   for (const std::string& path : paths) {
     SavedMeta meta = ReadMeta(tables_.emplace_back(path));
-    for (BundleEntry& tensor : meta.tensors) Unite(std::move(tensor), tables_.size() - 1, &slice_keys);
+    for (BundleEntry& tensor : meta.tensors) Unite(std::move(tensor), tables_.size() - 1, &stored);
   }
   for (auto& [key, tensor] : tensors_) {
     std::vector<TensorSlice>& slices = tensor.entry.slices;
@@ -113,14 +131,15 @@ SavedMeta V1Reader::ReadMeta(const TableFile& table) {
                    table.path());
   }
   CheckVersion(meta.version, table.path());
+  CheckNames(meta, table);
   return meta;
 }
 
 // Adds what a file says of a tensor to what others, or the same, have said of it.
-void V1Reader::Unite(BundleEntry tensor, size_t file, std::set<std::string>* slice_keys) {
+void V1Reader::Unite(BundleEntry tensor, size_t file, StoredSlices* stored) {
   const std::string where = ": key " + DisplayKey(tensor.key) + " in " + tables_[file].path();
   if (tensor.slices.empty()) return;  // the file holds nothing of it
-  if (tensor.is_unknown_rank || !NumElements(tensor.shape)) throw DataLoss("Invalid tensor shape" + where);
+  if (!HasSoundShape(tensor)) throw DataLoss("Invalid tensor shape" + where);
   Tensor& united = tensors_[tensor.key];
   if (united.files.empty()) {
     united.entry.key = tensor.key;
@@ -132,7 +151,7 @@ void V1Reader::Unite(BundleEntry tensor, size_t file, std::set<std::string>* sli
   }
   for (TensorSlice& slice : tensor.slices) {
     if (!Resolve(slice, tensor.shape)) throw DataLoss("Slice outside of its tensor" + where);
-    if (!slice_keys->insert(SliceKey(tensor.key, slice)).second) throw DataLoss("Slice stored twice" + where);
+    if (!stored->emplace(&united, SliceKey("", slice)).second) throw DataLoss("Slice stored twice" + where);
     united.entry.slices.push_back(std::move(slice));
     united.files.push_back(file);
   }
@@ -199,7 +218,8 @@ StringArray V1Reader::ReadStrings(std::string_view key, const std::optional<Tens
     SavedValues values(CheckedRecord(request, piece, &records), request.field);
     if (!AppendPiece(piece, request.part, &values, &strings, &positions)) throw BadRecord(request, piece);
   }
-  return request.pieces.size() > 1 ? InOrder(strings, positions) : strings;
+  if (request.pieces.size() > 1) return InOrder(strings, positions);
+  return strings;
 }
 
 const V1Reader::Tensor& V1Reader::Locate(std::string_view key) const {
@@ -234,10 +254,7 @@ void V1Reader::CheckMemory(const Request& request, uint64_t size) const {
   const BundleEntry& entry = request.tensor.entry;
   if (entry.dtype == kDtypeString)
     throw InvalidArgument("Key " + DisplayKey(entry.key) + " is a string tensor");
-  uint64_t needed;
-  if (__builtin_mul_overflow(request.part.NumElements(), ItemSize(entry.dtype), &needed)) {
-    throw DataLoss("Invalid tensor shape: " + DisplayKey(entry.key));
-  }
+  const uint64_t needed = request.part.NumElements() * ItemSize(entry.dtype);
   if (size == needed) return;
   throw InvalidArgument("Key " + DisplayKey(entry.key) + " has " + std::to_string(needed) +
                         " bytes, but memory of " + std::to_string(size) + " bytes was given");

@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bundle/entry.h"
@@ -63,9 +64,10 @@ class V1Reader {
     std::vector<Piece> pieces;
   };
   class Records;
+  using StoredSlices = std::set<std::pair<const Tensor*, std::string>>;
 
   static SavedMeta ReadMeta(const TableFile& table);
-  void Unite(BundleEntry tensor, size_t file, std::set<std::string>* slice_keys);
+  void Unite(BundleEntry tensor, size_t file, StoredSlices* stored);
 
   const Tensor& Locate(std::string_view key) const;
   Request Plan(const Tensor& tensor, const Box& part) const;

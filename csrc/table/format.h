@@ -21,6 +21,11 @@ constexpr size_t kDefaultBlockSize = 262144;
 constexpr int kBlockRestartInterval = 16;
 constexpr int kIndexRestartInterval = 1;
 
+// Sharing lets a few bytes stand for a long key, and compression lets fewer do so. Sixteen entries between restart
+// points, the usual number, give a factor of at most 16, and Snappy one of at most 22. A file whose keys go beyond
+// both is made to exhaust whoever lists it.
+constexpr uint64_t kMaxKeyExpansion = 16 * 22;
+
 enum class BlockType : uint8_t { kStored = 0, kSnappy = 1 };
 
 struct BlockHandle {

@@ -18,6 +18,7 @@ class TableFile {
   explicit TableFile(const std::string& path);
 
   const std::string& path() const { return path_; }
+  uint64_t size() const { return state_.size; }
 
   // Opens the file again. Throws kDataLoss if it is no longer the one that the index block was read from.
   ReadableFile Open() const;

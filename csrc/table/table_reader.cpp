@@ -6,19 +6,9 @@
 
 namespace trackckpt {
 
-namespace {
-
-// Sharing lets a few bytes stand for a long key, and compression lets fewer do so. Sixteen entries between
-// restart points, the usual number, give a factor of at most 16, and Snappy one of at most 22; a file that goes
-// beyond both is made to exhaust the memory of whoever lists it.
-constexpr uint64_t kMaxKeyExpansion = 16 * 22;
-
-}  // namespace
-
 TableReader::TableReader(const std::string& path) : path_(path) {
   const ReadableFile file(path);
-  const Footer footer =
-      ReadFooter(file);  // before the rest: not all of a wrong file of many gigabytes is loaded
+  const Footer footer = ReadFooter(file);  // refuses a wrong file of many gigabytes before it is loaded
   file_.resize(file.size());
   file.Read(0, file_.data(), file_.size());
   index_block_.contents = OpenBlock(Sealed(footer.index_handle), path_, &index_block_.uncompressed);

@@ -207,6 +207,15 @@ class TensorFlow:
         path: str | None = self._worker.call("latest_checkpoint", directory=str(directory))
         return path
 
+    # Files of the older format.
+
+    def save_v1(self, path: Path, values: Sequence[tuple[str, Value]], slices: Sequence[str] | None = None) -> None:
+        """`tf.raw_ops.SaveSlices`; without ``slices``, its ``shapes_and_slices``, each value is a whole tensor."""
+        keys = [_to_base64(key.encode()) for key, _ in values]
+        encoded = [_encoded(value) for _, value in values]
+        texts = [""] * len(keys) if slices is None else list(slices)
+        self._worker.call("save_v1", path=str(path), keys=keys, values=encoded, slices=texts)
+
     # Checkpoints.
 
     def write(self, prefix: Path, root: object = None, **children: object) -> str:

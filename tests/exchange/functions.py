@@ -141,6 +141,19 @@ def latest_checkpoint(directory: str) -> str | None:
     return tf.train.latest_checkpoint(directory)
 
 
+# Files of the older format.
+
+
+def save_v1(path: str, keys: list[str], values: list[Json], slices: list[str]) -> None:
+    """`SaveSlices`: each value is the whole of its key, or the part that its text in ``slices`` says."""
+    tf.raw_ops.SaveSlices(
+        filename=path,
+        tensor_names=[base64.b64decode(key) for key in keys],
+        shapes_and_slices=slices,
+        data=[constant(value) for value in values],
+    )
+
+
 # Checkpoints.
 
 

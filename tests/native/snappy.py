@@ -64,3 +64,49 @@ def common_length(data: bytes, before: int, at: int) -> int:
 
 def wide_enough(offset: int, choose: random.Random) -> int | None:
     return choose.choice([None, 4] if offset >= 1 << 16 else [None, 2, 4])
+
+
+def uncompress(stream: bytes) -> bytes | None:
+    """What a stream stands for, byte by byte; None if it is malformed."""
+    try:
+        size, at = read_varint(stream)
+        out = bytearray()
+        while at < len(stream):
+            tag = stream[at]
+            if tag & 3 == 0:
+                width = max(0, (tag >> 2) - 59)
+                last = int.from_bytes(take(stream, at + 1, width), "little") if width else tag >> 2
+                out += take(stream, at + 1 + width, last + 1)
+                at += 2 + width + last
+                continue
+            width = {1: 1, 2: 2, 3: 4}[tag & 3]
+            offset = int.from_bytes(take(stream, at + 1, width), "little")
+            length = (tag >> 2) + 1
+            if width == 1:
+                offset, length = offset | tag >> 5 << 8, (tag >> 2 & 7) + 4
+            if not 0 < offset <= len(out):
+                return None
+            for _ in range(length):
+                out.append(out[-offset])
+            at += 1 + width
+    except IndexError:
+        return None
+    return bytes(out) if len(out) == size else None
+
+
+def take(stream: bytes, at: int, size: int) -> bytes:
+    if at + size > len(stream):
+        raise IndexError
+    return stream[at : at + size]
+
+
+def read_varint(stream: bytes) -> tuple[int, int]:
+    """The number that the stream begins with, of at most 32 bits, and where it ends."""
+    number = at = 0
+    while True:
+        number |= (stream[at] & 0x7F) << 7 * at
+        at += 1
+        if number >= 1 << 32 or at > 10:
+            raise IndexError
+        if stream[at - 1] < 0x80:
+            return number, at

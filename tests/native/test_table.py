@@ -1,6 +1,7 @@
 """The index table as the core writes it, judged by the witness and by a plain second writer."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,7 +9,9 @@ import pytest
 import witness
 from hypothesis import given
 from hypothesis import strategies as st
-from native import crafted
+from native import crafted, snappy
+
+from torch_trackckpt.errors import DataLossError
 
 SMALL_BLOCK = 256
 
@@ -145,3 +148,110 @@ def test_any_keys_make_the_table_of_the_plain_writer(keys: set[bytes], block_siz
         prefix = Path(folder) / "ckpt"
         write_keys(prefix, list(keys), block_size)
         assert_table_of(prefix, list(keys), block_size)
+
+
+# -------------------------------------------------------------------------------- tables of other writers
+
+KEYS = [b"", *sorted(f"layer_{number * 7919 % 500}/kernel/{number}".encode() for number in range(300))]
+VALUES = [crafted.ONE_SHARD, *(crafted.entry(crafted.UINT8, (number,)) for number in range(300))]
+
+
+def assert_all_is_found(prefix: Path) -> None:
+    """The entries of `KEYS`, listed and one by one, and nothing between them."""
+    reader = crafted.open_reader(prefix)
+    assert [(found.key, found.shape) for found in reader.entries()] == [
+        (key, (number,)) for number, key in enumerate(KEYS[1:])
+    ]
+    for number, key in enumerate(KEYS[1:]):
+        found = reader.find(key)
+        assert found is not None
+        assert (found.key, found.shape) == (key, (number,))
+        assert reader.find(key + b"\0") is None
+        assert reader.find(key[:-1] + bytes([key[-1] - 1]) + b"\xff") is None
+    assert reader.find(b"\0") is None
+    assert reader.find(b"\xff" * 9) is None
+
+
+@pytest.mark.parametrize("compress", [None, snappy.compress], ids=["stored", "Snappy"])
+@pytest.mark.parametrize("restart_interval", [1, 2, 16, 1 << 20])
+@pytest.mark.parametrize("block_size", [1, 64, 300, 4096, 262144])
+def test_any_block_size_and_restart_interval_is_read(
+    prefix: Path, block_size: int, restart_interval: int, compress: Callable[[bytes], bytes] | None
+) -> None:
+    """C378"""
+    items = list(zip(KEYS, VALUES, strict=True))
+    Path(f"{prefix}.index").write_bytes(crafted.table(items, block_size, restart_interval, compress))
+    assert_all_is_found(prefix)
+
+
+def just_before(key: bytes) -> bytes:
+    return key[:-1] + bytes([key[-1] - 1]) + b"\xff" * 5
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        pytest.param(lambda last, following: last, id="the last key"),
+        pytest.param(lambda last, following: last + b"\0", id="right behind the last key"),
+        pytest.param(lambda last, following: max(last, just_before(following)), id="right before the following key"),
+    ],
+)
+@pytest.mark.parametrize("entries_per_block", [1, 7])
+def test_any_separator_between_two_blocks_is_read(
+    prefix: Path, entries_per_block: int, between: Callable[[bytes, bytes], bytes]
+) -> None:
+    """C378"""
+    items = list(zip(KEYS, VALUES, strict=True))
+    cut = [items[at : at + entries_per_block] for at in range(0, len(items), entries_per_block)]
+    separators = [between(a[-1][0], b[0][0]) for a, b in itertools.pairwise(cut)]
+    blocks = zip([*separators, b"\xff" * 40], map(crafted.block, cut), strict=True)
+    Path(f"{prefix}.index").write_bytes(crafted.assemble(blocks))
+    assert_all_is_found(prefix)
+
+
+def test_an_index_block_with_any_restart_interval_is_read(prefix: Path) -> None:
+    """C378"""
+    items = list(zip(KEYS, VALUES, strict=True))
+    content = crafted.table(items, block_size=64)
+    for restart_interval in (2, 16, 1 << 20):
+        data_blocks = content[: content.index(EMPTY_BLOCK)]
+        index = crafted.seal(crafted.block(index_entries(content), restart_interval))
+        handles = b"".join(map(crafted.varint, (len(data_blocks), 8, len(data_blocks) + 13, len(index) - 5)))
+        footer = handles.ljust(40, b"\0") + witness.MAGIC.to_bytes(8, "little")
+        Path(f"{prefix}.index").write_bytes(data_blocks + EMPTY_BLOCK + index + footer)
+        assert_all_is_found(prefix)
+
+
+EMPTY_BLOCK = bytes.fromhex("0000000001000000 00 c0f2a1b0")
+
+
+def index_entries(content: bytes) -> list[tuple[bytes, bytes]]:
+    """What the index block of a stored table holds, by the witness."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "table"
+        path.write_bytes(content)
+        offset, entries = 0, []
+        for separator, items in witness.table_blocks(path):
+            size = len(crafted.block(items))
+            entries.append((separator, crafted.varint(offset) + crafted.varint(size)))
+            offset += size + 5
+    return entries
+
+
+def test_blocks_that_overlap_in_the_file_are_refused(prefix: Path) -> None:
+    """Each may be as large as the file; together they would be as large as its square."""
+    inner = crafted.seal(crafted.block([(b"b", b"v" * 1000)]))
+    outer = crafted.block([(b"", crafted.ONE_SHARD), (b"a", inner)])
+    index = crafted.seal(
+        crafted.block(
+            [
+                (b"a", crafted.varint(0) + crafted.varint(len(outer))),
+                (b"b", crafted.varint(outer.index(inner)) + crafted.varint(len(inner) - 5)),
+            ]
+        )
+    )
+    data = crafted.seal(outer)
+    footer = b"".join(map(crafted.varint, (0, 0, len(data), len(index) - 5))).ljust(40, b"\0")
+    Path(f"{prefix}.index").write_bytes(data + index + footer + witness.MAGIC.to_bytes(8, "little"))
+    with pytest.raises(DataLossError, match="overlap"):
+        crafted.open_reader(prefix).find(b"b")
