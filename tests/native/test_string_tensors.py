@@ -1,6 +1,9 @@
 """Tensors of strings: parts, slices, very long strings, and no more memory than the strings need."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -33,6 +36,14 @@ def write_long_string(prefix: Path, length: int, flipped: bool = False) -> None:
     crafted.write_crafted(prefix, {b"long": record})
     parts = {0: head + checksum} | ({size - 1: b"\1"} if flipped else {})
     write_sparse(Path(f"{prefix}.data-00000-of-00001"), size, parts)
+
+
+@pytest.fixture
+def memory_prefix(tmp_path: Path) -> Iterator[Path]:
+    """A prefix in a file system that reads a file of zeros without finding room for it, where there is one."""
+    fast = Path("/dev/shm")
+    with TemporaryDirectory(dir=fast if os.access(fast, os.W_OK) else tmp_path) as folder:
+        yield Path(folder) / "ckpt"
 
 
 @pytest.mark.parametrize(
@@ -100,11 +111,12 @@ def test_lengths_that_fill_several_portions_are_read(prefix: Path, count: int) -
     reader.verify([b"words"])
 
 
-def test_a_string_beyond_4_gib_is_verified_in_a_few_megabytes(prefix: Path) -> None:
+def test_a_string_beyond_4_gib_is_verified_in_a_few_megabytes(memory_prefix: Path) -> None:
     """C358: its length enters the length checksum as a 64-bit number."""
+    prefix = memory_prefix
     write_long_string(prefix, (1 << 32) + 5)
     growth = growth_in_mib(prefix, "reader.verify([b'long'])")
-    assert growth < 8
+    assert growth < 4
 
 
 def test_a_flipped_byte_at_the_end_of_a_long_string_is_found(prefix: Path) -> None:
@@ -123,10 +135,10 @@ def test_many_empty_strings_need_little_more_than_their_bytes(prefix: Path) -> N
     record = crafted.entry(crafted.STRING, (count,), size=count + 4, crc32c=crc)
     crafted.write_crafted(prefix, {b"none": record}, bytes(count) + checksum)
     assert growth_in_mib(prefix, "reader.verify([b'none'])") < 4
-    assert 4 * (8 + 8) <= growth_in_mib(prefix, "reader.read_strings(b'none')") < 4 * (1 + 8 + 8) + 4
+    assert 4 * (8 + 8) - 4 < growth_in_mib(prefix, "reader.read_strings(b'none')") < 4 * (1 + 8 + 8) + 4
 
 
 def test_the_memory_of_long_strings_is_theirs_and_that_of_the_result(prefix: Path) -> None:
     write_long_string(prefix, 64 << 20)
     growth = growth_in_mib(prefix, "reader.read_strings(b'long')")
-    assert 128 <= growth < 128 + 8
+    assert 128 - 4 < growth < 128 + 4
