@@ -71,17 +71,18 @@ void CheckStored(const BundleEntry& value, const ReadableFile& file) {
   CheckInside(value, file);
 }
 
-Error DamagedValue(const std::string& what, const BundleEntry& value, const ReadableFile& file) {
+Error DamagedValue(const std::string& what, const BundleEntry& value, const ReadableFile& file,
+                   const std::string& detail) {
   return DataLoss(what + ": key " + DisplayKey(value.key) + ", file " + file.path() + ", offset " +
-                  std::to_string(value.offset) + ", size " + std::to_string(value.size) + LfsRemark(file));
+                  std::to_string(value.offset) + ", size " + std::to_string(value.size) + detail +
+                  LfsRemark(file));
 }
 
 void CheckChecksum(const char* what, uint32_t stored, uint32_t computed, const BundleEntry& value,
                    const ReadableFile& file) {
   if (stored == computed) return;
-  throw DamagedValue(
-      std::string(what) + " does not match (stored " + Hex(stored) + " but computed " + Hex(computed) + ")",
-      value, file);
+  throw DamagedValue(std::string(what) + " does not match", value, file,
+                     ": stored " + Hex(stored) + " but computed " + Hex(computed));
 }
 
 void CheckChecksum(uint32_t computed, const BundleEntry& value, const ReadableFile& file) {
