@@ -71,7 +71,7 @@ void FixedReader::ReadNeighbours(const std::vector<ReadTarget>& targets, ReadPro
     const ReadTarget& target = targets[progress->completed];
     CheckChecksum(Crc32cExtend(0, p, target.size()), target.tensor, file);
     if (target.size() > 0) std::memcpy(target.destination, p, target.size());
-    SwapBytes(target.destination, target.size(), SwapWidth(target.tensor.dtype));
+    if (swaps_) SwapBytes(target.destination, target.size(), ComponentSize(target.tensor.dtype));
     p += target.size();
   }
 }
@@ -110,7 +110,8 @@ void FixedReader::Scatter(const StoredPart& part, const Box& request, char* dest
       if (chunk.empty()) {
         chunk = stream.Take(kStreamBytes);
         crc = Crc32cExtend(crc, chunk.data(), chunk.size());
-        SwapBytes(buffer_.data(), chunk.size(), SwapWidth(part.value.dtype));
+        SwapBytes(buffer_.data(), chunk.size(),
+                  SwapWidth(part.value.dtype));  // the chunk is all of the buffer
       }
       const size_t n = std::min<uint64_t>(left, chunk.size());
       std::memcpy(p, chunk.data(), n);

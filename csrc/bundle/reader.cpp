@@ -42,7 +42,7 @@ ReadTarget LocateTarget(const ReadRequest& request, const TensorLocator& locator
   target.tensor = locator.Find(request.key);
   target.destination = request.destination;
   CheckFixedSize(target.tensor);
-  CheckMemory(request, *ExpectedSize(target.tensor));
+  CheckMemory(request, target.is_sliced() ? *ExpectedSize(target.tensor) : target.size());
   if (target.is_sliced()) target.parts = locator.Parts(target.tensor);
   return target;
 }

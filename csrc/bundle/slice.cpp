@@ -14,7 +14,7 @@ namespace trackckpt {
 namespace {
 
 // Looking for overlaps compares slices in pairs. A made-up index could ask for more comparisons than anyone
-// would wait for; a real one of 10,000 slices in each of two dimensions stays far below.
+// would wait for; a real one that cuts two dimensions into 100 parts each needs half a million.
 constexpr uint64_t kMaxComparisons = 100'000'000;
 
 bool DecodeExtent(std::string_view message, Extent* extent) {

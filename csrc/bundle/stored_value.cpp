@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 
 #include "bundle/dtype.h"
 #include "bundle/string_tensor.h"
@@ -32,9 +31,10 @@ std::string LfsRemark(const ReadableFile& file) {
 
 bool IsPossibleSize(const BundleEntry& entry, uint64_t expected) {
   const uint64_t stored = static_cast<uint64_t>(entry.size);
-  if (ItemSize(entry.dtype) > 0) return stored == expected;
-  if (*NumElements(entry.shape) > 0) return stored >= expected;
-  return stored == expected || stored == 0;  // no strings: some producers leave the checksum out
+  if (stored == expected) return true;
+  if (ItemSize(entry.dtype) > 0) return false;
+  if (*NumElements(entry.shape) > 0) return stored > expected;
+  return stored == 0;  // no strings: some producers leave the checksum out
 }
 
 void CheckSize(const BundleEntry& entry) {
@@ -71,17 +71,18 @@ void CheckStored(const BundleEntry& value, const ReadableFile& file) {
   CheckInside(value, file);
 }
 
-Error DamagedValue(const std::string& what, const BundleEntry& value, const ReadableFile& file) {
+Error DamagedValue(const std::string& what, const BundleEntry& value, const ReadableFile& file,
+                   const std::string& detail) {
   return DataLoss(what + ": key " + DisplayKey(value.key) + ", file " + file.path() + ", offset " +
-                  std::to_string(value.offset) + ", size " + std::to_string(value.size) + LfsRemark(file));
+                  std::to_string(value.offset) + ", size " + std::to_string(value.size) + detail +
+                  LfsRemark(file));
 }
 
 void CheckChecksum(const char* what, uint32_t stored, uint32_t computed, const BundleEntry& value,
                    const ReadableFile& file) {
   if (stored == computed) return;
-  throw DamagedValue(
-      std::string(what) + " does not match (stored " + Hex(stored) + " but computed " + Hex(computed) + ")",
-      value, file);
+  throw DamagedValue(std::string(what) + " does not match", value, file,
+                     ": stored " + Hex(stored) + " but computed " + Hex(computed));
 }
 
 void CheckChecksum(uint32_t computed, const BundleEntry& value, const ReadableFile& file) {
@@ -111,13 +112,11 @@ void ValueStream::Prepare(size_t n) {
   if (rest_.size() >= n || unread() == 0) return;
   const size_t kept = rest_.size();
   const size_t added = std::min(unread(), kStreamBytes);
-  if (buffer_->size() < kept + added) {
-    const std::string saved(rest_);  // resizing moves the buffer
-    buffer_->resize(kept + added);
-    std::memcpy(buffer_->data(), saved.data(), kept);
-  } else if (kept > 0) {
-    std::memmove(buffer_->data(), rest_.data(), kept);
+  if (kept > 0) {  // a few bytes: the rest of a number
+    const std::string saved(rest_);
+    buffer_->replace(0, kept, saved);
   }
+  if (buffer_->size() < kept + added) buffer_->resize(kept + added);
   file_.Read(static_cast<uint64_t>(value_.offset) + read_, buffer_->data() + kept, added);
   read_ += added;
   rest_ = std::string_view(*buffer_).substr(0, kept + added);

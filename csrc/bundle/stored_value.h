@@ -25,7 +25,8 @@ std::optional<uint64_t> ExpectedSize(const BundleEntry& entry);
 void CheckStored(const BundleEntry& value, const ReadableFile& file);
 
 // `what` is wrong with the bytes of a value. Says so if the file is no data file at all.
-Error DamagedValue(const std::string& what, const BundleEntry& value, const ReadableFile& file);
+Error DamagedValue(const std::string& what, const BundleEntry& value, const ReadableFile& file,
+                   const std::string& detail = "");
 
 // Throws unless both are the same; they are unmasked. `what` begins the message.
 void CheckChecksum(const char* what, uint32_t stored, uint32_t computed, const BundleEntry& value,

@@ -261,9 +261,9 @@ class Bundle:
         return open_reader(prefix)
 
 
-def as_index(extents: Extents) -> tuple[slice, ...]:
-    """The part of an array, for its brackets."""
-    return tuple(slice(None) if extent == ALL else slice(extent[0], sum(extent)) for extent in extents)
+def as_index(extents: Extents) -> tuple[Any, ...]:
+    """The part of an array, for its brackets; an array even where it has no dimensions."""
+    return (..., *(slice(None) if extent == ALL else slice(extent[0], sum(extent)) for extent in extents))
 
 
 def stored_form(array: Array, byteorder: ByteOrder) -> bytes | list[bytes]:
