@@ -55,7 +55,7 @@ $(VENV)/tools: $(VENV)/built
 # The tests of the core against a build that stops at every error of memory and every undefined behaviour. Python
 # starts without its site (-S), which would lead it to the installed package. The sanitizers' library has to come
 # first in the process, and behind it that of C++, whose exceptions it watches. Every object of Python gets memory of
-# its own (PYTHONMALLOC), so that a step over its end shows. Python never frees everything: leaks are not looked for.
+# its own (PYTHONMALLOC), so that a step over its end shows, and pytest leaves the standard error alone, where they report. Python never frees everything: leaks are not looked for.
 
 SANITIZED := build/sanitize
 
@@ -70,4 +70,4 @@ sanitize: $(VENV)/tools
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	PYTHONPATH=$(abspath $(SANITIZED)/package):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider tests/native tests/bundle
+		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider --capture=sys tests/native tests/bundle
