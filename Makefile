@@ -71,3 +71,20 @@ sanitize: $(VENV)/tools
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	PYTHONPATH=$(abspath $(SANITIZED)/package):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider --capture=sys tests/native tests/bundle
+
+# The core against inputs that libFuzzer makes up, each target for FUZZ_SECONDS, JOBS of them at once. Needs clang.
+# What a target has learned stays in build/fuzz/corpus for the next run; findings are in build/fuzz/findings, and
+# `build/fuzz/native/fuzz/fuzz_TARGET FILE` repeats one. No single allocation may exceed 64 MiB, far above what the
+# largest input (64 KiB) can stand for.
+
+FUZZ_SECONDS ?= 1800
+JOBS ?= 1
+FUZZ := build/fuzz
+FUZZ_CLANG ?= clang++
+
+fuzz: $(VENV)/tools
+	$(BIN)/cmake -S csrc -B $(FUZZ)/native -G Ninja -DCMAKE_BUILD_TYPE=Debug -DTRACKCKPT_FUZZ=ON \
+		-DCMAKE_CXX_COMPILER=$(FUZZ_CLANG) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -Wno-dev --log-level=WARNING
+	$(BIN)/cmake --build $(FUZZ)/native
+	$(BIN)/python csrc/fuzz/make_seeds.py $(FUZZ)/seeds
+	$(BIN)/python csrc/fuzz/run.py $(FUZZ) --seconds $(FUZZ_SECONDS) --jobs $(JOBS)
