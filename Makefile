@@ -55,7 +55,7 @@ $(VENV)/tools: $(VENV)/built
 # The tests of the core against a build that stops at every error of memory and every undefined behaviour. Python
 # starts without its site (-S), which would lead it to the installed package. The sanitizers' library has to come
 # first in the process, and behind it that of C++, whose exceptions it watches. Every object of Python gets memory of
-# its own (PYTHONMALLOC), so that a step over its end shows. Python never frees everything: leaks are not looked for.
+# its own (PYTHONMALLOC), so that a step over its end shows, and pytest leaves the standard error alone, where they report. Python never frees everything: leaks are not looked for.
 
 SANITIZED := build/sanitize
 
@@ -70,4 +70,21 @@ sanitize: $(VENV)/tools
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	PYTHONPATH=$(abspath $(SANITIZED)/package):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider tests/native tests/bundle
+		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider --capture=sys tests/native tests/bundle
+
+# The core against inputs that libFuzzer makes up, each target for FUZZ_SECONDS, JOBS of them at once. Needs clang.
+# What a target has learned stays in build/fuzz/corpus for the next run; findings are in build/fuzz/findings, and
+# `build/fuzz/native/fuzz/fuzz_TARGET FILE` repeats one. No single allocation may exceed 64 MiB, far above what the
+# largest input (64 KiB) can stand for.
+
+FUZZ_SECONDS ?= 1800
+JOBS ?= 1
+FUZZ := build/fuzz
+FUZZ_CLANG ?= clang++
+
+fuzz: $(VENV)/tools
+	$(BIN)/cmake -S csrc -B $(FUZZ)/native -G Ninja -DCMAKE_BUILD_TYPE=Debug -DTRACKCKPT_FUZZ=ON \
+		-DCMAKE_CXX_COMPILER=$(FUZZ_CLANG) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -Wno-dev --log-level=WARNING
+	$(BIN)/cmake --build $(FUZZ)/native
+	$(BIN)/python csrc/fuzz/make_seeds.py $(FUZZ)/seeds
+	$(BIN)/python csrc/fuzz/run.py $(FUZZ) --seconds $(FUZZ_SECONDS) --jobs $(JOBS)

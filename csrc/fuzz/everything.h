@@ -1,0 +1,89 @@
+// Reads everything that a reader offers, of bundles and of the older format. Whatever can be read in one way is
+// read alike in the others.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "bundle/dtype.h"
+#include "bundle/entry.h"
+#include "bundle/reader.h"
+#include "bundle/slice.h"
+#include "fuzz/check.h"
+
+namespace trackckpt::fuzz {
+
+// A part of a tensor, made up of its key and of a number.
+inline TensorSlice SomePart(const BundleEntry& entry, uint32_t seed) {
+  TensorSlice part = WholeSlice(entry.shape.size());
+  for (size_t d = 0; d < entry.shape.size(); ++d) {
+    seed = seed * 1664525 + 1013904223;
+    if (seed >> 30 == 0) continue;
+    const int64_t start = entry.shape[d] > 0 ? (seed >> 8) % entry.shape[d] : 0;
+    part.extents[d] = {start, std::min<int64_t>(entry.shape[d] - start, (seed >> 4) % 16)};
+  }
+  return part;
+}
+
+#if __has_include("bundle/locator.h")  // readers of slices
+template <typename Reader>
+void ReadPart(const Reader& reader, const BundleEntry& entry, const std::string& whole, uint32_t seed) {
+  const TensorSlice part = SomePart(entry, seed);
+  const Box box = *Resolve(part, entry.shape);
+  const uint32_t item_size = ItemSize(entry.dtype);
+  std::string expected(box.NumElements() * item_size, '\0');
+  ForEachRun(box, WholeBox(entry.shape), box, [&](uint64_t from, uint64_t to, uint64_t count) {
+    std::memcpy(&expected[to * item_size], &whole[from * item_size], count * item_size);
+  });
+  for (const bool verify : {false, true}) {
+    std::string read(expected.size(), '\0');
+    reader.ReadSlice(entry.key, part, read.data(), read.size(), verify);
+    FUZZ_CHECK(read == expected);
+  }
+}
+#else
+template <typename Reader>
+void ReadPart(const Reader&, const BundleEntry&, const std::string&, uint32_t) {}
+#endif
+
+template <typename Reader>
+void ReadFixed(const Reader& reader, const BundleEntry& entry, uint32_t seed) {
+  // What has been checked fits its files, which are small.
+  std::string whole(*NumElements(entry.shape) * ItemSize(entry.dtype), '\0');
+  ReadProgress progress;
+  const bool is_read = Attempt([&] { reader.Read({{entry.key, whole.data(), whole.size()}}, &progress); });
+  FUZZ_CHECK(is_read == Attempt([&] { reader.Verify({entry.key}); }));
+  if (is_read) {
+    FUZZ_CHECK(progress.completed == 1 && !progress.touched);
+    const bool is_part_read = Attempt([&] { ReadPart(reader, entry, whole, seed); });
+    FUZZ_CHECK(is_part_read);
+  }
+}
+
+template <typename Reader>
+void ReadEverything(const Reader& reader, uint32_t seed) {
+  std::vector<BundleEntry> entries;
+  if (!Attempt([&] { entries = reader.Entries(); })) return;
+  for (const BundleEntry& entry : entries) {
+    const auto found = reader.Find(entry.key);
+    FUZZ_CHECK(found && found->dtype == entry.dtype && found->shape == entry.shape);
+    if (!Attempt([&] { reader.Check({entry.key}); })) continue;
+    if (entry.dtype == kDtypeString) {
+#if __has_include("bundle/locator.h")
+      Attempt([&] {
+        const auto strings = reader.ReadStrings(entry.key, std::nullopt);
+        FUZZ_CHECK(strings.size() == *NumElements(entry.shape));
+        reader.ReadStrings(entry.key, SomePart(entry, seed));
+      });
+#else
+      Attempt([&] { FUZZ_CHECK(reader.ReadStrings(entry.key).size() == *NumElements(entry.shape)); });
+#endif
+    } else if (ItemSize(entry.dtype) > 0) {
+      ReadFixed(reader, entry, seed);
+    }
+  }
+}
+
+}  // namespace trackckpt::fuzz
