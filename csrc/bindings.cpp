@@ -192,16 +192,6 @@ std::vector<std::string_view> ViewsOf(const nb::tuple& values) {
   return views;
 }
 
-TensorSlice SliceFromPython(nb::handle value) {
-  TensorSlice slice;
-  const char* what = "a part must be a tuple of (start, length)";
-  for (nb::handle item : Require<nb::tuple>(value, what)) {
-    const nb::tuple extent = TupleOfLength(item, 2, what);
-    slice.extents.push_back({IntFromPython(extent[0], what), IntFromPython(extent[1], what)});
-  }
-  return slice;
-}
-
 template <typename T, typename Convert>
 std::vector<T> ListFromPython(const nb::list& list, Convert convert) {
   std::vector<T> values;

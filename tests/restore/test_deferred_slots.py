@@ -30,7 +30,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def values_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[object]:
     state = optimizer.state_dict()
-    slots = {index: sorted(values.items()) for index, values in state["state"].items()}
+    slots = [(index, sorted(values.items())) for index, values in sorted(state["state"].items())]
     return [str(tensor.tolist()) for tensor in model.state_dict().values()] + [str(slots), str(state["param_groups"])]
 
 
