@@ -225,7 +225,7 @@ def test_tensors_without_elements_are_kept_for_tensorflow(tensorflow: ShardingTe
 def test_what_tensorflow_cut_is_restored_into_live_tensors(tensorflow: ShardingTensorFlow, prefix: Path) -> None:
     """C292, C293, C401"""
     values = one_of_each(4, 9) | {"half": numbered(torch.float16, 4, 9)}
-    path = tensorflow.write_sharded(prefix, values | {"words": strings(b"a", b"", b"c" * 30)}, 40)
+    path = tensorflow.write_sharded(prefix, values | {"words": strings(b"a", b"", b"c" * 30)}, 70)
     live = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
     words = Words(strings())
     Checkpoint(words=words, **live).read(path).assert_consumed()
@@ -236,7 +236,7 @@ def test_what_tensorflow_cut_is_restored_into_live_tensors(tensorflow: ShardingT
 def test_tensorflow_reads_what_we_merged_of_what_it_and_we_cut(tensorflow: ShardingTensorFlow, tmp_path: Path) -> None:
     """C366, C401"""
     values = one_of_each(4, 9)
-    theirs = tensorflow.write_sharded(tmp_path / "theirs", values, 40)
+    theirs = tensorflow.write_sharded(tmp_path / "theirs", values, 70)
     tensorflow.save_tensors(tmp_path / "more", [("more", Value.of(torch.ones(2)))])
     merge_checkpoints([str(tmp_path / "more"), theirs], tmp_path / "ckpt", durable=False)
     assert tensorflow.read_into_zeros(str(tmp_path / "ckpt"), values) == values_of(values)
