@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from torch_trackckpt.bundle.dtypes import STRING, data_type_of_torch
 from torch_trackckpt.bundle.slices import TensorSlice
-from torch_trackckpt.errors import ShardingError
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
     ShardableTensor,
@@ -385,91 +384,3 @@ def test_a_callback_without_a_description_or_a_call_cannot_be_made() -> None:
 
     with pytest.raises(TypeError, match="abstract"):
         Half()  # type: ignore[abstract]
-
-
-# ------------------------------------------------------------------------------------------ checked results
-
-X, Y = torch.arange(6.0).reshape(2, 3), strings(b"a", b"b")
-VALUES = [shardable(X, "x"), shardable(Y, "y"), shardable(b"s", "s")]
-REST: dict[str, dict[str, Value]] = {"y": {"": Y}, "s": {"": b"s"}}
-
-
-@pytest.mark.parametrize(
-    "shards",
-    [
-        pytest.param([{"x": {"": X}, **REST}], id="one shard"),
-        pytest.param([{"s": {"": b"s"}}, {"y": {"": Y}}, {"x": {"": X}}], id="a shard for each, in another order"),
-        pytest.param([{"x": {"2 3 0,1:-": X[:1]}}, {"x": {"2 3 1,1:0,3": X[1:]}, **REST}], id="parts"),
-        pytest.param([{"x": {"2 3 -:0,1": X[:, :1], "2 3 -:1,2": X[:, 1:]}, **REST}], id="parts in one shard"),
-        pytest.param([{"x": {"2 3 -:-": X}, "y": {"2 1,1": Y[1:], "2 0,1": Y[:1]}, "s": {"": b"s"}}], id="texts"),
-        pytest.param(({"x": {"": X}}, REST), id="a tuple"),
-    ],
-)
-def test_shards_that_hold_everything_once_are_valid(shards: Shards) -> None:
-    """C297"""
-    validate_shards(shards, VALUES, "any")
-
-
-INVALID: dict[str, tuple[Shards, str]] = {
-    "dropped": ([REST], "1 values are missing .* x"),
-    "nothing": ([], "3 values are missing"),
-    "a key without parts": ([{"x": {}, **REST}], "x: parts of it are missing"),
-    "dropped part": ([{"x": {"2 3 0,1:-": X[:1]}, **REST}], "x: parts of it are missing"),
-    "added": ([{"x": {"": X}, "z": {"": X}, **REST}], "1 values that were not to be saved, the first is z"),
-    "twice": ([{"x": {"": X}, **REST}, {"x": {"": X}}], "x: parts of it are there twice"),
-    "whole and part": ([{"x": {"": X, "2 3 0,1:-": X[:1]}, **REST}], "x: parts of it are there twice"),
-    "overlap": ([{"x": {"2 3 -:0,2": X[:, :2], "2 3 -:1,2": X[:, 1:]}, **REST}], "x: parts of it are there twice"),
-    "one for another": ([{"x": {"2 3 0,1:-": X[:1], "2 3 0,1:0,3": X[:1]}, **REST}], "x: parts of it are there twice"),
-    "reshaped": ([{"x": {"": X.reshape(3, 2)}, **REST}], r"x: a value of shape \[3, 2\]"),
-    "flattened strings": ([{"x": {"": X}, "y": {"": Y[:1]}, "s": {"": b"s"}}], r"y: a value of shape \[1\]"),
-    "reshaped with its text": ([{"x": {"3 2 -:-": X.reshape(3, 2)}, **REST}], r"x: '3 2 -:-' is no part"),
-    "retyped": ([{"x": {"": X.double()}, **REST}], "x: its type was float32 and is float64"),
-    "numpy": ([{"x": {"": X.numpy()}, **REST}], "x: "),
-    "list": ([{"x": {"": X.tolist()}, **REST}], "x: "),  # type: ignore[dict-item]
-    "number": ([{"x": {"": X}, "y": {"": Y}, "s": {"": 1}}], "s: "),  # type: ignore[dict-item]
-    "None": ([{"x": {"": None}, **REST}], "x: "),  # type: ignore[dict-item]
-    "text for bytes": ([{"x": {"": X}, "y": {"": np.array(["a", "b"], dtype=object)}, "s": {"": b"s"}}], "y: "),
-    "sparse": ([{"x": {"": X.to_sparse()}, **REST}], "x: "),
-    "meta": ([{"x": {"": X.to("meta")}, **REST}], "x: "),
-    "tensor for string": ([{"x": {"": X}, "y": {"": Y}, "s": {"": torch.tensor(1)}}], "s: its type was string"),
-    "no slice": ([{"x": {"first": X}, **REST}], "'first' is no slice"),
-    "outside": ([{"x": {"2 3 1,2:-": X}, **REST}], "no part 1,2 lies in a dimension of 2"),
-    "empty shard": ([{"x": {"": X}, **REST}, {}], "a shard holds nothing"),
-    "shard of keys without parts": ([{"x": {"": X}, **REST}, {"x": {}}], "a shard holds nothing"),
-    "no shards": (None, ""),  # type: ignore[dict-item]
-    "keys alone": ([["x", "y", "s"]], ""),  # type: ignore[list-item]
-    "no parts": ([{"x": X, **REST}], ""),  # type: ignore[dict-item]
-}
-
-
-@pytest.mark.parametrize("case", list(INVALID))
-def test_any_other_shards_are_refused_with_the_description_of_the_callback(case: str) -> None:
-    """C296"""
-    shards, complaint = INVALID[case]
-    with pytest.raises(
-        ShardingError, match=rf"^The sharding callback \(for a test\) made no valid shards: .*{complaint}"
-    ):
-        validate_shards(shards, VALUES, "for a test")
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        pytest.param([{"": zeros(2, 0)}, {"2 0 0,2:-": zeros(2, 0)}], id="twice in other words"),
-        pytest.param([{"2 0 0,1:-": zeros(1, 0)}], id="a part of it"),
-    ],
-)
-def test_a_tensor_without_elements_is_there_once_and_whole(parts: list[dict[str, Value]]) -> None:
-    """C291, C296"""
-    with pytest.raises(ShardingError, match="x: parts of it are"):
-        validate_shards([{"x": part} for part in parts], [shardable(zeros(2, 0), "x")], "for a test")
-
-
-def test_a_part_of_a_slice_is_checked_against_the_slice() -> None:
-    """C288, C296"""
-    given = [shardable(X, "x", "4 3 2,2:-")]
-    validate_shards([{"x": {"4 3 2,1:-": X[:1], "4 3 3,1:-": X[1:]}}], given, "for a test")
-    with pytest.raises(ShardingError, match="for a test"):
-        validate_shards([{"x": {"4 3 0,2:-": X}}], given, "for a test")
-    with pytest.raises(ShardingError, match="for a test"):
-        validate_shards([{"x": {"": torch.zeros(4, 3)}}], given, "for a test")

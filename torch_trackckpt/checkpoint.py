@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -231,8 +232,7 @@ class Checkpoint(AutoTrackable):
         skip_slots = options.experimental_skip_slot_variables
         matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
         assign_values(matched, reader, options)
-        if not isinstance(self._own.root, weakref.ref):  # what waits keeps alive what it waits for
-            self._own.deferred = DeferredRestore(matched, reader, options, self, self._discover)
+        self._own.deferred = DeferredRestore(matched, reader, options, self)
         return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
 
     def _read_by_names(
@@ -243,10 +243,14 @@ class Checkpoint(AutoTrackable):
             "once with Checkpoint to have them matched by object.",
             reader.file_prefix,
         )
-        deferred = DeferredRestoreByNames(reader, options, self._graph_root(), self._attached, self, self._discover)
+        deferred = DeferredRestoreByNames(reader, options, self)
         deferred.run()
         self._own.deferred = deferred
-        return NameBasedLoadStatus(functools.partial(deferred.missing, optional), reader.file_prefix)
+        return NameBasedLoadStatus(functools.partial(deferred.missing, self, optional), reader.file_prefix)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__["_own"] = copy.copy(self._own)
 
     # The graph.
 

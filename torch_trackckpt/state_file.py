@@ -136,7 +136,7 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
 
 def _is_there(path: str, directory: str, latest_filename: str | None) -> bool:
     """Whether there is a checkpoint at a path: the state file itself is none, even where the two share a name."""
-    is_state_file = os.path.abspath(path) == os.path.abspath(os.path.join(directory, latest_filename or STATE_FILE))
+    is_state_file = os.path.realpath(path) == os.path.realpath(os.path.join(directory, latest_filename or STATE_FILE))
     return os.path.exists(index_name(path)) if is_state_file else checkpoint_exists(path)
 
 

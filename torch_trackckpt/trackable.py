@@ -8,6 +8,7 @@ to the user's own attributes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -191,7 +192,7 @@ class _Bookkeeping:
         return self.untracked, self.explicit
 
     def __setstate__(self, state: tuple[set[str], dict[str, object]]) -> None:
-        self.untracked, self.explicit = state
+        self.untracked, self.explicit = set(state[0]), dict(state[1])
         self.listeners = []
 
 
@@ -219,6 +220,12 @@ class AutoTrackable(Trackable):
         self._forget_explicit(name)
         super().__setattr__(name, value)
         self._tell_of(name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A shallow copy gets the original's bookkeeping; it needs its own.
+        getattr(super(), "__setstate__", self.__dict__.update)(state)
+        if isinstance(bookkeeping := self.__dict__.get("_tracking"), _Bookkeeping):
+            self.__dict__["_tracking"] = copy.copy(bookkeeping)
 
     def _tell_of(self, name: str, value: object) -> None:
         if "_tracking" in self.__dict__ and name not in self._bookkeeping().untracked:

@@ -162,8 +162,10 @@ def test_values_are_cut_into_the_files_of_tensorflow(tensorflow: ShardingTensorF
     assert differing == []
 
 
+# TensorFlow has no variables of the other types.
+VARIABLES = [dtype for dtype in DTYPES if not str(dtype).endswith("fnuz")]
 SHAPES = st.lists(st.integers(1, 9), max_size=4).map(tuple)
-TENSORS = st.builds(lambda dtype, shape: numbered(dtype, *shape), st.sampled_from(DTYPES), SHAPES)
+TENSORS = st.builds(lambda dtype, shape: numbered(dtype, *shape), st.sampled_from(VARIABLES), SHAPES)
 STRINGS = st.lists(st.binary(max_size=30), min_size=1, max_size=8).map(lambda elements: strings(*elements))
 
 

@@ -43,32 +43,6 @@ def test_a_later_restore_wins_and_an_earlier_one_waits_no_more(prefix: str) -> N
     assert not checkpoint.y.any()
 
 
-@pytest.mark.parametrize("new_first", [False, True])
-def test_of_two_checkpoints_that_wait_the_one_read_last_decides(prefix: str, new_first: bool) -> None:
-    """C083"""
-    old = Checkpoint(x=full(1.0)).write(prefix + "-old")
-    new = Checkpoint(x=full(2.0)).write(prefix + "-new")
-    first, second = Checkpoint(), Checkpoint()
-    first.read(old)
-    second.read(new)
-    x = zeros()
-    for checkpoint in (second, first) if new_first else (first, second):
-        checkpoint.x = x
-    assert torch.equal(x, full(2.0))
-
-
-def test_a_value_of_an_older_read_does_not_overwrite_one_of_a_newer(prefix: str) -> None:
-    """C083"""
-    old = Checkpoint(x=full(1.0)).write(prefix + "-old")
-    new = Checkpoint(y=full(2.0)).write(prefix + "-new")
-    waiting = Checkpoint()
-    waiting.read(old)
-    x = zeros()
-    Checkpoint(y=x).read(new)
-    waiting.x = x
-    assert torch.equal(x, full(2.0))
-
-
 @pytest.mark.parametrize("old_last", [False, True])
 def test_a_shared_part_is_restored_by_whoever_read_last(prefix: str, old_last: bool) -> None:
     """C082"""

@@ -16,6 +16,7 @@ import witness
 from checkpoints import X, names_in
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable, latest_checkpoint
+from torch_trackckpt.bundle.dtypes import STRING, data_type_of_torch
 from torch_trackckpt.errors import ShardingError
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.plan import make_plan
@@ -27,7 +28,7 @@ from torch_trackckpt.sharding import (
     Shards,
     validate_shards,
 )
-from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
 
 
 class Callback(ShardingCallback):
@@ -234,3 +235,113 @@ def test_shards_made_by_the_policy_pass_the_check_of_callbacks(prefix: str) -> N
 
     Checkpoint(x=torch.randn(5, 7), e=torch.zeros(2, 0), w=Words(b"abc", b"")).write(prefix, by(policy))
     validate_shards(*seen[0], "the policy")
+
+
+# ------------------------------------------------------------------------------------------ the check alone
+
+
+def shardable(value: Value, key: str = "x", spec: str = "") -> ShardableTensor:
+    dtype = data_type_of_torch(value.dtype) if isinstance(value, torch.Tensor) else STRING
+    shape = () if isinstance(value, bytes) else tuple(value.shape)
+    return ShardableTensor(value, dtype, shape, torch.device("cpu"), key, spec, key)
+
+
+MATRIX, WORDS = torch.arange(6.0).reshape(2, 3), np.array([b"a", b"b"], dtype=object)
+VALUES = [shardable(MATRIX, "x"), shardable(WORDS, "y"), shardable(b"s", "s")]
+REST: dict[str, dict[str, Value]] = {"y": {"": WORDS}, "s": {"": b"s"}}
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        pytest.param([{"x": {"": MATRIX}, **REST}], id="one shard"),
+        pytest.param(
+            [{"s": {"": b"s"}}, {"y": {"": WORDS}}, {"x": {"": MATRIX}}], id="a shard for each, in another order"
+        ),
+        pytest.param([{"x": {"2 3 0,1:-": MATRIX[:1]}}, {"x": {"2 3 1,1:0,3": MATRIX[1:]}, **REST}], id="parts"),
+        pytest.param(
+            [{"x": {"2 3 -:0,1": MATRIX[:, :1], "2 3 -:1,2": MATRIX[:, 1:]}, **REST}], id="parts in one shard"
+        ),
+        pytest.param(
+            [{"x": {"2 3 -:-": MATRIX}, "y": {"2 1,1": WORDS[1:], "2 0,1": WORDS[:1]}, "s": {"": b"s"}}], id="texts"
+        ),
+        pytest.param(({"x": {"": MATRIX}}, REST), id="a tuple"),
+    ],
+)
+def test_shards_that_hold_everything_once_are_valid(shards: Shards) -> None:
+    """C297"""
+    validate_shards(shards, VALUES, "any")
+
+
+INVALID: dict[str, tuple[Shards, str]] = {
+    "dropped": ([REST], "1 values are missing .* x"),
+    "nothing": ([], "3 values are missing"),
+    "a key without parts": ([{"x": {}, **REST}], "x: parts of it are missing"),
+    "dropped part": ([{"x": {"2 3 0,1:-": MATRIX[:1]}, **REST}], "x: parts of it are missing"),
+    "added": ([{"x": {"": MATRIX}, "z": {"": MATRIX}, **REST}], "1 values that were not to be saved, the first is z"),
+    "twice": ([{"x": {"": MATRIX}, **REST}, {"x": {"": MATRIX}}], "x: parts of it are there twice"),
+    "whole and part": ([{"x": {"": MATRIX, "2 3 0,1:-": MATRIX[:1]}, **REST}], "x: parts of it are there twice"),
+    "overlap": (
+        [{"x": {"2 3 -:0,2": MATRIX[:, :2], "2 3 -:1,2": MATRIX[:, 1:]}, **REST}],
+        "x: parts of it are there twice",
+    ),
+    "one for another": (
+        [{"x": {"2 3 0,1:-": MATRIX[:1], "2 3 0,1:0,3": MATRIX[:1]}, **REST}],
+        "x: parts of it are there twice",
+    ),
+    "reshaped": ([{"x": {"": MATRIX.reshape(3, 2)}, **REST}], r"x: a value of shape \[3, 2\]"),
+    "flattened strings": ([{"x": {"": MATRIX}, "y": {"": WORDS[:1]}, "s": {"": b"s"}}], r"y: a value of shape \[1\]"),
+    "reshaped with its text": ([{"x": {"3 2 -:-": MATRIX.reshape(3, 2)}, **REST}], r"x: '3 2 -:-' is no part"),
+    "retyped": ([{"x": {"": MATRIX.double()}, **REST}], "x: its type was float32 and is float64"),
+    "numpy": ([{"x": {"": MATRIX.numpy()}, **REST}], "x: "),
+    "list": ([{"x": {"": MATRIX.tolist()}, **REST}], "x: "),  # type: ignore[dict-item]
+    "number": ([{"x": {"": MATRIX}, "y": {"": WORDS}, "s": {"": 1}}], "s: "),  # type: ignore[dict-item]
+    "None": ([{"x": {"": None}, **REST}], "x: "),  # type: ignore[dict-item]
+    "text for bytes": ([{"x": {"": MATRIX}, "y": {"": np.array(["a", "b"], dtype=object)}, "s": {"": b"s"}}], "y: "),
+    "sparse": ([{"x": {"": MATRIX.to_sparse()}, **REST}], "x: "),
+    "meta": ([{"x": {"": MATRIX.to("meta")}, **REST}], "x: "),
+    "tensor for string": (
+        [{"x": {"": MATRIX}, "y": {"": WORDS}, "s": {"": torch.tensor(1)}}],
+        "s: its type was string",
+    ),
+    "no slice": ([{"x": {"first": MATRIX}, **REST}], "'first' is no slice"),
+    "outside": ([{"x": {"2 3 1,2:-": MATRIX}, **REST}], "no part 1,2 lies in a dimension of 2"),
+    "empty shard": ([{"x": {"": MATRIX}, **REST}, {}], "a shard holds nothing"),
+    "shard of keys without parts": ([{"x": {"": MATRIX}, **REST}, {"x": {}}], "a shard holds nothing"),
+    "no shards": (None, ""),  # type: ignore[dict-item]
+    "keys alone": ([["x", "y", "s"]], ""),  # type: ignore[list-item]
+    "no parts": ([{"x": MATRIX, **REST}], ""),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("case", list(INVALID))
+def test_any_other_shards_are_refused_with_the_description_of_the_callback(case: str) -> None:
+    """C296"""
+    shards, complaint = INVALID[case]
+    with pytest.raises(
+        ShardingError, match=rf"^The sharding callback \(for a test\) made no valid shards: .*{complaint}"
+    ):
+        validate_shards(shards, VALUES, "for a test")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([{"": torch.zeros(2, 0)}, {"2 0 0,2:-": torch.zeros(2, 0)}], id="twice in other words"),
+        pytest.param([{"2 0 0,1:-": torch.zeros(1, 0)}], id="a part of it"),
+    ],
+)
+def test_a_tensor_without_elements_is_there_once_and_whole(parts: list[dict[str, Value]]) -> None:
+    """C291, C296"""
+    with pytest.raises(ShardingError, match="x: parts of it are"):
+        validate_shards([{"x": part} for part in parts], [shardable(torch.zeros(2, 0), "x")], "for a test")
+
+
+def test_a_part_of_a_slice_is_checked_against_the_slice() -> None:
+    """C288, C296"""
+    given = [shardable(MATRIX, "x", "4 3 2,2:-")]
+    validate_shards([{"x": {"4 3 2,1:-": MATRIX[:1], "4 3 3,1:-": MATRIX[1:]}}], given, "for a test")
+    with pytest.raises(ShardingError, match="for a test"):
+        validate_shards([{"x": {"4 3 0,2:-": MATRIX}}], given, "for a test")
+    with pytest.raises(ShardingError, match="for a test"):
+        validate_shards([{"x": {"": torch.zeros(4, 3)}}], given, "for a test")

@@ -118,11 +118,15 @@ def _older_files(path: str) -> tuple[str, ...]:
         return ()
     if os.path.lexists(path):
         return () if os.path.isdir(path) else (path,)
-    matches = tuple(sorted(glob.glob(path)))
-    if not matches:
-        matches = _shards(path)
+    folder, name = os.path.split(path)
+    # The folder is one, or it is a pattern as well.
+    matches = _matching(os.path.join(glob.escape(folder), name)) or _matching(path) or _shards(path)
     _warn_of_missing_shards(matches)
     return matches
+
+
+def _matching(pattern: str) -> tuple[str, ...]:
+    return tuple(path for path in sorted(glob.glob(pattern)) if not os.path.isdir(path))
 
 
 def _shards(prefix: str) -> tuple[str, ...]:

@@ -71,6 +71,7 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     for item, decoded in zip(handed_over, prepared, strict=True):
         _assign_one(item, decoded, changed, reader)
         if decoded.unused:
+            match.incomplete.add(item.bound.node_id)
             match.unused_attributes.setdefault(item.bound.node_id, []).extend(decoded.unused)
     _InPlaceReader(reader, changed).read(in_place)
     for slot_set in match.slots.values():

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
+from typing import Any
 
 import torch
 
@@ -63,6 +65,22 @@ class Match:
     """Node id -> stored attributes, or parts of them, that the live object does not know."""
     skipped: set[int] = dataclasses.field(default_factory=set)
     """Nodes that were left out because the caller skips slot variables."""
+    incomplete: set[int] = dataclasses.field(default_factory=set)
+    """Nodes whose objects did not find all that their values speak of."""
+
+    def add(self, late: Match) -> None:
+        """Takes over what a later match found."""
+        for node_id, trackable in late.bound.items():
+            self.bound.setdefault(node_id, trackable)
+        for node_id in {bound.node_id for bound in late.values.values()}:
+            self.unused_attributes.pop(node_id, None)
+        self.unused_attributes.update(late.unused_attributes)
+        self.values.update(late.values)
+        for identities, slot_set in late.slots.items():
+            earlier = self.slots.get(identities)
+            slots = slot_set.slots if earlier is None else {**earlier.slots, **slot_set.slots}
+            self.slots[identities] = dataclasses.replace(slot_set, slots=slots)
+        self.skipped |= late.skipped
 
     @property
     def bound_slot_ids(self) -> set[int]:
@@ -93,65 +111,72 @@ def match(
         stored: what the checkpoint holds under a key.
         skip_slot_variables: leaves optimizer slots alone.
     """
-    matcher = _Matcher(graph, skip_slot_variables=skip_slot_variables)
-    matcher.bind(0, root)
-    matcher.follow_children()
-    children_of_root = {child.local_name: child.node_id for child in reversed(graph.nodes[0].children)}
-    for name, child in attached.items():
-        node_id = children_of_root.get(name)
-        if node_id is not None and node_id not in matcher.match.bound:
-            matcher.bind(node_id, child)
-            matcher.follow_children()
-    matcher.pair_slots(stored)
-    return matcher.match
+    return _Matcher(graph, skip_slot_variables=skip_slot_variables).run(root, attached, stored)
 
 
 def match_late(
-    earlier: Match,
-    node_ids: list[int],
-    name: str,
-    child: object,
+    graph: ObjectGraph,
+    root: object,
+    attached: Mapping[str, object],
     stored: Callable[[str], StoredTensor],
     *,
+    objects: Mapping[int, weakref.ref[Any] | None],
+    has_values: Container[int],
     skip_slot_variables: bool = False,
 ) -> Match:
-    """Pairs an object that was attached after a match, and what is below it. The earlier match grows.
+    """Pairs what an earlier match left.
 
     Args:
-        earlier: the match.
-        node_ids: the saved nodes that are paired with the object's new parent.
-        name: the local name under which it was attached.
-        child: the object.
-        stored, skip_slot_variables: as for `match`.
+        graph, root, attached, stored, skip_slot_variables: as for `match`.
+        objects: by node, the live object that it was paired with, if that can be known. No other takes its place.
+        has_values: nodes whose values were assigned.
 
     Returns:
-        What is new: values and slots that were not in the earlier match.
+        Everything that is bound now, with the values and slots that were not assigned yet. Slots are those of
+        optimizers and variables of which at least one is new.
     """
-    values, slots = set(earlier.values), set(earlier.slots)
-    matcher = _Matcher(earlier.graph, skip_slot_variables=skip_slot_variables, match=earlier)
-    for reference in [reference for node_id in node_ids for reference in earlier.graph.nodes[node_id].children]:
-        if reference.local_name == name and reference.node_id not in earlier.bound:
-            matcher.bind(reference.node_id, child)
-    matcher.follow_children()
-    matcher.pair_slots(stored)
-    return dataclasses.replace(
-        earlier,
-        values={identity: bound for identity, bound in earlier.values.items() if identity not in values},
-        slots={identities: slot_set for identities, slot_set in earlier.slots.items() if identities not in slots},
-    )
+    matcher = _Matcher(graph, skip_slot_variables=skip_slot_variables, objects=objects)
+    matched = matcher.run(root, attached, stored)
+    matched.values = {key: bound for key, bound in matched.values.items() if bound.node_id not in has_values}
+    matched.unused_attributes = {
+        node_id: names for node_id, names in matched.unused_attributes.items() if node_id not in has_values
+    }
+    return matched
 
 
 class _Matcher:
-    def __init__(self, graph: ObjectGraph, *, skip_slot_variables: bool, match: Match | None = None) -> None:
-        self.match = match or Match(graph)
+    def __init__(
+        self,
+        graph: ObjectGraph,
+        *,
+        skip_slot_variables: bool,
+        objects: Mapping[int, weakref.ref[Any] | None] | None = None,
+    ) -> None:
+        self.match = Match(graph)
+        self._objects = objects or {}
         self._graph = graph
         self._skip_slot_variables = skip_slot_variables
         self._queue: deque[int] = deque()
         self._is_inconsistency_reported = False
 
+    def run(self, root: object, attached: Mapping[str, object], stored: Callable[[str], StoredTensor]) -> Match:
+        self.bind(0, root)
+        self.follow_children()
+        children_of_root = {child.local_name: child.node_id for child in reversed(self._graph.nodes[0].children)}
+        for name, child in attached.items():
+            node_id = children_of_root.get(name)
+            if node_id is not None and node_id not in self.match.bound:
+                self.bind(node_id, child)
+                self.follow_children()
+        self.pair_slots(stored)
+        return self.match
+
     def bind(self, node_id: int, value: object) -> None:
         trackable = adapt(value)
         if trackable is None:
+            return
+        earlier = self._objects.get(node_id)
+        if earlier is not None and earlier() is not getattr(trackable, "adapted", trackable):
             return
         self.match.bound[node_id] = trackable
         self._queue.append(node_id)
@@ -228,17 +253,18 @@ class _Matcher:
                         slots = by_variable.setdefault(slot.variable_id, {})
                         slots[slot.slot_name] = (slot.slot_id, attribute.checkpoint_key)
             for variable_id, slots in by_variable.items():
-                self._pair_slots_of_variable(optimizer, variable_id, slots, stored)
+                self._pair_slots_of_variable(node_id, optimizer, variable_id, slots, stored)
 
     def _pair_slots_of_variable(
         self,
+        node_id: int,
         optimizer: SlotOwner,
         variable_id: int,
         slots: Mapping[str, tuple[int, str]],
         stored: Callable[[str], StoredTensor],
     ) -> None:
         variable = self.match.bound.get(variable_id)
-        if not isinstance(variable, TensorAdapter):
+        if not isinstance(variable, TensorAdapter) or (node_id in self._objects and variable_id in self._objects):
             return
         identities = (optimizer._identity(), variable._identity())
         if identities in self.match.slots:
@@ -246,7 +272,7 @@ class _Matcher:
         kinds = {name: _kind(stored(key)) for name, (_, key) in slots.items()}
         destinations = optimizer._slot_destinations(variable.adapted, kinds)
         if destinations is not None:
-            paired = {name: (node_id, key, destinations[name]) for name, (node_id, key) in slots.items()}
+            paired = {name: (slot_id, key, destinations[name]) for name, (slot_id, key) in slots.items()}
             self.match.slots[identities] = SlotSet(optimizer, variable.adapted, paired)
 
 

@@ -11,13 +11,33 @@ holds under the variables' names. From there on it is restored like any other.
 from __future__ import annotations
 
 import collections
+import weakref
 from collections.abc import Callable, Container, Hashable
+from typing import Any
 
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner
 
-__all__ = ["graph_by_names", "names_of_variables"]
+__all__ = ["Restored", "graph_by_names", "names_of_variables"]
+
+
+class Restored:
+    """Identities of objects that have their values; of slots, those of optimizer and variable with the slot's name.
+
+    An identity is a place in memory, so one counts only as long as its objects live.
+    """
+
+    def __init__(self) -> None:
+        self._objects: dict[Hashable, tuple[weakref.ref[Any], ...]] = {}
+
+    def add(self, identity: Hashable, *objects: Any) -> None:
+        """Adds an identity, and whose it is."""
+        self._objects[identity] = tuple(weakref.ref(value) for value in objects)
+
+    def __contains__(self, identity: object) -> bool:
+        references = self._objects.get(identity)
+        return references is not None and all(reference() is not None for reference in references)
 
 
 def names_of_variables(live: LiveGraph) -> dict[Hashable, str]:
@@ -25,11 +45,14 @@ def names_of_variables(live: LiveGraph) -> dict[Hashable, str]:
     variables = {
         identity: node for identity, node in live.nodes.items() if VARIABLE_VALUE in node.trackable._attribute_names()
     }
-    counts = collections.Counter(node.full_name for node in variables.values())
-    return {
-        identity: node.full_name if counts[node.full_name] == 1 else ".".join(node.names)
-        for identity, node in variables.items()
-    }
+    names = {identity: node.full_name for identity, node in variables.items()}
+    # A path may be the name of yet another variable, which then goes by its path as well.
+    while shared := {name for name, count in collections.Counter(names.values()).items() if count > 1}:
+        paths = {identity: ".".join(variables[identity].names) for identity in names if names[identity] in shared}
+        if paths.items() <= names.items():
+            break
+        names |= paths
+    return names
 
 
 def graph_by_names(
@@ -57,7 +80,7 @@ def graph_by_names(
     slot_nodes: list[Node] = []
     for optimizer, slot_name, variable, _ in live.slots():
         variable_identity = variable.trackable._identity()
-        identity = (optimizer.trackable._identity(), variable_identity)
+        identity = (optimizer.trackable._identity(), variable_identity, slot_name)
         found = attributes(identity, f"{names[variable_identity]}/{slot_name}")
         if found:
             slot = SlotVariable(ids[variable_identity], slot_name, len(ids) + len(slot_nodes))
