@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,7 +41,7 @@ void ReadPart(const Reader& reader, const BundleEntry& entry, const std::string&
   });
   for (const bool verify : {false, true}) {
     std::string read(expected.size(), '\0');
-    reader.ReadSlice(entry.key, part, read.data(), read.size(), verify);
+    reader.ReadSlice({entry.key, read.data(), read.size()}, part, verify);
     FUZZ_CHECK(read == expected);
   }
 }
@@ -57,9 +59,20 @@ void ReadFixed(const Reader& reader, const BundleEntry& entry, uint32_t seed) {
   FUZZ_CHECK(is_read == Attempt([&] { reader.Verify({entry.key}); }));
   if (is_read) {
     FUZZ_CHECK(progress.completed == 1 && !progress.touched);
+    // Without elements, a tensor needs none of its slices, but a part of it may be one that is not there.
     const bool is_part_read = Attempt([&] { ReadPart(reader, entry, whole, seed); });
-    FUZZ_CHECK(is_part_read);
+    FUZZ_CHECK(is_part_read || whole.empty());
   }
+}
+
+// The readers give strings in forms of their own.
+template <typename Strings>
+size_t Count(const Strings& strings) {
+  return strings.size();
+}
+template <typename Strings>
+size_t Count(const std::unique_ptr<Strings>& strings) {
+  return strings->size();
 }
 
 template <typename Reader>
@@ -73,9 +86,9 @@ void ReadEverything(const Reader& reader, uint32_t seed) {
     if (entry.dtype == kDtypeString) {
 #if __has_include("bundle/locator.h")
       Attempt([&] {
-        const auto strings = reader.ReadStrings(entry.key, std::nullopt);
-        FUZZ_CHECK(strings.size() == *NumElements(entry.shape));
-        reader.ReadStrings(entry.key, SomePart(entry, seed));
+        FUZZ_CHECK(Count(reader.ReadStrings(entry.key, std::nullopt)) == *NumElements(entry.shape));
+        const TensorSlice part = SomePart(entry, seed);
+        FUZZ_CHECK(Count(reader.ReadStrings(entry.key, part)) == Resolve(part, entry.shape)->NumElements());
       });
 #else
       Attempt([&] { FUZZ_CHECK(reader.ReadStrings(entry.key).size() == *NumElements(entry.shape)); });

@@ -5,13 +5,16 @@
 //              only for an index of entries
 //           upper bits: which part of a tensor is read
 
+#include <algorithm>
+#include <array>
+#include <cstring>
 #include <string>
 
 #include "bundle/dtype.h"
 #include "bundle/entry.h"
 #include "bundle/reader.h"
 #include "bundle/slice.h"
-#include "bundle/string_tensor.h"
+#include "encoding/coding.h"
 #include "encoding/crc32c.h"
 #include "fuzz/everything.h"
 #include "fuzz/scratch.h"
@@ -22,7 +25,7 @@ using namespace trackckpt;
 
 namespace {
 
-using DataFileContents = std::string_view[2];
+using DataFileContents = std::array<std::string, 2>;
 
 std::string HeaderOfTwoShards() {
   BundleHeader header;
@@ -33,21 +36,35 @@ std::string HeaderOfTwoShards() {
   return record;
 }
 
-uint32_t Checksum(int32_t dtype, uint64_t num_elements, std::string_view stored) {
-  if (dtype != kDtypeString) return Crc32cExtend(0, stored.data(), stored.size());
-  StringHeader header;
-  header.DecodeFrom(&stored, num_elements);
-  return Crc32cExtend(header.crc, stored.data(), stored.size());
+// The checksum of stored strings. That of their lengths, which lies among them, is set right.
+uint32_t StringChecksum(uint64_t num_elements, char* stored, size_t size) {
+  std::string_view rest(stored, size);
+  std::string lengths;
+  for (uint64_t i = 0; i < num_elements; ++i) {
+    uint64_t length;
+    if (!GetVarint64(&rest, &length)) return 0;
+    length <= UINT32_MAX ? PutFixed32(&lengths, static_cast<uint32_t>(length)) : PutFixed64(&lengths, length);
+  }
+  if (rest.size() < sizeof(uint32_t)) return 0;
+  const uint32_t crc = Crc32cExtend(0, lengths.data(), lengths.size());
+  std::string length_checksum;
+  PutFixed32(&length_checksum, MaskCrc(crc));
+  std::memcpy(stored + (size - rest.size()), length_checksum.data(), length_checksum.size());
+  return Crc32cExtend(crc, rest.data(), rest.size());
 }
 
-std::string EncodeWithChecksum(BundleEntry entry, const DataFileContents& files) {
+uint32_t Checksum(int32_t dtype, uint64_t num_elements, char* stored, size_t size) {
+  return dtype == kDtypeString ? StringChecksum(num_elements, stored, size) : Crc32cExtend(0, stored, size);
+}
+
+std::string EncodeWithChecksum(BundleEntry entry, DataFileContents* files) {
   const auto num_elements = NumElements(entry.shape);
   if (num_elements && entry.offset >= 0 && entry.size >= 0 && (entry.shard_id == 0 || entry.shard_id == 1)) {
-    const std::string_view file = files[entry.shard_id];
-    if (static_cast<uint64_t>(entry.offset) <= file.size()) {
-      const std::string_view stored =
-          file.substr(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.size));
-      entry.crc32c = MaskCrc(Checksum(entry.dtype, *num_elements, stored));
+    std::string& file = (*files)[static_cast<size_t>(entry.shard_id)];
+    const size_t offset = static_cast<size_t>(entry.offset);
+    if (offset <= file.size()) {
+      const size_t size = std::min(static_cast<size_t>(entry.size), file.size() - offset);
+      entry.crc32c = MaskCrc(Checksum(entry.dtype, *num_elements, file.data() + offset, size));
     }
   }
   std::string record;
@@ -69,7 +86,7 @@ BundleEntry EntryOfSlice(const BundleEntry& tensor, const Box& box, int64_t* off
   return entry;
 }
 
-void AddMissingSlices(const std::string& key, const BundleEntry& tensor, const DataFileContents& files,
+void AddMissingSlices(const std::string& key, const BundleEntry& tensor, DataFileContents* files,
                       fuzz::Entries* entries, int64_t* offset) {
   if (!NumElements(tensor.shape)) return;
   for (const TensorSlice& slice : tensor.slices) {
@@ -81,7 +98,7 @@ void AddMissingSlices(const std::string& key, const BundleEntry& tensor, const D
   }
 }
 
-void SetRight(const DataFileContents& files, fuzz::Entries* entries) {
+void SetRight(DataFileContents* files, fuzz::Entries* entries) {
   int64_t offset = 0;
   const fuzz::Entries given = *entries;
   for (const auto& [key, record] : given) {
@@ -95,7 +112,7 @@ void SetRight(const DataFileContents& files, fuzz::Entries* entries) {
   }
 }
 
-std::string WriteIndex(fuzz::Input input, bool is_set_right, const DataFileContents& files) {
+std::string WriteIndex(fuzz::Input input, bool is_set_right, DataFileContents* files) {
   fuzz::Input rest = input;
   if (fuzz::ReadTableKind(&rest) != fuzz::TableKind::kEntries) return fuzz::WriteTable("bundle.index", input);
   fuzz::Entries entries = fuzz::ReadEntries(rest);
@@ -109,8 +126,9 @@ std::string WriteIndex(fuzz::Input input, bool is_set_right, const DataFileConte
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::Input input(data, size);
   const uint8_t flags = input.Byte();
-  const DataFileContents files = {input.Chunk(), input.Chunk()};
-  const std::string index = WriteIndex(input, (flags & 1) != 0, files);
+  DataFileContents files;
+  for (std::string& file : files) file = input.Chunk();
+  const std::string index = WriteIndex(input, (flags & 1) != 0, &files);
   fuzz::Attempt([&] {
     const BundleReader reader(index, fuzz::ScratchPath("bundle"), {""});
     const bool is_one = reader.num_shards() == 1;

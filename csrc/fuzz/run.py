@@ -26,9 +26,8 @@ def run(folder: Path, target: str, seconds: int) -> Outcome:
     corpus, findings = folder / "corpus" / target, folder / "findings" / target
     for made in (corpus, findings):
         made.mkdir(parents=True, exist_ok=True)
-    known = [folder / "seeds" / target, Path(__file__).parent / "corpus" / target]
     command = [folder / "native/fuzz" / f"fuzz_{target}", *LIMITS, f"-max_total_time={seconds}", "-print_final_stats=1"]
-    command += [f"-artifact_prefix={findings}/", corpus, *filter(Path.is_dir, known)]
+    command += [f"-artifact_prefix={findings}/", corpus, folder / "seeds" / target]
     log = folder / f"{target}.log"
     before = set(findings.iterdir())
     with (
