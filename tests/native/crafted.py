@@ -263,7 +263,7 @@ def as_index(extents: Extents) -> tuple[Any, ...]:
 def stored_form(array: Array, byteorder: ByteOrder) -> bytes | list[bytes]:
     if array.dtype == object:
         return list(array.ravel())
-    return array.astype(array.dtype.newbyteorder({"little": "<", "big": ">"}[byteorder])).tobytes()
+    return array.astype(array.dtype.newbyteorder(byteorder)).tobytes()
 
 
 def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False) -> BundleWriter:
