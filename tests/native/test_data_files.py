@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_missing_data_file_is_named_and_the_others_stay_readable(tmp_path: Pat
 # ---------------------------------------------------------------------------------------- Git LFS
 
 
-def calls_on(reader: BundleReader, key: bytes, size: int) -> list:
+def calls_on(reader: BundleReader, key: bytes, size: int) -> list[Callable[[], None]]:
     memory = np.empty(size, np.uint8)
     return [
         lambda: reader.verify([key]),
