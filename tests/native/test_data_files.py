@@ -94,7 +94,11 @@ def test_a_git_lfs_pointer_is_recognised_where_strings_and_slices_are_expected(p
     bundle.add_slices(b"cut", crafted.UINT8, np.arange(4, dtype=np.uint8), [((0, 2),), ((2, 2),)])
     reader = bundle.write(prefix)
     data_file(prefix).write_bytes(POINTER)
-    calls = [*calls_on(reader, b"cut", 4), lambda: reader.verify([b"words"]), lambda: reader.read_strings(b"words")]
+    calls: list[Callable[[], object]] = [
+        *calls_on(reader, b"cut", 4),
+        lambda: reader.verify([b"words"]),
+        lambda: reader.read_strings(b"words"),
+    ]
     for call in calls:
         with pytest.raises(DataLossError, match="git lfs pull"):
             call()

@@ -27,9 +27,9 @@ def encode_variants(messages: list[bytes]) -> tuple[bytes, int]:
 
 def write_variants(prefix: Path, shape: tuple[int, ...] = (3,), **bent: int) -> bytes:
     stored, crc = encode_variants(MESSAGES)
-    place = {"shard_id": 0, "offset": 1, "size": len(stored), "crc32c": crc} | bent
+    place = {"offset": 1, "size": len(stored), "crc32c": crc} | bent
     entries = {
-        b"variants": crafted.entry(VARIANT, shape, *place.values()),
+        b"variants": crafted.entry(VARIANT, shape, 0, place["offset"], place["size"], place["crc32c"]),
         b"number": crafted.entry(crafted.UINT8, (1,), size=1, crc32c=witness.mask(witness.crc32c(b"!"))),
     }
     crafted.write_crafted(prefix, entries, b"!" + stored)
