@@ -20,9 +20,6 @@ namespace trackckpt {
 
 namespace {
 
-// The version of the format that is read and written here, as a consumer.
-constexpr int32_t kConsumerVersion = 1;
-
 Error DataLoss(const std::string& message) { return Error(ErrorKind::kDataLoss, message); }
 
 Error InvalidArgument(const std::string& message) { return Error(ErrorKind::kInvalidArgument, message); }
@@ -38,11 +35,7 @@ struct Source {
 BundleHeader DecodeHeader(std::string_view record, const std::string& path) {
   BundleHeader header;
   if (!header.DecodeFrom(record)) throw DataLoss(path + ": unable to parse header");
-  const auto& bad = header.bad_consumers;
-  if (header.producer < 0 || header.min_consumer > kConsumerVersion ||
-      std::find(bad.begin(), bad.end(), kConsumerVersion) != bad.end()) {
-    throw Error(ErrorKind::kUnsupportedFormat, path + ": written for readers of another version");
-  }
+  CheckVersion(header, path);
   if (header.num_shards <= 0) {
     throw DataLoss(path + ": invalid number of shards in the header: " + std::to_string(header.num_shards));
   }

@@ -36,11 +36,12 @@ class Output {
 
   bool AppendCopy(size_t offset, size_t length) {
     if (offset == 0 || offset > done_ || length > size_ - done_) return false;
-    char* to = begin_ + done_;
+    char* const to = begin_ + done_;
+    const char* const from = to - offset;
     if (offset >= length) {
-      std::memcpy(to, to - offset, length);
+      std::memcpy(to, from, length);
     } else {
-      for (size_t i = 0; i < length; ++i) to[i] = to[i - offset];
+      for (size_t i = 0; i < length; ++i) to[i] = from[i];  // the copy repeats what it has just made
     }
     done_ += length;
     return true;

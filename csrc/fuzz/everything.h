@@ -13,6 +13,7 @@
 #include "bundle/entry.h"
 #include "bundle/reader.h"
 #include "bundle/slice.h"
+#include "bundle/v1_reader.h"
 #include "fuzz/check.h"
 
 namespace trackckpt::fuzz {
@@ -29,7 +30,6 @@ inline TensorSlice SomePart(const BundleEntry& entry, uint32_t seed) {
   return part;
 }
 
-#if __has_include("bundle/locator.h")  // readers of slices
 template <typename Reader>
 void ReadPart(const Reader& reader, const BundleEntry& entry, const std::string& whole, uint32_t seed) {
   const TensorSlice part = SomePart(entry, seed);
@@ -45,10 +45,6 @@ void ReadPart(const Reader& reader, const BundleEntry& entry, const std::string&
     FUZZ_CHECK(read == expected);
   }
 }
-#else
-template <typename Reader>
-void ReadPart(const Reader&, const BundleEntry&, const std::string&, uint32_t) {}
-#endif
 
 template <typename Reader>
 void ReadFixed(const Reader& reader, const BundleEntry& entry, uint32_t seed) {
@@ -75,6 +71,11 @@ size_t Count(const std::unique_ptr<Strings>& strings) {
   return strings->size();
 }
 
+inline void ReadVariants(const BundleReader& reader, const BundleEntry& entry) {
+  Attempt([&] { FUZZ_CHECK(Count(reader.ReadVariants(entry.key)) == *NumElements(entry.shape)); });
+}
+inline void ReadVariants(const V1Reader&, const BundleEntry&) {}
+
 template <typename Reader>
 void ReadEverything(const Reader& reader, uint32_t seed) {
   std::vector<BundleEntry> entries;
@@ -84,15 +85,13 @@ void ReadEverything(const Reader& reader, uint32_t seed) {
     FUZZ_CHECK(found && found->dtype == entry.dtype && found->shape == entry.shape);
     if (!Attempt([&] { reader.Check({entry.key}); })) continue;
     if (entry.dtype == kDtypeString) {
-#if __has_include("bundle/locator.h")
       Attempt([&] {
         FUZZ_CHECK(Count(reader.ReadStrings(entry.key, std::nullopt)) == *NumElements(entry.shape));
         const TensorSlice part = SomePart(entry, seed);
         FUZZ_CHECK(Count(reader.ReadStrings(entry.key, part)) == Resolve(part, entry.shape)->NumElements());
       });
-#else
-      Attempt([&] { FUZZ_CHECK(reader.ReadStrings(entry.key).size() == *NumElements(entry.shape)); });
-#endif
+    } else if (entry.dtype == kDtypeVariant) {
+      ReadVariants(reader, entry);
     } else if (ItemSize(entry.dtype) > 0) {
       ReadFixed(reader, entry, seed);
     }

@@ -4,9 +4,11 @@
 as a second opinion on what the core writes and as a source of tables that TensorFlow never writes.
 """
 
+import hashlib
 import itertools
 import json
 import math
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ByteOrder = Literal["little", "big"]
 Tensor = tuple[bytes, int, tuple[int, ...], bytes | list[bytes]]
 """Key, dtype, shape, and the value's bytes or, of a string tensor, its elements."""
+
+
+def golden(name: str) -> Path:
+    return GOLDEN / str(MANIFEST[name]["prefix"])
+
+
+def manifest_digest(value: bytes | list[bytes]) -> str:
+    """The hash of a value by the `hash_rule` of the manifest."""
+    if isinstance(value, list):
+        value = b"".join(struct.pack("<Q", len(element)) + element for element in value)
+    return hashlib.sha256(value).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------- protobuf
@@ -269,7 +282,7 @@ def as_index(extents: Extents) -> tuple[Any, ...]:
 def stored_form(array: Array, byteorder: ByteOrder) -> bytes | list[bytes]:
     if array.dtype == object:
         return list(array.ravel())
-    return array.astype(array.dtype.newbyteorder({"little": "<", "big": ">"}[byteorder])).tobytes()
+    return array.astype(array.dtype.newbyteorder(byteorder)).tobytes()
 
 
 def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False, alignment: int = 1) -> BundleWriter:

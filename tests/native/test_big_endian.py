@@ -7,6 +7,7 @@ import pytest
 import witness
 from native import crafted
 
+from torch_trackckpt._native import BundleReader
 from torch_trackckpt.errors import DataLossError, UnsupportedFormatError
 
 NUMBERS = {
@@ -20,7 +21,7 @@ def numbers(dtype: int, count: int) -> crafted.Array:
     return np.frombuffer(rng.bytes(count * np.dtype(NUMBERS[dtype]).itemsize), NUMBERS[dtype])
 
 
-def read(reader: crafted.BundleReader, key: bytes, like: crafted.Array, offset: int = 0) -> bytes:
+def read(reader: BundleReader, key: bytes, like: crafted.Array, offset: int = 0) -> bytes:
     """Through memory that may begin at any address."""
     memory = np.empty(like.nbytes + offset, np.uint8)
     reader.read([(key, memory.ctypes.data + offset, like.nbytes)])

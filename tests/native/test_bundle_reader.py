@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import witness
 from native import crafted
+from native.crafted import golden, manifest_digest
 
 from torch_trackckpt._native import BundleReader
 from torch_trackckpt.errors import TrackckptError
@@ -25,17 +25,6 @@ WITH_GRAPH = [name for name, vector in crafted.MANIFEST.items() if "object_graph
 # One below 8 bits is stored and hashed alike: one byte for each element, unused high bits zero.
 BELOW_8_BITS = {29: 0x0F, 30: 0x0F, 31: 0x03, 32: 0x03, 33: 0x0F}
 COMPONENT_SIZES = {**witness.ELEMENT_SIZES, 8: 4, 18: 8}
-
-
-def golden(name: str) -> Path:
-    return crafted.GOLDEN / str(crafted.MANIFEST[name]["prefix"])
-
-
-def manifest_digest(value: bytes | list[bytes]) -> str:
-    """The hash of a value by the `hash_rule` of the manifest."""
-    if isinstance(value, list):
-        value = b"".join(struct.pack("<Q", len(element)) + element for element in value)
-    return hashlib.sha256(value).hexdigest()
 
 
 def native_order(name: str, dtype: int, value: bytes | list[bytes]) -> bytes | list[bytes]:

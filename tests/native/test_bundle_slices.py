@@ -12,8 +12,7 @@ import witness
 from hypothesis import given
 from hypothesis import strategies as st
 from native import crafted
-from native.crafted import ALL, Extents
-from native.test_bundle_reader import golden, manifest_digest
+from native.crafted import ALL, Extents, golden, manifest_digest
 
 from torch_trackckpt._native import BundleReader
 from torch_trackckpt.errors import (
@@ -46,8 +45,8 @@ def values(dtype: int, shape: tuple[int, ...], seed: int) -> crafted.Array:
 def same(a: crafted.Array, b: crafted.Array) -> bool:
     """Bit for bit."""
     if a.dtype == object:
-        return a.shape == b.shape and a.tolist() == b.tolist()
-    return a.shape == b.shape and a.tobytes() == b.tobytes()
+        return bool(a.shape == b.shape and a.tolist() == b.tolist())
+    return bool(a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
 def read_whole(reader: BundleReader, key: bytes, like: crafted.Array) -> crafted.Array:
@@ -74,7 +73,8 @@ def write_grid(prefix: Path, slices: list[Extents] = QUARTERS) -> crafted.Bundle
 def test_parts_are_those_that_tensorflow_read(spec: str, verify: bool) -> None:
     """C372"""
     key, _, text = spec.partition(" @ ")
-    extents = tuple(ALL if part == "-" else tuple(map(int, part.split(","))) for part in text.split(" ")[-1].split(":"))
+    starts_and_lengths = [part.split(",") for part in text.split(" ")[-1].split(":")]
+    extents = tuple(ALL if part == ["-"] else (int(part[0]), int(part[1])) for part in starts_and_lengths)
     expected = crafted.MANIFEST["v2_slices"]["slice_reads"][spec]
     like = np.empty(expected["shape"], np.int32)
     part = crafted.read_part(crafted.open_reader(golden("v2_slices")), key.encode(), extents, like, verify=verify)
@@ -184,7 +184,9 @@ def test_any_part_of_any_partition_is_what_numpy_cuts_out(
 
 
 @given(cut=cut_tensors(), dtype=st.sampled_from([1, 18, 4]))
-def test_slices_of_many_chunks_are_put_together(cut: tuple[tuple[int, ...], list[Extents], list[Extents]], dtype: int):
+def test_slices_of_many_chunks_are_put_together(
+    cut: tuple[tuple[int, ...], list[Extents], list[Extents]], dtype: int
+) -> None:
     """C371: rows longer than the buffer, and boundaries of its portions anywhere in a row."""
     shape, slices, requests = cut
     if math.prod(shape) > 60:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_missing_data_file_is_named_and_the_others_stay_readable(tmp_path: Pat
 # ---------------------------------------------------------------------------------------- Git LFS
 
 
-def calls_on(reader: BundleReader, key: bytes, size: int) -> list:
+def calls_on(reader: BundleReader, key: bytes, size: int) -> list[Callable[[], None]]:
     memory = np.empty(size, np.uint8)
     return [
         lambda: reader.verify([key]),
@@ -93,7 +94,11 @@ def test_a_git_lfs_pointer_is_recognised_where_strings_and_slices_are_expected(p
     bundle.add_slices(b"cut", crafted.UINT8, np.arange(4, dtype=np.uint8), [((0, 2),), ((2, 2),)])
     reader = bundle.write(prefix)
     data_file(prefix).write_bytes(POINTER)
-    calls = [*calls_on(reader, b"cut", 4), lambda: reader.verify([b"words"]), lambda: reader.read_strings(b"words")]
+    calls: list[Callable[[], object]] = [
+        *calls_on(reader, b"cut", 4),
+        lambda: reader.verify([b"words"]),
+        lambda: reader.read_strings(b"words"),
+    ]
     for call in calls:
         with pytest.raises(DataLossError, match="git lfs pull"):
             call()

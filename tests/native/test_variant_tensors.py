@@ -29,7 +29,7 @@ def write_variants(prefix: Path, shape: tuple[int, ...] = (3,), **bent: int) -> 
     stored, crc = encode_variants(MESSAGES)
     place = {"offset": 1, "size": len(stored), "crc32c": crc} | bent
     entries = {
-        b"variants": crafted.entry(VARIANT, shape, **place),
+        b"variants": crafted.entry(VARIANT, shape, 0, place["offset"], place["size"], place["crc32c"]),
         b"number": crafted.entry(crafted.UINT8, (1,), size=1, crc32c=witness.mask(witness.crc32c(b"!"))),
     }
     crafted.write_crafted(prefix, entries, b"!" + stored)

@@ -207,6 +207,14 @@ def test_the_destination_may_be_a_source_in_other_words(tmp_path: Path, spelling
     assert names_in(tmp_path / "run") == files("ckpt", 2)
 
 
+@pytest.mark.parametrize("limit", [8, 1 << 40])
+def test_a_checkpoint_that_is_merged_onto_itself_stays_with_its_files_alone(tmp_path: Path, limit: int) -> None:
+    source = write(tmp_path / "ckpt", limit=limit, y=torch.arange(4))
+    before = files_below(tmp_path)
+    fast([source, str(tmp_path / "gone")], source, allow_missing_files=True)
+    assert files_below(tmp_path) == before
+
+
 @pytest.mark.parametrize("spelling", ["{0}/ckpt", "{0}/../run/ckpt", "{0}/ckpt.index", "{0}/../link/ckpt"])
 def test_a_source_that_is_given_twice_is_refused_and_stays(tmp_path: Path, spelling: str) -> None:
     """C367"""
