@@ -122,7 +122,7 @@ def test_a_damaged_index_is_an_error_that_names_it(prefix: str, content: bytes) 
 def write_raw(prefix: str, values: list[NamedValue]) -> None:
     """A bundle of given keys, whatever they say of each other."""
     storage = LocalStorage(durable=False)
-    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False), prefix, storage)
+    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False, live=[]), prefix, storage)
 
 
 def graph_of_x(key: str) -> NamedValue:

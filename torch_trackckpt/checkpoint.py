@@ -162,9 +162,9 @@ class Checkpoint(AutoTrackable):
         storage = LocalStorage(durable=options.durable)
         snapshot = walk(self._graph_root(), self._attached())
         self._warn_of_unreachable(snapshot)
-        staged = stage(make_plan(snapshot.values, options.experimental_sharding_callback))
+        plan = make_plan(snapshot.values, options.experimental_sharding_callback)
         recover(prefix, storage)
-        files = write_shards(staged, prefix, storage, durable=options.durable)
+        files = write_shards(stage(plan), prefix, storage, durable=options.durable, live=plan.items)
         commit(files, prefix, storage)
 
     # Restoring.

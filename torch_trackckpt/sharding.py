@@ -6,13 +6,14 @@ import abc
 import dataclasses
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from torch_trackckpt.bundle.dtypes import DataType
+from torch_trackckpt.bundle.memory import memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.errors import ShardingError
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
@@ -86,14 +87,12 @@ class ShardingCallback(abc.ABC):
     def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
         """Distributes the values, which come in the order of the data files, over shards."""
 
-    def _identity(self) -> tuple[Hashable, ...]:
-        return (type(self), *sorted(vars(self).items()))
-
     def __hash__(self) -> int:
-        return hash(self._identity())
+        hashable = {name: value for name, value in vars(self).items() if isinstance(value, str | int | float)}
+        return hash((type(self), *sorted(hashable.items())))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ShardingCallback) and self._identity() == other._identity()
+        return type(self) is type(other) and vars(self) == vars(other)
 
 
 class ShardByTaskPolicy(ShardingCallback):
@@ -140,9 +139,9 @@ class MaxShardSizePolicy(ShardingCallback):
     """
 
     def __init__(self, max_shard_size: int) -> None:
-        if max_shard_size <= 0:
+        if not max_shard_size >= 1:
             raise ValueError(f"max_shard_size must be a positive number of bytes, not {max_shard_size}.")
-        self.max_shard_size = max_shard_size
+        self.max_shard_size = int(max_shard_size)
 
     @property
     def description(self) -> str:
@@ -185,20 +184,23 @@ class _Packer:
         return [shard for shard in (*self._shards, *self._oversize) if shard]
 
     def place(self, shardable: ShardableTensor) -> None:
-        item_size = _item_size(shardable)
+        item_size, total_size = _item_size(shardable), _total_size(shardable)
         if not shardable.shape:
-            self._place_scalar(shardable, _total_size(shardable))
+            self._place_scalar(shardable, total_size)
             return
-        pending = [_Box((0,) * len(shardable.shape), shardable.shape)]
+        whole = _Box((0,) * len(shardable.shape), shardable.shape)
+        pending = [whole]
         while pending:
             box = pending.pop()
-            if math.prod(box.shape) * item_size <= self._room:
-                self._put(shardable, box, item_size)
+            # Strings count by their sum while they are whole; once cut, each as the longest.
+            size = total_size if box == whole else math.prod(box.shape) * item_size
+            if size <= self._room:
+                self._put(shardable, box, size)
                 continue
             axis, length = _best_cut(box.shape, item_size, self._room)
             if length:
                 first, rest = box.split(axis, length)
-                self._put(shardable, first, item_size)
+                self._put(shardable, first, math.prod(first.shape) * item_size)
                 if self._room == 0:
                     self._open()
                 pending.append(rest)
@@ -225,9 +227,9 @@ class _Packer:
         self._shards.append({})
         self._room = self._limit
 
-    def _put(self, shardable: ShardableTensor, box: _Box, item_size: int) -> None:
+    def _put(self, shardable: ShardableTensor, box: _Box, size: int) -> None:
         _add(self._shards[-1], shardable, box)
-        self._room -= math.prod(box.shape) * item_size
+        self._room -= size
 
     def _put_oversize(self, shardable: ShardableTensor, box: _Box) -> None:
         _logger.warning(
@@ -279,8 +281,13 @@ def _item_size(shardable: ShardableTensor) -> int:
 
 
 def _total_size(shardable: ShardableTensor) -> int:
-    """Bytes of a scalar; the object graph counts as nothing."""
-    return 0 if shardable.checkpoint_key == OBJECT_GRAPH_KEY else _item_size(shardable)
+    """Bytes of a value; the object graph counts as nothing."""
+    value = shardable.tensor
+    if shardable.checkpoint_key == OBJECT_GRAPH_KEY:
+        return 0
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    return len(value) if isinstance(value, bytes) else sum(map(len, value.ravel()))
 
 
 def validate_shards(shards: Shards, shardable_tensors: Sequence[ShardableTensor], description: str) -> None:
@@ -292,24 +299,33 @@ def validate_shards(shards: Shards, shardable_tensors: Sequence[ShardableTensor]
         ShardingError: a value is missing, new, there twice, or of another shape or type; or a shard is empty.
     """
     try:
-        _check_keys(shards, shardable_tensors)
+        parts = _parts_by_key(shards)
+        _check_keys(parts, shardable_tensors)
         for shardable in shardable_tensors:
-            parts = [
-                (spec, value) for shard in shards for spec, value in shard.get(shardable.checkpoint_key, {}).items()
-            ]
-            _check_parts(shardable, parts)
+            _check_parts(shardable, parts[shardable.checkpoint_key])
     except ValueError as error:
         raise ShardingError(f"The sharding callback ({description}) made no valid shards: {error}") from error
 
 
-def _check_keys(shards: Shards, shardable_tensors: Sequence[ShardableTensor]) -> None:
-    if not all(any(values for values in shard.values()) for shard in shards):
+def _parts_by_key(shards: Shards) -> dict[str, list[tuple[str, Value]]]:
+    if not isinstance(shards, Sequence) or not all(
+        isinstance(shard, Mapping) and all(isinstance(parts, Mapping) for parts in shard.values()) for shard in shards
+    ):
+        raise ValueError("they are no sequence of mappings from keys to mappings from slice specifications to values.")
+    if not all(any(parts for parts in shard.values()) for shard in shards):
         raise ValueError("a shard holds nothing.")
+    found: dict[str, list[tuple[str, Value]]] = {}
+    for shard in shards:
+        for key, parts in shard.items():
+            found.setdefault(key, []).extend(parts.items())
+    return found
+
+
+def _check_keys(found: Mapping[str, object], shardable_tensors: Sequence[ShardableTensor]) -> None:
     wanted = {shardable.checkpoint_key for shardable in shardable_tensors}
-    found = {key for shard in shards for key in shard}
-    if missing := sorted(wanted - found):
+    if missing := sorted(wanted - found.keys()):
         raise ValueError(f"{len(missing)} values are missing from them, the first is {missing[0]}.")
-    if added := sorted(found - wanted):
+    if added := sorted(found.keys() - wanted):
         raise ValueError(f"they hold {len(added)} values that were not to be saved, the first is {added[0]}.")
 
 
@@ -321,22 +337,49 @@ def _check_parts(shardable: ShardableTensor, parts: list[tuple[str, Value]]) -> 
         box = TensorSlice.parse(spec) if spec else TensorSlice.whole(outer.full_shape)
         if box.full_shape != outer.full_shape:
             raise ValueError(f"{key}: '{spec}' is no part of a tensor of shape {list(outer.full_shape)}.")
-        if _shape(value) != box.shape:
-            raise ValueError(f"{key}: a value of shape {list(_shape(value))} is said to be the part '{spec}'.")
         if _type(value) != _type(shardable.tensor):
             raise ValueError(f"{key}: its type was {_type(shardable.tensor)} and is {_type(value)}.")
+        if isinstance(value, torch.Tensor) and (obstacle := memory_obstacle(value)):
+            raise ValueError(f"{key}: {obstacle}")
+        if _shape(value) != box.shape:
+            raise ValueError(f"{key}: a value of shape {list(_shape(value))} is said to be the part '{spec}'.")
+        if not all(
+            o <= b and b + n <= o + m
+            for o, m, b, n in zip(outer.offset, outer.shape, box.offset, box.shape, strict=True)
+        ):
+            raise ValueError(f"{key}: '{spec}' is no part of '{outer}'.")
         boxes.append(box)
-    if len(set(boxes)) != len(boxes) or any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]):
+    if _any_overlap(boxes) or (outer.num_elements == 0 and len(boxes) > 1):
         raise ValueError(f"{key}: parts of it are there twice.")
-    if sum(box.num_elements for box in boxes) != outer.num_elements or not boxes:
+    is_whole = len(boxes) > 1 or [box.shape for box in boxes] == [outer.shape]
+    if not is_whole or sum(box.num_elements for box in boxes) != outer.num_elements:
         raise ValueError(f"{key}: parts of it are missing.")
+
+
+def _any_overlap(boxes: list[TensorSlice]) -> bool:
+    """Goes along the axis that is cut most often, and compares only boxes that reach the same place."""
+    rank = len(boxes[0].full_shape) if boxes else 0
+    if rank == 0:
+        return len(boxes) > 1
+    axis = max(range(rank), key=lambda axis: len({box.offset[axis] for box in boxes}))
+    reaching: list[TensorSlice] = []
+    for box in sorted(boxes, key=lambda box: box.offset[axis]):
+        reaching = [other for other in reaching if other.offset[axis] + other.shape[axis] > box.offset[axis]]
+        if any(box.overlaps(other) for other in reaching):
+            return True
+        reaching.append(box)
+    return False
 
 
 def _shape(value: Value) -> tuple[int, ...]:
     return () if isinstance(value, bytes) else tuple(value.shape)
 
 
-def _type(value: Value) -> str:
+def _type(value: object) -> str:
     if isinstance(value, torch.Tensor):
         return str(value.dtype).removeprefix("torch.")
-    return "string" if isinstance(value, bytes) else str(np.asarray(value).dtype).replace("object", "string")
+    if isinstance(value, bytes):
+        return "string"
+    if isinstance(value, np.ndarray) and value.dtype == object and all(type(s) is bytes for s in value.ravel()):
+        return "string"
+    return f"that of a {type(value).__name__}"

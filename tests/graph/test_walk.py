@@ -511,7 +511,7 @@ def test_with_tensorflows_full_names_the_files_are_tensorflows_byte_for_byte(nam
         )
     )
     values = [*snapshot.values[:-1], NamedValue(snapshot.values[-1].key, encode_object_graph(named))]
-    files = write_shards(stage(make_plan(values)), prefix, LocalStorage(durable=False), durable=False)
+    files = write_shards(stage(make_plan(values)), prefix, LocalStorage(durable=False), durable=False, live=[])
     assert Path(files.data[0][0]).read_bytes() == Path(f"{original}.data-00000-of-00001").read_bytes()
     assert Path(files.index[0]).read_bytes() == Path(f"{original}.index").read_bytes()
 

@@ -386,7 +386,7 @@ def test_a_value_beyond_the_end_of_the_file_is_noticed_before_anything_changes(p
     record = NamedValue(OBJECT_GRAPH_KEY, walk({"a": torch.ones(4), "b": torch.ones(4)}).values[-1].value)
     values = [record, NamedValue(key("a"), torch.ones(4)), NamedValue(key("b"), torch.ones(4))]
     storage = LocalStorage(durable=False)
-    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False), prefix, storage)
+    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False, live=[]), prefix, storage)
     status = Checkpoint(a=torch.zeros(4), b=torch.zeros(4)).read(prefix)
     assert status.assert_consumed() is status
     data = f"{prefix}.data-00000-of-00001"

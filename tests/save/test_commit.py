@@ -94,7 +94,7 @@ def one_shard(number: float) -> Publish:
     def publish(prefix: str, storage: Storage) -> None:
         values = [NamedValue("x", torch.full((3,), number)), NamedValue("text", b"%d" % number)]
         recover(prefix, storage)
-        commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False), prefix, storage)
+        commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False, live=[]), prefix, storage)
 
     return publish
 

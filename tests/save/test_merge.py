@@ -37,7 +37,7 @@ W = np.arange(40.0).reshape(8, 5)
 def write(prefix: Path | str, *, limit: int = 1 << 40, **values: torch.Tensor | bytes) -> str:
     """A bundle without an object graph, in several data files where the limit asks for them."""
     plan = make_plan([NamedValue(key, value) for key, value in values.items()], MaxShardSizePolicy(limit))
-    commit(write_shards(stage(plan), str(prefix), SOUND, durable=False), str(prefix), SOUND)
+    commit(write_shards(stage(plan), str(prefix), SOUND, durable=False, live=[]), str(prefix), SOUND)
     return str(prefix)
 
 

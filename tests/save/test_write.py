@@ -24,25 +24,16 @@ FAST = CheckpointOptions(durable=False)
 def test_a_value_that_changes_while_it_is_written_is_noticed_and_nothing_is_left(tmp_path: Path) -> None:
     """C058: its bytes may not be those that the checksum was computed of."""
     x, y = torch.ones(3), torch.ones(3)
-    (batches,) = stage(make_plan([NamedValue("x", x), NamedValue("y", y)]))
+    plan = make_plan([NamedValue("x", x), NamedValue("y", y)])
+    (batches,) = stage(plan)
 
-    class ChangedByAnotherThread(tuple[WriteItem, ...]):
-        """Changes a value when the items are gone through for writing, after their versions were noted."""
-
-        num_passes = 0
-
-        def __iter__(self) -> Iterator[WriteItem]:
-            self.num_passes += 1
-            if self.num_passes == 2:
-                y.add_(1)
-            return super().__iter__()
-
-    def changed() -> Iterator[tuple[WriteItem, ...]]:
+    def changed_by_another_thread() -> Iterator[tuple[WriteItem, ...]]:
         for batch in batches:
-            yield ChangedByAnotherThread(batch)
+            yield batch
+            y.add_(1)
 
     with pytest.raises(ValueChangedError, match=r"1 values changed .* the first is y; no checkpoint"):
-        write_shards([changed()], str(tmp_path / "ckpt"), SOUND, durable=False)
+        write_shards([changed_by_another_thread()], str(tmp_path / "ckpt"), SOUND, durable=False, live=plan.items)
 
     assert os.listdir(tmp_path) == []
 

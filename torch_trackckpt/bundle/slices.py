@@ -17,7 +17,7 @@ Index = IndexItem | tuple[IndexItem, ...]
 ALL = (0, -1)
 """The extent that is all of a dimension, whatever its size."""
 
-_EXTENT = re.compile(r"(\d+),(\d+)")
+_EXTENT = re.compile(r"([0-9]+),([0-9]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TensorSlice:
         if not text:
             return cls((), ())
         *dims, extents = text.split(" ")
-        if not dims or not all(re.fullmatch(r"\d+", dim) for dim in dims):
+        if not dims or not all(re.fullmatch("[0-9]+", dim) for dim in dims):
             raise ValueError(f"{text!r} is no slice specification, such as '4 6 0,2:-'.")
         return cls(tuple(map(int, dims)), parse_extents(extents))
 
@@ -165,6 +165,8 @@ def _one_item_per_dimension(shape: tuple[int, ...], items: tuple[IndexItem, ...]
     rest = [slice(None)] * missing
     at = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
     expanded = [*items[:at], *rest, *items[at + 1 :]]
+    if any(isinstance(item, bool) for item in expanded):
+        raise TypeError(f"The index {items} holds a truth value, which is a mask and no number.")
     return [item if isinstance(item, slice) else operator.index(item) for item in expanded]  # type: ignore[arg-type]
 
 

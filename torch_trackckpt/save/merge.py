@@ -107,8 +107,8 @@ def _linked(sources: list[BundleFiles], destination: str, storage: Storage, *, d
         for number, (position, shard, num_shards) in enumerate(old):
             final = data_name(destination, number, len(old))
             temporary = final + temporary_suffix()
-            storage.link(_existing_data(sources[position], shard, num_shards), temporary)
             made.append(temporary)
+            storage.link(_existing_data(sources[position], shard, num_shards), temporary)
             data.append((temporary, final))
     except BaseException:
         for path in made:
@@ -127,10 +127,16 @@ def _existing_data(source: BundleFiles, shard: int, num_shards: int) -> str:
 
 def _remove(source: BundleFiles, destination: str, storage: Storage) -> None:
     """Removes a source's index first, so that what is left over after a crash is no checkpoint."""
-    if os.path.abspath(source.prefix) == os.path.abspath(destination):
+    if _is_same(source.prefix, destination):
         return
     storage.remove(source.index)
     recover(source.prefix, storage)
+
+
+def _is_same(prefix: str, other: str) -> bool:
+    """Whether two prefixes name the same files; the directories may be links."""
+    (directory, name), (others, its_name) = os.path.split(prefix), os.path.split(other)
+    return name == its_name and os.path.samefile(directory or ".", others or ".")
 
 
 def _remove_empty_directories(directories: set[str], destination: str) -> None:

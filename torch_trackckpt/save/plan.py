@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class SavePlan:
 
     shards: tuple[Shard, ...]
 
+    @property
+    def items(self) -> list[WriteItem]:
+        """Every value and part, live."""
+        return [item for shard in self.shards for item in shard.items]
+
 
 def make_plan(values: Iterable[NamedValue], sharding: ShardingCallback | None = None) -> SavePlan:
     """Plans shards that hold every value, in the order in which they are given and the callback leaves them.
@@ -67,6 +72,8 @@ def make_plan(values: Iterable[NamedValue], sharding: ShardingCallback | None = 
         return SavePlan((Shard(tuple(items)),))
     shardables = [_shardable(item) for item in items]
     shards = sharding(shardables)
+    if isinstance(shards, Iterator):
+        shards = list(shards)
     if type(sharding) is not MaxShardSizePolicy:
         validate_shards(shards, shardables, sharding.description)
     dtypes = {item.key: item.dtype for item in items}

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -29,23 +29,37 @@ class WrittenFiles:
 
 
 def write_shards(
-    shards: Iterable[Iterator[tuple[WriteItem, ...]]], prefix: str, storage: Storage, *, durable: bool
+    shards: Iterable[Iterator[tuple[WriteItem, ...]]],
+    prefix: str,
+    storage: Storage,
+    *,
+    durable: bool,
+    live: Sequence[WriteItem],
 ) -> WrittenFiles:
     """Writes the data file of each staged shard, and one index for all.
 
     On failure no file is left.
 
+    Args:
+        shards: what to write.
+        prefix, storage: where.
+        durable: whether the files are on the disk when this returns.
+        live: the values before they were staged. None of them may change until everything is written, or the
+            checkpoint would hold values of different moments, or a value that its checksum does not fit.
+
     Raises:
-        ValueChangedError: a tensor changed after its checksum had been computed.
+        ValueChangedError: a tensor changed.
         OSError: the system refuses.
     """
     shards = tuple(shards)
+    versions = _versions(live)
     storage.make_directory(os.path.dirname(prefix))
     written: list[WrittenFiles] = []
     try:
         for number, batches in enumerate(shards):
             final = data_name(prefix, number, len(shards)), index_name(prefix)
             written.append(_write_shard(batches, *final, durable=durable))
+        _check_unchanged(versions, live)
         return written[0] if len(written) == 1 else _united(written, storage, durable=durable)
     except BaseException:
         for files in written:
@@ -58,9 +72,7 @@ def _write_shard(batches: Iterator[tuple[WriteItem, ...]], data: str, index: str
     suffix = temporary_suffix()
     with BundleWriter(data + suffix, index + suffix, durable=durable) as writer:
         for batch in batches:
-            versions = _versions(batch)
             _write_batch(writer, batch)
-            _check_unchanged(versions, batch)
     return WrittenFiles(((data + suffix, data),), (index + suffix, index))
 
 
@@ -70,8 +82,12 @@ def _united(written: list[WrittenFiles], storage: Storage, *, durable: bool) -> 
     united = index + temporary_suffix()
     parts = [files.index[0] for files in written]
     _native.merge_indexes(parts, united, durable=durable)
-    for part in parts:
-        storage.remove(part)
+    try:
+        for part in parts:
+            storage.remove(part)
+    except BaseException:
+        storage.remove(united)
+        raise
     return WrittenFiles(tuple(pair for files in written for pair in files.data), (united, index))
 
 
@@ -97,17 +113,17 @@ def _write_item(writer: BundleWriter, item: WriteItem) -> None:
         writer.add_slice(item.key, item.value, item.part, item.dtype)
 
 
-def _versions(batch: tuple[WriteItem, ...]) -> list[int | None]:
-    """The counters by which torch notices changes in place; a staged tensor shares its live tensor's."""
+def _versions(items: Sequence[WriteItem]) -> list[int | None]:
+    """The counters by which torch notices changes in place; a part of a tensor shares the tensor's."""
     return [
         item.value._version if isinstance(item.value, torch.Tensor) and not item.value.is_inference() else None
-        for item in batch
+        for item in items
     ]
 
 
-def _check_unchanged(versions: list[int | None], batch: tuple[WriteItem, ...]) -> None:
-    now = _versions(batch)
-    changed = [item.key for item, old, new in zip(batch, versions, now, strict=True) if old != new]
+def _check_unchanged(versions: list[int | None], items: Sequence[WriteItem]) -> None:
+    now = _versions(items)
+    changed = [item.key for item, old, new in zip(items, versions, now, strict=True) if old != new]
     if changed:
         raise ValueChangedError(
             f"{len(changed)} values changed while they were being saved, the first is {changed[0]}; no checkpoint has "

@@ -38,21 +38,29 @@ class LocalStorage:
 
     def rename(self, source: str, destination: str) -> None:
         os.replace(source, destination)
+        # Where both are names of one file, the system leaves both.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(source)
 
     def link(self, source: str, destination: str) -> None:
         try:
-            os.link(source, destination)
+            # On Linux, os.link links a symbolic link itself, whose target may be relative to its directory.
+            os.link(os.path.realpath(source), destination)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
                 raise
             self._copy(source, destination)
+        # Whoever wrote the file need not have waited for the disk.
+        self._sync_file(destination)
+
+    def _sync_file(self, path: str) -> None:
+        if self.durable:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
 
     def _copy(self, source: str, destination: str) -> None:
         try:
             shutil.copyfile(source, destination)
-            if self.durable:
-                with open(destination, "rb") as file:
-                    os.fsync(file.fileno())
         except BaseException:
             self.remove(destination)
             raise
