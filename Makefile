@@ -33,6 +33,7 @@ format: $(VENV)/tools
 
 benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/save_restore.py
+	$(BIN)/python benchmarks/many_keys.py
 
 clean:
 	rm -rf $(VENV) build run
@@ -55,7 +56,8 @@ $(VENV)/tools: $(VENV)/built
 # The tests of the core against a build that stops at every error of memory and every undefined behaviour. Python
 # starts without its site (-S), which would lead it to the installed package. The sanitizers' library has to come
 # first in the process, and behind it that of C++, whose exceptions it watches. Every object of Python gets memory of
-# its own (PYTHONMALLOC), so that a step over its end shows, and pytest leaves the standard error alone, where they report. Python never frees everything: leaks are not looked for.
+# its own (PYTHONMALLOC), so that a step over its end shows, and pytest leaves the standard error alone, where they
+# report. Python never frees everything: leaks are not looked for.
 
 SANITIZED := build/sanitize
 
