@@ -381,3 +381,13 @@ def test_an_older_checkpoint_in_the_place_of_the_state_file_is_ignored_with_a_wa
     assert latest_checkpoint(tmp_path) is None
     (record,) = caplog.records
     assert "is ignored, because it cannot be understood" in record.getMessage()
+
+
+@pytest.mark.parametrize("named", [".", "./", "/another/machine/run/", "C:\\run\\"])
+def test_a_prefix_without_a_name_is_found_in_its_folder(tmp_path: Path, named: str) -> None:
+    """C258: Keras saves weights under a prefix that ends in a separator, for which the state file has a dot."""
+    path = Checkpoint(x=torch.ones(2)).write(f"{tmp_path}/")
+    escaped = named.replace("\\", "\\\\")
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{escaped}"\n')
+    assert latest_checkpoint(tmp_path) == path
+    assert list_variables(tmp_path) == list_variables(path)

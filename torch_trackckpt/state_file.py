@@ -121,8 +121,9 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
     path = state.model_checkpoint_path
     if _is_there(path, directory, latest_filename):
         return path
-    # The path may be another system's.
-    moved = os.path.join(directory, re.split(r"[/\\]", path)[-1])
+    # The path may be another system's. One that ends in a separator is a prefix without a name.
+    name = re.split(r"[/\\]", path)[-1]
+    moved = os.path.join(directory, "" if name == "." else name)
     if moved != path and _is_there(moved, directory, latest_filename):
         _logger.warning(
             "The state file of %r names %r, which is gone; the checkpoint of the same name beside it is taken.",
