@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_trackckpt import Checkpoint, latest_checkpoint, load_checkpoint
+from torch_trackckpt import Checkpoint, latest_checkpoint, list_variables, load_checkpoint
 from torch_trackckpt.state_file import CheckpointState, get_checkpoint_state, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
 
