@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from torch_trackckpt.bundle.dtypes import STRING, data_type_of_torch
 from torch_trackckpt.bundle.slices import TensorSlice
+from torch_trackckpt.save.validate import validate_shards
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
     ShardableTensor,
     ShardByTaskPolicy,
     ShardingCallback,
     Shards,
-    validate_shards,
 )
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
 

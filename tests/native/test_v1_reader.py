@@ -1,13 +1,11 @@
-"""The older format: values bit for bit from TensorFlow's files and from made-up ones; damage is named."""
+"""The older format: values bit for bit from TensorFlow's files and from made-up ones."""
 
 import hashlib
 import itertools
 import math
-import os
 import re
 import struct
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,69 +14,31 @@ import pytest
 import witness
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import crafted, crafted_v1, snappy
+from native import crafted, snappy
 from native.crafted_v1 import ALL, Slice, meta, numbers, proto, saved, tensor_meta, write_records, write_tensor
-
-from torch_trackckpt._native import BundleEntry, V1Reader
-from torch_trackckpt.errors import (
-    CheckpointNotFoundError,
-    DataLossError,
-    TensorNotFoundError,
-    TrackckptError,
-    UnsupportedFormatError,
+from native.v1_values import (
+    DTYPES,
+    FILL,
+    FLOAT,
+    GOLDEN,
+    INT32,
+    STRING,
+    UINT8,
+    Array,
+    all_values,
+    destination,
+    golden_files,
+    open_files,
+    part_index,
+    part_of,
+    value_in,
+    value_of,
+    write_parts,
 )
 
-FLOAT, INT32, UINT8, STRING = crafted.FLOAT, crafted.INT32, crafted.UINT8, crafted.STRING
-GOLDEN = [name for name, vector in crafted.MANIFEST.items() if vector["format"] == "V1"]
-DTYPES = [*crafted_v1.FIXED, *crafted_v1.VARINT]
-REFUSALS = (TrackckptError, OSError, ValueError)
-FILL = 0xA5
-
-Value = bytes | list[bytes]
-Array = np.ndarray[tuple[int], np.dtype[np.uint8]]
-
-
-def golden_files(name: str) -> list[Path]:
-    pattern = Path(str(crafted.MANIFEST[name]["prefix"]))
-    return sorted((crafted.GOLDEN / pattern.parent).glob(pattern.name))
-
-
-def open_files(*paths: Path) -> V1Reader:
-    return V1Reader([str(path) for path in paths])
-
-
-def destination(size: int) -> Array:
-    """Memory with eight bytes too many, in which nothing may be written."""
-    return np.full(size + 8, FILL, np.uint8)
-
-
-def value_of(reader: V1Reader, found: BundleEntry) -> Value:
-    if found.dtype == STRING:
-        return reader.read_strings(found.key)
-    size = math.prod(found.shape) * witness.ELEMENT_SIZES[found.dtype]
-    memory = destination(size)
-    reader.read([(found.key, memory.ctypes.data, size)])
-    assert (memory[size:] == FILL).all()
-    return memory[:size].tobytes()
-
-
-def part_of(reader: V1Reader, key: bytes, extents: Slice, size: int, *, verify: bool = False) -> bytes:
-    memory = destination(size)
-    reader.read_slice(key, extents, memory.ctypes.data, size, verify=verify)
-    assert (memory[size:] == FILL).all()
-    return memory[:size].tobytes()
-
-
-def all_values(reader: V1Reader) -> dict[bytes, tuple[int, tuple[int, ...], Value]]:
-    return {found.key: (found.dtype, found.shape, value_of(reader, found)) for found in reader.entries()}
-
-
-def value_in(path: Path) -> Value:
-    """The value of the only tensor in a file."""
-    reader = open_files(path)
-    (found,) = reader.entries()
-    return value_of(reader, found)
-
+from torch_trackckpt.errors import (
+    DataLossError,
+)
 
 # --------------------------------------------------------------------------------------- TensorFlow's files
 
@@ -139,10 +99,6 @@ def test_every_part_of_a_tensor_in_slices_is_read(name: str, slices: tuple[Slice
         part = whole[part_index(rows), part_index(columns)]
         for verify in (False, True):
             assert part_of(reader, b"w", (rows, columns), part.nbytes, verify=verify) == part.tobytes()
-
-
-def part_index(extent: tuple[int, int]) -> slice:
-    return slice(None) if extent == ALL else slice(extent[0], extent[0] + extent[1])
 
 
 def test_tensors_stored_whole_have_no_slices() -> None:
@@ -242,29 +198,6 @@ def test_tables_of_any_blocks_are_read(
 
 
 # -------------------------------------------------------------------------------------------------- slices
-
-
-def write_parts(
-    folder: Path,
-    shape: tuple[int, ...],
-    parts: Sequence[Slice],
-    num_files: int = 1,
-    dtype: int = INT32,
-    values: np.ndarray | None = None,
-) -> list[Path]:
-    """0, 1, 2 ... as int32, or given strings, stored in these parts, which take turns among the files."""
-    whole = np.arange(math.prod(shape), dtype=np.int32) if values is None else values
-    paths = []
-    for number in range(num_files):
-        mine = parts[number::num_files]
-        records = []
-        for part in mine:
-            elements = np.asarray(whole.reshape(shape)[tuple(map(part_index, part))], whole.dtype)
-            content = elements.ravel().tolist() if dtype == STRING else elements.tobytes()
-            records.append(saved(b"x", part, proto(dtype, content)))
-        first = meta([tensor_meta(b"x", dtype, shape, mine)] if mine else [])
-        paths.append(write_records(folder / f"file-{number:05d}-of-{num_files:05d}", first, records))
-    return paths
 
 
 @st.composite
@@ -412,432 +345,3 @@ def test_a_missing_shard_is_noticed_by_check(tmp_path: Path) -> None:
     paths = write_parts(tmp_path, (4, 4), [((0, 2), ALL), ((2, 2), ALL)], num_files=2)
     with pytest.raises(DataLossError, match="sufficient slices"):
         open_files(paths[0]).check([b"x"])
-
-
-# ---------------------------------------------------------------------------------------- bad records
-
-
-def bad_record(path: Path, record: bytes, dtype: int = FLOAT) -> V1Reader:
-    """A file with a sound tensor `good` before and behind `bad`, three elements with this record."""
-    good = [b"good", b"zgood"]
-    first = meta([tensor_meta(name, dtype if name == b"bad" else UINT8, (3,), [(ALL,)]) for name in (b"bad", *good)])
-    records = [crafted_v1.Record(crafted_v1.slice_key(b"bad", (ALL,)), record)]
-    records += [saved(name, (ALL,), proto(UINT8, b"abc")) for name in good]
-    return open_files(write_records(path, first, records))
-
-
-THREE = struct.pack("<3f", 1, 2, 3)
-BAD_RECORDS = {
-    "no data": saved(b"bad", (ALL,), b"").value,
-    "nothing": b"",
-    "one element too few": saved(b"bad", (ALL,), proto(FLOAT, THREE[:8])).value,
-    "one element too many": saved(b"bad", (ALL,), proto(FLOAT, THREE + THREE[:4])).value,
-    "half an element": saved(b"bad", (ALL,), crafted.message_field(5, THREE[:10])).value,
-    "another field": saved(b"bad", (ALL,), proto(INT32, THREE)).value,
-    "only tensor_content, which TensorFlow does not read": saved(b"bad", (ALL,), crafted.message_field(4, THREE)).value,
-    "no message": b"\xff" * 11,
-    "cut": saved(b"bad", (ALL,), proto(FLOAT, THREE)).value[:-1],
-    "a field that runs out of the record": b"\x12\x7f" + saved(b"bad", (ALL,), proto(FLOAT, THREE)).value,
-    "sound values and then nonsense": saved(b"bad", (ALL,), proto(FLOAT, THREE)).value + b"\x0b",
-    "sound values and then nonsense in the slice": crafted.message_field(
-        2, crafted.message_field(3, proto(FLOAT, THREE)) + b"\x0b"
-    ),
-    "sound values and then nonsense in the tensor": saved(b"bad", (ALL,), proto(FLOAT, THREE) + b"\x0b").value,
-    "the meta record": meta([]),
-}
-
-
-@pytest.mark.parametrize("record", BAD_RECORDS.values(), ids=list(BAD_RECORDS))
-def test_a_bad_record_costs_only_its_own_tensor(tmp_path: Path, record: bytes) -> None:
-    reader = bad_record(tmp_path / "file", record)
-    memory = [destination(3), destination(12), destination(3)]
-    requests = [
-        (key, array.ctypes.data, array.nbytes - 8)
-        for key, array in zip((b"good", b"bad", b"zgood"), memory, strict=True)
-    ]
-    with pytest.raises(DataLossError, match="bad") as caught:
-        reader.read(requests)
-    assert str(tmp_path / "file") in str(caught.value)
-    assert (getattr(caught.value, "completed", None), getattr(caught.value, "touched", None)) == (1, False)
-    assert memory[0][:3].tobytes() == b"abc"
-    assert (memory[1] == FILL).all()
-    with pytest.raises(DataLossError, match="bad"):
-        reader.verify([b"bad"])
-    with pytest.raises(DataLossError, match="bad"):
-        part_of(reader, b"bad", ((0, 1),), 4)
-    reader.verify([b"good", b"zgood"])
-    reader.read([requests[0], requests[2]])
-    assert memory[2][:3].tobytes() == b"abc"
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        pytest.param(b"\x80", id="cut"),
-        pytest.param(b"\1\2\x80", id="cut after others"),
-        pytest.param(b"\1\2" + b"\xff" * 10 + b"\1", id="without an end"),
-        pytest.param(b"\1\2" + b"\xff" * 9 + b"\x02", id="of 65 bits"),
-        pytest.param(b"\1\2", id="one too few"),
-        pytest.param(b"\1\2\3\4", id="one too many"),
-    ],
-)
-def test_bad_varints_are_found_before_memory_is_touched(tmp_path: Path, values: bytes) -> None:
-    reader = bad_record(tmp_path / "file", saved(b"bad", (ALL,), crafted.message_field(7, values)).value, INT32)
-    memory = destination(12)
-    with pytest.raises(DataLossError, match="bad"):
-        reader.read([(b"bad", memory.ctypes.data, 12)])
-    assert (memory == FILL).all()
-
-
-@pytest.mark.parametrize("words", [[], [b"a", b"b"], [b"a", b"b", b"c", b"d"]])
-def test_a_wrong_number_of_strings_is_refused(tmp_path: Path, words: list[bytes]) -> None:
-    reader = bad_record(tmp_path / "file", saved(b"bad", (ALL,), proto(STRING, words)).value, STRING)
-    for use in (lambda: reader.read_strings(b"bad"), lambda: reader.verify([b"bad"])):
-        with pytest.raises(DataLossError, match="bad"):
-            use()
-
-
-def test_a_shape_far_beyond_its_record_takes_no_memory(tmp_path: Path) -> None:
-    for dtype, content in ((STRING, proto(STRING, [b"a"])), (UINT8, proto(UINT8, b"a"))):
-        first = meta([tensor_meta(b"x", dtype, (1 << 40,), [(ALL,)])])
-        reader = open_files(write_records(tmp_path / "file", first, [saved(b"x", (ALL,), content)]))
-        with pytest.raises(DataLossError, match="1099511627776 elements"):
-            reader.verify([b"x"])
-    first = meta([tensor_meta(b"x", STRING, (1 << 40,), [(ALL,)])])
-    reader = open_files(write_records(tmp_path / "file", first, [saved(b"x", (ALL,), proto(STRING, [b"a"]))]))
-    with pytest.raises(DataLossError, match="x"):
-        reader.read_strings(b"x")
-
-
-def test_a_listed_slice_without_a_record_is_noticed_by_check(tmp_path: Path) -> None:
-    first = meta([tensor_meta(b"x", UINT8, (3,), [((0, 2),), ((2, 1),)])])
-    reader = open_files(write_records(tmp_path / "file", first, [saved(b"x", ((0, 2),), proto(UINT8, b"ab"))]))
-    for use in (reader.check, reader.verify):
-        with pytest.raises(DataLossError, match=r"missing(.|\n)*key x"):
-            use([b"x"])
-    assert part_of(reader, b"x", ((0, 2),), 2) == b"ab"
-
-
-def test_with_verify_a_part_is_checked_as_a_whole_before_memory_is_touched(tmp_path: Path) -> None:
-    parts: list[Slice] = [((0, 2),), ((2, 2),)]
-    first = meta([tensor_meta(b"x", UINT8, (4,), parts)])
-    records = [saved(b"x", parts[0], proto(UINT8, b"ab")), saved(b"x", parts[1], proto(UINT8, b"c"))]
-    reader = open_files(write_records(tmp_path / "file", first, records))
-    memory = destination(4)
-    with pytest.raises(DataLossError, match="x"):
-        reader.read_slice(b"x", (ALL,), memory.ctypes.data, 4, verify=True)
-    assert (memory == FILL).all()
-    with pytest.raises(DataLossError, match="x") as caught:
-        reader.read([(b"x", memory.ctypes.data, 4)])
-    assert memory[:2].tobytes() == b"ab"
-    assert (getattr(caught.value, "completed", None), getattr(caught.value, "touched", None)) == (0, True)
-
-
-@pytest.mark.parametrize("dtype", [0, 20, 21, 24, 29, 33, 77, 101, -1])
-def test_a_dtype_that_is_not_read_is_named_by_number(tmp_path: Path, dtype: int) -> None:
-    reader = bad_record(tmp_path / "file", saved(b"bad", (ALL,), proto(UINT8, b"abc")).value, dtype)
-    assert next((found.key, found.dtype) for found in reader.entries()) == (b"bad", dtype)
-    memory = destination(3)
-    for use in (
-        lambda: reader.check([b"bad"]),
-        lambda: reader.verify([b"bad"]),
-        lambda: reader.read([(b"bad", memory.ctypes.data, 3)]),
-    ):
-        with pytest.raises(UnsupportedFormatError, match=rf"bad has DataType {dtype}\b"):
-            use()
-    reader.verify([b"good"])
-
-
-# ------------------------------------------------------------------------------------------------- callers
-
-
-def test_what_is_not_in_the_files_is_not_found(tmp_path: Path) -> None:
-    reader = open_files(write_tensor(tmp_path / "file", UINT8, (3,), b"abc"))
-    memory = destination(3)
-    assert reader.find(b"y") is None
-    for use in (
-        lambda: reader.check([b"x", b"y"]),
-        lambda: reader.verify([b"y"]),
-        lambda: reader.read([(b"y", memory.ctypes.data, 3)]),
-        lambda: reader.read_slice(b"y", (ALL,), memory.ctypes.data, 3, verify=False),
-        lambda: reader.read_strings(b"y"),
-    ):
-        with pytest.raises(TensorNotFoundError, match=re.escape(str(tmp_path / "file"))):
-            use()
-
-
-def test_mistakes_of_the_caller_are_value_errors(tmp_path: Path) -> None:
-    reader = open_files(
-        write_tensor(tmp_path / "a", UINT8, (3,), b"abc"), write_tensor(tmp_path / "b", STRING, (1,), [b"s"], name=b"s")
-    )
-    memory = destination(3)
-    address = memory.ctypes.data
-    for use in (
-        lambda: reader.read([(b"x", address, 2)]),
-        lambda: reader.read([(b"x", 0, 3)]),
-        lambda: reader.read([(b"s", address, 1)]),
-        lambda: reader.read_strings(b"x"),
-        lambda: reader.read_slice(b"x", (), address, 3, verify=False),
-        lambda: reader.read_slice(b"x", ((0, 4),), address, 4, verify=False),
-        lambda: reader.read_slice(b"x", ((-1, 2),), address, 2, verify=False),
-        lambda: reader.read_slice(b"x", ((1, -1),), address, 2, verify=False),
-        lambda: reader.read_slice(b"x", ((0, 2),), address, 3, verify=False),
-        lambda: reader.read_strings(b"s", ((0, 2),)),
-        lambda: V1Reader([]),
-    ):
-        with pytest.raises(ValueError, match=r"\w"):
-            use()
-    assert (memory == FILL).all()
-
-
-def test_all_requests_are_checked_before_any_is_served(tmp_path: Path) -> None:
-    reader = open_files(write_tensor(tmp_path / "file", UINT8, (3,), b"abc"))
-    memory = destination(3)
-    with pytest.raises(TensorNotFoundError) as caught:
-        reader.read([(b"x", memory.ctypes.data, 3), (b"y", memory.ctypes.data, 3)])
-    assert getattr(caught.value, "completed", None) == 0
-    assert (memory == FILL).all()
-
-
-def test_many_threads_read_from_one_reader(tmp_path: Path) -> None:
-    values = {b"%03d" % n: np.random.default_rng(n).bytes(5000) for n in range(40)}
-    first = meta([tensor_meta(name, UINT8, (5000,), [(ALL,)]) for name in values])
-    records = [saved(name, (ALL,), proto(UINT8, value)) for name, value in values.items()]
-    reader = open_files(write_records(tmp_path / "file", first, records, block_size=4096))
-
-    def read_one(name: bytes) -> bytes:
-        return part_of(reader, name, (ALL,), 5000)
-
-    with ThreadPoolExecutor(8) as pool:
-        assert dict(zip(values, pool.map(read_one, values), strict=True)) == values
-
-
-# ---------------------------------------------------------------------------------------------- whole files
-
-
-def test_no_file_stays_open_between_calls(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    reader = open_files(*write_parts(tmp_path, (4, 4), [((0, 2), ALL), ((2, 2), ALL)], num_files=2))
-    (found,) = reader.entries()
-    value_of(reader, found)
-    with pytest.raises(DataLossError):
-        open_files(tmp_path / "file-00000-of-00002", tmp_path / "file-00000-of-00002")
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-def replace(path: Path) -> None:
-    other = path.with_suffix(".other")
-    other.write_bytes(path.read_bytes())
-    other.replace(path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(replace, id="replaced by an equal one"),
-        pytest.param(lambda path: os.utime(path, ns=(0, 1)), id="touched"),
-        pytest.param(lambda path: crafted.cut(path, 100), id="cut"),
-        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"\0"), id="longer"),
-    ],
-)
-def test_a_file_that_changes_while_a_reader_exists_is_refused(tmp_path: Path, change: Callable[[Path], None]) -> None:
-    path = write_tensor(tmp_path / "file", UINT8, (3,), b"abc")
-    reader = open_files(path)
-    change(path)
-    with pytest.raises(DataLossError, match=re.escape(f"{path}: the file has changed since it was opened")):
-        value_of(reader, reader.entries()[0])
-
-
-def test_a_file_that_is_gone_is_not_found(tmp_path: Path) -> None:
-    path = write_tensor(tmp_path / "file", UINT8, (3,), b"abc")
-    reader = open_files(path)
-    path.unlink()
-    for use in (lambda: reader.verify([b"x"]), lambda: open_files(path)):
-        with pytest.raises(CheckpointNotFoundError, match=re.escape(str(path))):
-            use()
-
-
-def test_the_index_of_a_newer_checkpoint_is_refused_with_the_remedy() -> None:
-    for name in ("v2_dtypes", "crafted_big_endian", "crafted_snappy_v2"):
-        index = Path(f"{crafted.GOLDEN / str(crafted.MANIFEST[name]['prefix'])}.index")
-        with pytest.raises(UnsupportedFormatError, match=r"pass the path without `\.index`") as caught:
-            open_files(index)
-        assert str(index) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        pytest.param(b"", "file is too short to be an sstable", id="empty"),
-        pytest.param(bytes(47), "file is too short to be an sstable", id="shorter than a footer"),
-        pytest.param(bytes(100), r"not an sstable \(bad magic number\)", id="zeros"),
-        pytest.param(crafted.table([]), "saved tensor slices", id="an empty table"),
-        pytest.param(crafted.table([(b"a", meta([]))]), "saved tensor slices", id="a table without a first record"),
-        pytest.param(crafted.table([(b"", b"")]), "saved tensor slices", id="an empty first record"),
-        pytest.param(crafted.table([(b"", b"\xff" * 11)]), "saved tensor slices", id="a first record of nonsense"),
-        pytest.param(crafted.table([(b"", meta([b"\x0b"]))]), "saved tensor slices", id="a tensor of nonsense"),
-        pytest.param(
-            crafted.table([(b"", meta([tensor_meta(b"x", 1, (4,), [((-1, 2),)])]))]),
-            "saved tensor slices",
-            id="a slice with a negative start",
-        ),
-        pytest.param(
-            crafted.table([(b"", meta([tensor_meta(b"x", 1, (4,), [((0, -2),)])]))]),
-            "saved tensor slices",
-            id="a slice with a negative length",
-        ),
-        pytest.param(crafted.table([(b"", b"\x0a\x05")]), "saved tensor slices", id="a first record that is cut"),
-    ],
-)
-def test_what_is_no_checkpoint_is_data_loss(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    with pytest.raises(DataLossError, match=message) as caught:
-        open_files(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_checkpoint_without_tensors_is_empty(tmp_path: Path) -> None:
-    assert open_files(write_records(tmp_path / "file", meta([]))).entries() == []
-
-
-def version(*fields: tuple[int, int]) -> bytes:
-    return crafted.message_field(2, b"".join(crafted.number_field(*field) for field in fields))
-
-
-@pytest.mark.parametrize("written", [b"", version(), version((1, 7000), (2, 1)), version((1, 1), (3, 2))])
-def test_versions_that_allow_this_reader_are_read(tmp_path: Path, written: bytes) -> None:
-    """Files of 2015 have none."""
-    record = saved(b"x", (ALL,), proto(UINT8, b"abc"))
-    first = meta([tensor_meta(b"x", UINT8, (3,), [(ALL,)])], written)
-    assert value_in(write_records(tmp_path / "file", first, [record])) == b"abc"
-
-
-@pytest.mark.parametrize("written", [version((1, -1)), version((1, 3), (2, 2)), version((3, 1))])
-def test_versions_that_exclude_this_reader_are_refused(tmp_path: Path, written: bytes) -> None:
-    path = write_records(tmp_path / "file", meta([], written))
-    with pytest.raises(UnsupportedFormatError, match=re.escape(str(path))):
-        open_files(path)
-
-
-# -------------------------------------------------------------------------------------- damage and hostility
-
-
-def values_or_refusals(reader: V1Reader) -> dict[bytes, tuple[int, tuple[int, ...], Value]]:
-    values = {}
-    for found in reader.entries():
-        try:
-            reader.check([found.key])
-            if found.dtype == STRING or math.prod(found.shape) < 1 << 20:
-                values[found.key] = (found.dtype, found.shape, value_of(reader, found))
-        except REFUSALS:
-            continue
-    return values
-
-
-def put_byte(path: Path, position: int, byte: int) -> None:
-    """Changes a file in its place, which is much faster than to write it again."""
-    with path.open("r+b") as file:
-        file.seek(position, os.SEEK_SET if position >= 0 else os.SEEK_END)
-        file.write(bytes([byte]))
-
-
-@pytest.mark.parametrize("name", ["v1_basic", "v1_slices", "v1_saver", "crafted_snappy_v1"])
-@pytest.mark.parametrize("bits", [0x01, 0xFF])
-def test_a_flip_of_any_byte_gives_an_error_or_the_right_values(tmp_path: Path, name: str, bits: int) -> None:
-    (path,) = golden_files(name)
-    content = path.read_bytes()
-    sound = all_values(open_files(path))
-    copy = tmp_path / "file"
-    copy.write_bytes(content)
-    refused = 0
-    for position in range(len(content)):
-        put_byte(copy, position, content[position] ^ bits)
-        put_byte(copy, position - 1, content[position - 1])
-        try:
-            reader = open_files(copy)
-        except REFUSALS:
-            refused += 1
-            continue
-        assert [found.key for found in reader.entries()] == list(sound)
-        values = values_or_refusals(reader)
-        refused += len(values) < len(sound)
-        assert all(value == sound[key] for key, value in values.items())
-    assert refused > len(content) - 48 - 13  # all but the padding of the footer and the block that nothing reads
-
-
-@pytest.mark.parametrize("name", ["v1_slices", "crafted_snappy_v1"])
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, name: str) -> None:
-    (path,) = golden_files(name)
-    copy = tmp_path / "file"
-    copy.write_bytes(path.read_bytes())
-    for size in reversed(range(path.stat().st_size)):
-        os.truncate(copy, size)
-        with pytest.raises(DataLossError):
-            open_files(copy)
-
-
-def field_of(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """One field of a message with arbitrary content."""
-    return st.one_of(
-        st.builds(crafted.number_field, st.integers(1, 18), st.integers(-(1 << 63), (1 << 63) - 1)),
-        st.builds(crafted.message_field, st.integers(1, 18), content),
-    )
-
-
-MESSAGES = st.recursive(
-    st.one_of(st.binary(max_size=12), field_of(st.binary(max_size=12))),
-    lambda inner: st.lists(field_of(inner), max_size=4).map(b"".join),
-    max_leaves=8,
-)
-NUMBERS = st.one_of(st.integers(-2, 6), st.integers(-(1 << 63), (1 << 63) - 1))
-
-
-@settings(max_examples=400)
-@given(
-    tensors=st.lists(
-        st.one_of(
-            MESSAGES,
-            st.builds(
-                tensor_meta,
-                name=st.sampled_from([b"a", b"b", b""]),
-                dtype=st.integers(0, 35),
-                shape=st.lists(NUMBERS, max_size=2),
-                slices=st.lists(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=2).map(tuple), max_size=3),
-            ),
-        ),
-        max_size=4,
-    ),
-    rest=MESSAGES,
-    contents=st.lists(MESSAGES, max_size=3),
-)
-def test_hostile_records_are_survived(tensors: list[bytes], rest: bytes, contents: list[bytes]) -> None:
-    wanted: list[Slice] = [(), (ALL,), ((0, 1),), ((0, 2),), (ALL, ALL)]
-    records = {
-        crafted_v1.slice_key(name, part): saved(name, part, contents[number % len(contents)]).value
-        for number, (name, part) in enumerate(itertools.product((b"a", b"b", b""), wanted))
-        if contents
-    }
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "file"
-        items = sorted(crafted_v1.Record(key, value) for key, value in records.items())
-        write_records(
-            path, crafted.message_field(1, b"".join(crafted.message_field(1, t) for t in tensors) + rest), items
-        )
-        try:
-            reader = open_files(path)
-        except REFUSALS:
-            return
-        values_or_refusals(reader)
-
-
-@settings(max_examples=200)
-@given(first=MESSAGES)
-def test_hostile_first_records_are_survived(first: bytes) -> None:
-    with TemporaryDirectory() as folder:
-        path = write_records(Path(folder) / "file", first)
-        try:
-            reader = open_files(path)
-        except REFUSALS:
-            return
-        values_or_refusals(reader)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import witness
 from checkpoints import X, names_in, thing
+from sharded import Words, contents, files
 from stored_dtypes import DTYPES
 
 from torch_trackckpt import (
     Checkpoint,
     CheckpointOptions,
     CheckpointReader,
-    Trackable,
     _native,
     checkpoint,
     latest_checkpoint,
@@ -46,28 +44,6 @@ COUNTER = "save_counter/.ATTRIBUTES/VARIABLE_VALUE"
 
 def sharded(limit: int, *, durable: bool = False) -> CheckpointOptions:
     return CheckpointOptions(durable=durable, experimental_sharding_callback=MaxShardSizePolicy(limit))
-
-
-def files(name: str, count: int) -> list[str]:
-    """The files of a checkpoint of so many shards."""
-    return [f"{name}.data-{number:05d}-of-{count:05d}" for number in range(count)] + [f"{name}.index"]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-class Words(Trackable):
-    """A trackable whose value is an array of strings."""
-
-    def __init__(self, *words: bytes) -> None:
-        self.words = np.array(words, dtype=object)
-
-    def _serialize_to_tensors(self) -> Mapping[str, np.ndarray[Any, np.dtype[np.object_]]]:
-        return {"VARIABLE_VALUE": self.words}
-
-    def _restore_from_tensors(self, values: Mapping[str, Any]) -> None:
-        self.words = values["VARIABLE_VALUE"]
 
 
 # ------------------------------------------------------------------------------------------- what is there

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,20 @@ import pytest
 import torch
 import witness
 from checkpoints import X, names_in
+from sharded import Words, contents, files
 
-from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable, latest_checkpoint
+from torch_trackckpt import Checkpoint, CheckpointOptions, latest_checkpoint
 from torch_trackckpt.bundle.dtypes import STRING, data_type_of_torch
 from torch_trackckpt.errors import ShardingError
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.plan import make_plan
+from torch_trackckpt.save.validate import validate_shards
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
     ShardableTensor,
     ShardByTaskPolicy,
     ShardingCallback,
     Shards,
-    validate_shards,
 )
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
 
@@ -53,28 +54,6 @@ def one_each(values: Sequence[ShardableTensor]) -> list[dict[str, dict[str, Any]
 def by(policy: ShardingCallback | Callable[..., Any]) -> CheckpointOptions:
     callback = policy if isinstance(policy, ShardingCallback) else Callback(policy)
     return CheckpointOptions(durable=False, experimental_sharding_callback=callback)
-
-
-def files(name: str, count: int) -> list[str]:
-    """The files of a checkpoint of so many shards."""
-    return [f"{name}.data-{number:05d}-of-{count:05d}" for number in range(count)] + [f"{name}.index"]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-class Words(Trackable):
-    """A trackable whose value is an array of strings."""
-
-    def __init__(self, *words: bytes) -> None:
-        self.words = np.array(words, dtype=object)
-
-    def _serialize_to_tensors(self) -> Mapping[str, np.ndarray[Any, np.dtype[np.object_]]]:
-        return {"VARIABLE_VALUE": self.words}
-
-    def _restore_from_tensors(self, values: Mapping[str, Any]) -> None:
-        self.words = values["VARIABLE_VALUE"]
 
 
 # ------------------------------------------------------------------------------------------ what they may do

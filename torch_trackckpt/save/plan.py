@@ -14,12 +14,12 @@ from torch_trackckpt.bundle.memory import memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.walk import NamedValue
+from torch_trackckpt.save.validate import validate_shards
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
     ShardableTensor,
     ShardByTaskPolicy,
     ShardingCallback,
-    validate_shards,
 )
 from torch_trackckpt.trackable import Value
 
