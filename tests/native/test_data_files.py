@@ -199,6 +199,7 @@ def test_a_verified_part_costs_the_stored_values_that_hold_it(matrix: BundleRead
         "reader.read_slice(b'whole', ((0, 4000), (1, 2)), memory.ctypes.data, 8000, verify=False)",
     ],
 )
+@pytest.mark.memory
 def test_nothing_but_the_destination_holds_a_tensor(prefix: Path, matrix: BundleReader, work: str) -> None:
     assert matrix.num_shards == 1
     assert growth_in_mib(prefix, work, "memory = np.ones(4000 * 16384, np.uint8)") < 4

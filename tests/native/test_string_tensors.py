@@ -111,6 +111,7 @@ def test_lengths_that_fill_several_portions_are_read(prefix: Path, count: int) -
     reader.verify([b"words"])
 
 
+@pytest.mark.memory
 def test_a_string_beyond_4_gib_is_verified_in_a_few_megabytes(memory_prefix: Path) -> None:
     """C358: its length enters the length checksum as a 64-bit number."""
     prefix = memory_prefix
@@ -126,6 +127,7 @@ def test_a_flipped_byte_at_the_end_of_a_long_string_is_found(prefix: Path) -> No
         crafted.open_reader(prefix).verify([b"long"])
 
 
+@pytest.mark.memory
 def test_many_empty_strings_need_little_more_than_their_bytes(prefix: Path) -> None:
     """C390: a byte of the file, eight for the place of a string, and eight for that in Python's list."""
     count = 1 << 22
@@ -138,6 +140,7 @@ def test_many_empty_strings_need_little_more_than_their_bytes(prefix: Path) -> N
     assert 4 * (8 + 8) - 4 < growth_in_mib(prefix, "reader.read_strings(b'none')") < 4 * (1 + 8 + 8) + 4
 
 
+@pytest.mark.memory
 def test_the_memory_of_long_strings_is_theirs_and_that_of_the_result(prefix: Path) -> None:
     write_long_string(prefix, 64 << 20)
     growth = growth_in_mib(prefix, "reader.read_strings(b'long')")
