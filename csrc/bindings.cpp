@@ -3,6 +3,7 @@
 // exceptions.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
@@ -22,6 +23,7 @@
 #include "bundle/writer.h"
 #include "encoding/crc32c.h"
 #include "error.h"
+#include "io/mapping.h"
 #include "table/format.h"
 
 namespace nb = nanobind;
@@ -443,6 +445,19 @@ nb::list ReadV1Strings(const V1Reader& self, const nb::bytes& key, const nb::obj
   return ListOfBytes(strings);
 }
 
+// --- memory maps -----------------------------------------------------------------------------------------
+
+// An array, because it is what keeps memory with an owner in Python.
+nb::object MapFile(const nb::str& path, uint64_t offset, size_t size) {
+  const std::string plain_path = PathFromPython(path);
+  if (size == 0) throw Error(ErrorKind::kInvalidArgument, "there is nothing to map");
+  auto mapping = std::make_unique<FileMapping>(plain_path, offset, size);
+  const nb::capsule owner(mapping.get(),
+                          [](void* owned) noexcept { delete static_cast<FileMapping*>(owned); });
+  char* const memory = mapping.release()->data();
+  return nb::cast(nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(memory, {size}, owner));
+}
+
 // --- BundleEntry -----------------------------------------------------------------------------------------
 
 nb::tuple TupleOf(const std::vector<int64_t>& numbers) {
@@ -489,6 +504,10 @@ nb::tuple EntrySlices(const BundleEntry& entry) {
     slices.append(nb::tuple(extents));
   }
   return nb::tuple(slices);
+}
+
+void DefineMapFile(nb::module_& module) {
+  module.def("map_file", &MapFile, "path"_a, "offset"_a, "size"_a, "A part of a file as memory.");
 }
 
 void DefineCrc32c(nb::module_& module) {
@@ -567,6 +586,7 @@ NB_MODULE(_native, module) {
   module.doc() = "The compiled core of torch_trackckpt.";
   nb::register_exception_translator(trackckpt::TranslateException);
   trackckpt::DefineCrc32c(module);
+  trackckpt::DefineMapFile(module);
   trackckpt::DefineWriter(module);
   trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);

@@ -8,6 +8,8 @@ where the operating system refused.
 
 from typing import final
 
+import numpy as np
+
 Extents = tuple[tuple[int, int], ...]
 """A part of a tensor: start and length in each dimension. Length -1, with start 0, is all of the dimension."""
 
@@ -19,6 +21,13 @@ def crc32c(data: bytes, crc: int = 0, implementation: str = "") -> int:
 
 def crc32c_implementations() -> list[str]:
     """Names of the CRC-32C kernels that run on this processor, fastest first; the last is `portable`."""
+
+def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """A part of a file as memory, mapped for as long as the array lives. No descriptor stays open.
+
+    Nothing is read before it is used, and writing changes this process's own copy of the touched pages. Raises
+    `DataLossError` where the file is shorter, and ``ValueError`` for a size of 0.
+    """
 
 @final
 class BundleWriter:

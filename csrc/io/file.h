@@ -75,6 +75,7 @@ class ReadableFile {
 
   const std::string& path() const { return path_; }
   uint64_t size() const { return state_.size; }
+  int descriptor() const { return fd_.get(); }
   // As it was when the file was opened.
   const FileState& state() const { return state_; }
 

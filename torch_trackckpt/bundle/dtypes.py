@@ -1,6 +1,6 @@
 """torch dtypes and the DataType numbers of the file format.
 
-Twelve stored types have no torch twin. Their bytes are never taken for another type's values silently:
+Eleven stored types of numbers have no torch twin. Their bytes are never taken for another type's values silently:
 `DataType.name` always says what is stored, and `DataType.torch_dtype` is then the dtype that a reader hands out:
 
 * quantised integers (``qint8``, ...) as the integers they are made of;

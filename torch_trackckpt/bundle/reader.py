@@ -87,7 +87,8 @@ class LazyTensor:
 
     def __getitem__(self, index: Index) -> torch.Tensor | bytes | Strings:
         """A part of the value; only what it needs is read."""
-        return self.reader.get_tensor(self.key, index)
+        # None asks `get_tensor` for the whole, but in brackets it would be a new axis, which no part has.
+        return self.reader.get_tensor(self.key, (index,) if index is None else index)
 
 
 class CheckpointReader(Mapping[str, LazyTensor]):
@@ -130,7 +131,10 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def has_tensor(self, key: str) -> bool:
         """Whether a value is stored under the key."""
-        return self._bundle.find(_encoded(key)) is not None
+        try:
+            return self._bundle.find(_encoded(key)) is not None
+        except TensorNotFoundError:
+            return False
 
     def stored(self, key: str) -> StoredTensor:
         """What is stored under a key.
@@ -215,7 +219,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             DataLossError: the value, or what the index says of it, is damaged; or slices of it are missing.
             CheckpointNotFoundError: its data file is missing. Values in other files can be read.
             UnsupportedFormatError: its type cannot be read.
-            ValueError, IndexError: there is no such part.
+            ValueError, IndexError, TypeError: there is no such part.
         """
         if slice is not None and mmap:
             raise ValueError("Only whole tensors can be mapped; map the tensor and take the part of it.")
@@ -224,12 +228,12 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         entry = self._find(key)
         stored = _described(entry)
         if stored.dtype is STRING:
-            return _shaped(self._bundle.read_strings(entry.key), stored.shape)
+            return _shaped(key, self._bundle.read_strings(entry.key), stored.shape)
         if mmap and (place := self._place_to_map(entry, stored)) is not None:
             self._bundle.verify([entry.key])
             return map_tensor(*place, stored.shape)
         if stored.nbytes > _UNCHECKED_BYTES:
-            self._check_room(key, stored.nbytes)
+            self._check_room(entry, key, stored.nbytes)
             self._bundle.check([entry.key])
         tensor = torch_tensor_like_stored(stored)
         self.read_into([(key, tensor)])
@@ -317,12 +321,12 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         stored = _described(entry)
         try:
             extents, shape = resolve_index(stored.shape, index)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, TypeError) as error:
             raise type(error)(f"{key}: {error}") from error
         part = dataclasses.replace(stored, shape=shape, nbytes=_nbytes(stored.dtype, shape))
         if stored.dtype is STRING:
-            return _shaped(self._bundle.read_strings(entry.key, extents) if math.prod(shape) else [], shape)
-        self._check_room(key, part.nbytes)
+            return _shaped(key, self._bundle.read_strings(entry.key, extents) if math.prod(shape) else [], shape)
+        self._check_room(entry, key, part.nbytes)
         tensor = torch_tensor_like_stored(part)
         if tensor.numel():
             self._bundle.read_slice(entry.key, extents, tensor.data_ptr(), tensor.nbytes, verify=verify)
@@ -331,33 +335,36 @@ class CheckpointReader(Mapping[str, LazyTensor]):
     def _place_to_map(self, entry: _native.BundleEntry, stored: StoredTensor) -> tuple[str, int, torch.dtype] | None:
         """File, offset and dtype of a value that torch can use as it lies in the file."""
         bundle, dtype = self._bundle, stored.dtype.torch_dtype
+        if 0 in stored.shape:
+            return None
         if isinstance(bundle, _native.V1Reader) or entry.slices or dtype is None or stored.dtype.low_bits:
             return None
         if entry.offset % dtype.itemsize or (bundle.is_big_endian and dtype.itemsize > 1):
             return None
         return bundle.data_path(entry.shard_id), entry.offset, dtype
 
-    def _check_room(self, key: str, nbytes: int) -> None:
+    def _check_room(self, entry: _native.BundleEntry, key: str, nbytes: int) -> None:
         """Refuses sizes that a damaged index made up, before memory is taken for them."""
-        if nbytes > _UNCHECKED_BYTES and nbytes > self._most_bytes():
-            raise DataLossError(
-                f"{self.file_prefix!r} says that {nbytes} bytes belong to {key}, more than its files can hold; it is "
-                "damaged, or parts of it are missing."
-            )
+        if nbytes <= _UNCHECKED_BYTES or nbytes <= self._most_bytes(entry):
+            return
+        self._bundle.check([entry.key])  # which can say better what is wrong
+        raise DataLossError(
+            f"{self.file_prefix!r} says that {nbytes} bytes belong to {key}, more than its files can hold; it is "
+            "damaged, or parts of it are missing."
+        )
 
-    def _most_bytes(self) -> int:
-        """More than any value of the checkpoint can have."""
+    def _most_bytes(self, entry: _native.BundleEntry) -> int:
+        """More than a value can have."""
         if isinstance(self._files, V1Files):
             # A byte of a compressed block stands for 22 at most, and as a varint that byte for a number of 8.
             return 22 * 8 * sum(os.path.getsize(path) for path in self._files.paths)
         assert isinstance(self._bundle, _native.BundleReader)
-        sizes = 0
-        for shard in range(self._bundle.num_shards):
-            try:
-                sizes += os.path.getsize(self._bundle.data_path(shard))
-            except CheckpointNotFoundError:
-                continue
-        return sizes
+        if not entry.slices:
+            return os.path.getsize(self._bundle.data_path(entry.shard_id))
+        # The files that there are: the header may tell of any number.
+        folder, name = os.path.split(self._files.prefix)
+        with os.scandir(folder or ".") as found:
+            return sum(file.stat().st_size for file in found if file.name.startswith(f"{name}.data-"))
 
 
 def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
@@ -365,6 +372,8 @@ def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
     if stored.dtype.torch_dtype is None:
         hint = "; get_variants(key) gives what is stored" if stored.dtype is VARIANT else ""
         raise UnsupportedFormatError(f"{stored.key}: a value of type {stored.dtype} cannot be read as a tensor{hint}.")
+    if math.prod(max(size, 1) for size in stored.shape) * stored.dtype.torch_dtype.itemsize >= 1 << 63:
+        raise UnsupportedFormatError(f"{stored.key}: torch has no tensors of shape {list(stored.shape)}.")
     # The device is named because the caller may be inside `with torch.device(...)`.
     return torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
 
@@ -389,12 +398,15 @@ def _nbytes(dtype: DataType, shape: tuple[int, ...]) -> int:
     return 0 if dtype.torch_dtype is None else dtype.torch_dtype.itemsize * math.prod(shape)
 
 
-def _shaped(values: list[bytes], shape: tuple[int, ...]) -> bytes | Strings:
+def _shaped(key: str, values: list[bytes], shape: tuple[int, ...]) -> bytes | Strings:
     if shape == ():
         return values[0]
     array = np.empty(len(values), dtype=object)
     array[:] = values
-    return array.reshape(shape)
+    try:
+        return array.reshape(shape)
+    except ValueError as error:
+        raise UnsupportedFormatError(f"{key}: NumPy has no arrays of shape {list(shape)}: {error}.") from error
 
 
 def _with_sign(tensor: torch.Tensor, dtype: DataType) -> torch.Tensor:
@@ -420,12 +432,18 @@ def _batches(described: list[StoredTensor]) -> Iterator[list[StoredTensor]]:
 def _raise_failures(failures: list[tuple[str, Exception]], prefix: str) -> None:
     if not failures:
         return
-    (_, first), *others = failures
-    if not others:
+    (key, first), *others = failures
+    if not others and (not isinstance(first, DataLossError) or f"key {key}" in str(first)):
         raise first
     listed = "\n  ".join(f"{key}: {error}" for key, error in failures)
-    raise DataLossError(f"{len(failures)} values of {prefix!r} cannot be read:\n  {listed}") from first
+    text = f"{len(failures)} value{'s' if others else ''} of {prefix!r} cannot be read:\n  {listed}"
+    # Where all failures are of one kind (a missing data file, say), so is the error.
+    kinds = {type(error) for _, error in failures}
+    raise (kinds.pop() if len(kinds) == 1 else DataLossError)(text) from first
 
 
 def _encoded(key: str) -> bytes:
-    return key.encode(errors="surrogateescape")
+    try:
+        return key.encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise TensorNotFoundError(f"Key {key!r} not found: no bytes of a file are this text.") from error

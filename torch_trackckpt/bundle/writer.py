@@ -13,6 +13,7 @@ from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import DataType, data_type_of_torch
 from torch_trackckpt.bundle.memory import row_major
 from torch_trackckpt.bundle.slices import TensorSlice
+from torch_trackckpt.errors import UnsupportedValueError
 
 __all__ = ["BundleWriter"]
 
@@ -53,7 +54,8 @@ class BundleWriter:
 
         Raises:
             DuplicateKeyError: the key was added before.
-            UnsupportedValueError: the format has no such dtype.
+            UnsupportedValueError: the format has no such dtype, or the tensor is not of the one that holds the elements
+                of ``dtype``.
         """
         self.add_all([(key, tensor, dtype or data_type_of_torch(tensor.dtype))])
 
@@ -123,6 +125,9 @@ def _check_shape(shape: tuple[int, ...], part: TensorSlice) -> None:
 
 
 def _stored_elements(tensor: torch.Tensor, dtype: DataType) -> torch.Tensor:
+    if tensor.dtype != dtype.torch_dtype:
+        held = "not as tensors" if dtype.torch_dtype is None else f"in tensors of {dtype.torch_dtype}"
+        raise UnsupportedValueError(f"Values of type {dtype} are given {held}, not of {tensor.dtype}.")
     elements = row_major(tensor)
     return _in_low_bits(elements, dtype) if dtype.low_bits else elements
 
