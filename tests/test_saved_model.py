@@ -181,10 +181,13 @@ def test_of_a_directory_that_holds_checkpoints_too_the_model_is_restored_and_the
     assert load_checkpoint(export).file_prefix == latest_checkpoint(export) == path
 
 
-def test_a_checkpoint_named_like_a_directory_is_opened_before_the_directory_is_looked_into(export: Path) -> None:
-    """C345"""
+def test_a_directory_stands_for_what_is_in_it_although_a_checkpoint_has_its_name(export: Path, tmp_path: Path) -> None:
+    """C345: as in TensorFlow; the reader itself takes names of checkpoints alone."""
     path = Checkpoint(w=torch.full((1, 2), 7.0)).write(export)
-    assert load_checkpoint(export).file_prefix == path == str(export)
+    assert load_checkpoint(export).file_prefix == str(export / "variables" / "variables")
+    assert CheckpointReader(export).file_prefix == path == str(export)
+    (tmp_path / "empty").mkdir()
+    assert load_checkpoint(Checkpoint().write(tmp_path / "empty")).file_prefix == str(tmp_path / "empty")
 
 
 def test_saving_into_a_directory_of_a_model_leaves_the_model(export: Path) -> None:

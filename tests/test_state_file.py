@@ -393,3 +393,26 @@ def test_a_prefix_without_a_name_is_found_in_its_folder(tmp_path: Path, named: s
     assert latest is not None
     assert latest.replace("/./", "/") == path
     assert list_variables(tmp_path) == list_variables(latest) == list_variables(path)
+
+
+def test_a_state_file_that_is_no_file_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """C252"""
+    os.mkfifo(tmp_path / "checkpoint")
+    assert latest_checkpoint(tmp_path) is None
+    assert "is no file" in caplog.text
+
+
+def test_a_path_that_no_file_can_have_makes_a_state_file_unusable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C252"""
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "a\\000b"\n')
+    assert latest_checkpoint(tmp_path) is None
+    assert "zero byte" in caplog.text
+
+
+def test_of_two_latest_checkpoints_the_last_counts(tmp_path: Path) -> None:
+    """C255: as protocol buffers have it."""
+    path = Checkpoint().write(tmp_path / "b")
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "a"\nmodel_checkpoint_path: "b"\n')
+    assert latest_checkpoint(tmp_path) == path

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_trackckpt.bundle.file_names import index_name, saved_model_prefix
+from torch_trackckpt.bundle.file_names import checkpoint_exists, saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.state_file import latest_checkpoint
 
@@ -36,15 +36,17 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
         True
     """
     path = os.fsdecode(ckpt_dir_or_file)
-    if os.path.isdir(path) and not os.path.exists(index_name(path)):
-        found = latest_checkpoint(path) or saved_model_prefix(path)
-        if found is None:
-            raise ValueError(
-                f"Couldn't find a checkpoint in the directory {path!r}: it has no usable state file and is no "
-                "SavedModel."
-            )
-        path = found
-    return CheckpointReader(path)
+    if not os.path.isdir(path):
+        return CheckpointReader(path)
+    found = latest_checkpoint(path) or saved_model_prefix(path)
+    if found is not None:
+        return CheckpointReader(found)
+    # A checkpoint may have the name of a directory, or, if its path ends in a separator, none of its own.
+    if checkpoint_exists(path):
+        return CheckpointReader(path)
+    raise ValueError(
+        f"Couldn't find a checkpoint in the directory {path!r}: it has no usable state file and is no SavedModel."
+    )
 
 
 def list_variables(ckpt_dir_or_file: str | os.PathLike[str]) -> list[tuple[str, list[int]]]:

@@ -135,7 +135,7 @@ class MaxShardSizePolicy(ShardingCallback):
     """
 
     def __init__(self, max_shard_size: int) -> None:
-        if not max_shard_size >= 1:
+        if not 1 <= max_shard_size < math.inf:
             raise ValueError(f"max_shard_size must be a positive number of bytes, not {max_shard_size}.")
         self.max_shard_size = int(max_shard_size)
 

@@ -71,11 +71,14 @@ def get_checkpoint_state(
     """
     path = os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE)
     try:
-        text = Path(path).read_bytes().decode()
-        message = text_format.Parse(text, CheckpointStateMessage())
+        text = _content(path)
+        # As in TensorFlow, the last of several values of one field counts.
+        message = text_format.Merge(text, CheckpointStateMessage())
+        if "\0" in message.model_checkpoint_path:
+            raise ValueError("a path holds a zero byte")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+    except (OSError, ValueError, text_format.ParseError) as error:
         _logger.warning("The state file %r is ignored, because it cannot be understood: %s", path, error)
         return None
     if not message.model_checkpoint_path:
@@ -86,6 +89,13 @@ def get_checkpoint_state(
         tuple(message.all_model_checkpoint_timestamps),
         message.last_preserved_timestamp,
     )
+
+
+def _content(path: str) -> str:
+    # What is no file could keep us waiting, or go on for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path!r} is no file")
+    return Path(path).read_bytes().decode()
 
 
 def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None) -> str | None:

@@ -10,8 +10,6 @@ namespace trackckpt {
 
 namespace {
 
-constexpr size_t kMaxRank = 254;  // TensorFlow's limit
-
 // Negative numbers travel as their 64-bit two's complement.
 uint64_t Unsigned(int64_t value) { return static_cast<uint64_t>(value); }
 
@@ -138,7 +136,7 @@ bool DecodeShape(std::string_view message, BundleEntry* entry) {
     if (reader.Is(2, WireType::kBytes)) {
       int64_t dim;
       if (!DecodeDim(reader.bytes(), &dim)) return false;
-      entry->shape.push_back(dim);
+      if (entry->shape.size() <= kMaxRank) entry->shape.push_back(dim);  // one too many is enough to tell
     } else if (reader.Is(3, WireType::kVarint)) {
       entry->is_unknown_rank = reader.number() != 0;
     }

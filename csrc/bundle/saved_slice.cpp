@@ -30,8 +30,10 @@ bool DecodeTensor(std::string_view message, BundleEntry* entry) {
 bool DecodeMeta(std::string_view message, SavedMeta* meta) {
   WireReader reader(message);
   while (reader.Next()) {
-    if (reader.Is(1, WireType::kBytes) && !DecodeTensor(reader.bytes(), &meta->tensors.emplace_back())) {
-      return false;
+    if (reader.Is(1, WireType::kBytes)) {
+      BundleEntry tensor;
+      if (!DecodeTensor(reader.bytes(), &tensor)) return false;
+      if (!tensor.slices.empty()) meta->tensors.push_back(std::move(tensor));  // else nothing of it is stored
     }
     if (reader.Is(2, WireType::kBytes) && !meta->version.DecodeFrom(reader.bytes())) return false;
   }

@@ -115,7 +115,7 @@ bool TensorSlice::DecodeFrom(std::string_view message) {
     if (!reader.Is(1, WireType::kBytes)) continue;
     Extent extent;
     if (!DecodeExtent(reader.bytes(), &extent)) return false;
-    extents.push_back(extent);
+    if (extents.size() <= kMaxRank) extents.push_back(extent);  // one too many is enough to tell
   }
   return reader.ok();
 }

@@ -6,6 +6,7 @@
 //                     (ordered_code.h; all of the dimension is start 0, length -1)
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -14,6 +15,8 @@
 #include <vector>
 
 namespace trackckpt {
+
+constexpr size_t kMaxRank = 254;  // TensorFlow's limit
 
 struct Extent {
   static constexpr int64_t kAll = -1;

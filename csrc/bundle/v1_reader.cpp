@@ -1,5 +1,6 @@
 #include "bundle/v1_reader.h"
 
+#include <algorithm>
 #include <functional>
 #include <utility>
 
@@ -31,6 +32,19 @@ void CheckNames(const SavedMeta& meta, const TableFile& table) {
     if (key_bytes / kMaxKeyExpansion <= table.size()) continue;
     throw DataLoss("keys too long for the size of the file: " + table.path());
   }
+}
+
+// By file, and in each by key: one block after the other, each read once. Slices can be listed in any order.
+void SortAsStored(const std::vector<TensorSlice>& slices, const std::vector<size_t>& files,
+                  std::vector<Piece>* pieces) {
+  std::vector<std::pair<std::pair<size_t, std::string>, Piece>> keyed;
+  keyed.reserve(pieces->size());
+  for (Piece& piece : *pieces) {
+    std::pair<size_t, std::string> place(files[piece.index], SliceKey("", slices[piece.index]));
+    keyed.emplace_back(std::move(place), std::move(piece));
+  }
+  std::sort(keyed.begin(), keyed.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (size_t i = 0; i < keyed.size(); ++i) (*pieces)[i] = std::move(keyed[i].second);
 }
 
 // Neither the number of elements nor that of bytes is beyond counting.
@@ -138,7 +152,6 @@ SavedMeta V1Reader::ReadMeta(const TableFile& table) {
 // Adds what a file says of a tensor to what others, or the same, have said of it.
 void V1Reader::Unite(BundleEntry tensor, size_t file, StoredSlices* stored) {
   const std::string where = ": key " + DisplayKey(tensor.key) + " in " + tables_[file].path();
-  if (tensor.slices.empty()) return;  // the file holds nothing of it
   if (!HasSoundShape(tensor)) throw DataLoss("Invalid tensor shape" + where);
   Tensor& united = tensors_[tensor.key];
   if (united.files.empty()) {
@@ -237,6 +250,7 @@ V1Reader::Request V1Reader::Plan(const Tensor& tensor, const Box& part) const {
   }
   std::vector<TensorSlice> slices = tensor.Slices();
   std::vector<Piece> pieces = PlanPieces(slices, entry.shape, part, entry.key, Paths());
+  SortAsStored(slices, tensor.files, &pieces);
   return {tensor, *field, part, std::move(slices), std::move(pieces)};
 }
 

@@ -2,13 +2,32 @@
 
 #include "encoding/coding.h"
 #include "error.h"
+#include "table/block_builder.h"
 
 namespace trackckpt {
 
 namespace {
 
+// Blocks with this many bytes for each restart point may have too few of them, and with this many entries they do.
+constexpr size_t kManyBytes = 16 << 10;
+constexpr size_t kManyEntries = 64 * kBlockRestartInterval;
+
+// Restart points hold their keys in full. No real keys are so alike that this takes so many times their bytes.
+constexpr size_t kMaxRebuiltExpansion = 16;
+
 [[noreturn]] void ThrowCorruption(const std::string& path, const char* what) {
   throw Error(ErrorKind::kDataLoss, std::string(what) + ": " + path);
+}
+
+// Zero where an entry is malformed: that is said when it is looked for.
+size_t CountEntries(BlockIterator block) {
+  size_t count = 0;
+  try {
+    for (block.SeekToFirst(); block.Valid(); block.Next()) ++count;
+  } catch (const Error&) {
+    return 0;
+  }
+  return count;
 }
 
 }  // namespace
@@ -79,6 +98,22 @@ void BlockIterator::ParseNextEntry(bool is_restart) {
   key_.append(suffix);
   value_ = rest_.substr(non_shared, value_length);
   rest_.remove_prefix(uint64_t{non_shared} + value_length);
+}
+
+std::string_view WithRestartPoints(std::string_view contents, const std::string& path, std::string* rebuilt) {
+  BlockIterator block(contents, path);
+  const size_t num_restarts = DecodeFixed32(contents.data() + contents.size() - sizeof(uint32_t));
+  if (contents.size() / num_restarts < kManyBytes) return contents;
+  if (CountEntries(block) / num_restarts < kManyEntries) return contents;
+  BlockBuilder builder(kBlockRestartInterval);
+  for (block.SeekToFirst(); block.Valid(); block.Next()) {
+    builder.Add(block.key(), block.value());
+    if (builder.CurrentSizeEstimate() / kMaxRebuiltExpansion > contents.size()) {
+      ThrowCorruption(path, "keys too long for the size of their block");
+    }
+  }
+  rebuilt->assign(builder.Finish());
+  return *rebuilt;
 }
 
 std::optional<std::string_view> FindInBlock(std::string_view contents, std::string_view key,

@@ -45,6 +45,11 @@ class BlockIterator {
   std::string_view value_;
 };
 
+// Contents with restart points that are close enough together for lookups. Where a writer left many entries without
+// any, every lookup would go through all of them; the block is then built anew in `rebuilt`, of which the result is a
+// view. Otherwise the result is `contents`.
+std::string_view WithRestartPoints(std::string_view contents, const std::string& path, std::string* rebuilt);
+
 // The value of `key` in a data block.
 std::optional<std::string_view> FindInBlock(std::string_view contents, std::string_view key,
                                             const std::string& path);

@@ -31,7 +31,7 @@ std::string_view TableFile::LastBlock::Load(const ReadableFile& file, const Bloc
   Clear();
   sealed_.resize(handle.size + kBlockTrailerSize);
   file.Read(handle.offset, sealed_.data(), sealed_.size());
-  contents_ = OpenBlock(sealed_, file.path(), &uncompressed_);
+  contents_ = WithRestartPoints(OpenBlock(sealed_, file.path(), &uncompressed_), file.path(), &rebuilt_);
   file_ = file.state();
   handle_ = handle;
   return contents_;
@@ -42,6 +42,7 @@ void TableFile::LastBlock::Clear() {
   file_.reset();
   std::string().swap(sealed_);
   std::string().swap(uncompressed_);
+  std::string().swap(rebuilt_);
 }
 
 }  // namespace trackckpt

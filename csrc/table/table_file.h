@@ -36,6 +36,7 @@ class TableFile {
     BlockHandle handle_;
     std::string sealed_;
     std::string uncompressed_;
+    std::string rebuilt_;
     std::string_view contents_;
   };
 

@@ -11,7 +11,8 @@ TableReader::TableReader(const std::string& path) : path_(path) {
   const Footer footer = ReadFooter(file);  // refuses a wrong file of many gigabytes before it is loaded
   file_.resize(file.size());
   file.Read(0, file_.data(), file_.size());
-  index_block_.contents = OpenBlock(Sealed(footer.index_handle), path_, &index_block_.uncompressed);
+  const std::string_view contents = OpenBlock(Sealed(footer.index_handle), path_, &index_block_.uncompressed);
+  index_block_.contents = WithRestartPoints(contents, path_, &index_block_.rebuilt);
 }
 
 std::optional<std::string_view> TableReader::Get(std::string_view key) const {
@@ -61,7 +62,8 @@ std::string_view TableReader::DataBlock(const BlockHandle& handle) const {
   // A made-up index could have blocks overlap, each of them as large as the file.
   if (stored_bytes_ + sealed.size() > file_.size()) Corrupt("blocks overlap");
   auto block = std::make_unique<Block>();
-  block->contents = OpenBlock(sealed, path_, &block->uncompressed);
+  const std::string_view contents = OpenBlock(sealed, path_, &block->uncompressed);
+  block->contents = WithRestartPoints(contents, path_, &block->rebuilt);
   stored_bytes_ += sealed.size();
   return blocks_.emplace(id, std::move(block)).first->second->contents;
 }

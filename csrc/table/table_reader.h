@@ -33,7 +33,8 @@ class TableReader {
   // A block that has been checked.
   struct Block {
     std::string uncompressed;   // empty where the file holds the contents as they are
-    std::string_view contents;  // of `uncompressed` or of the file
+    std::string rebuilt;        // empty where they have enough restart points
+    std::string_view contents;  // of one of these, or of the file
   };
 
   [[noreturn]] void Corrupt(const char* what) const;

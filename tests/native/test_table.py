@@ -255,3 +255,23 @@ def test_blocks_that_overlap_in_the_file_are_refused(prefix: Path) -> None:
     Path(f"{prefix}.index").write_bytes(data + index + footer + witness.MAGIC.to_bytes(8, "little"))
     with pytest.raises(DataLossError, match="overlap"):
         crafted.open_reader(prefix).find(b"b")
+
+
+@pytest.mark.parametrize("compress", [None, snappy.compress], ids=["stored", "Snappy"])
+def test_a_block_with_one_restart_point_for_thousands_of_entries_is_searched_as_any_other(
+    prefix: Path, compress: Callable[[bytes], bytes] | None
+) -> None:
+    """C378: such a block gets restart points of its own, so that lookups do not go through all of it."""
+    keys = [b"key/%05d/%s" % (number, b"x" * (number % 40)) for number in range(4000)]
+    items = [
+        (b"", crafted.header()),
+        *((key, crafted.entry(crafted.UINT8, (number,))) for number, key in enumerate(keys)),
+    ]
+    Path(f"{prefix}.index").write_bytes(crafted.table(items, 1 << 30, 1 << 30, compress))
+    reader = crafted.open_reader(prefix)
+
+    found = [reader.find(key) for key in keys]
+
+    assert [entry.shape for entry in found if entry is not None] == [(number,) for number in range(4000)]
+    assert [entry.key for entry in reader.entries()] == keys
+    assert not any(reader.find(key + b"!") or reader.find(key[:-1]) for key in keys[1:40])

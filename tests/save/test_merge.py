@@ -474,3 +474,9 @@ def test_after_a_death_before_the_merged_checkpoint_is_there_merging_again_succe
             assert sorted(files_below(folder)) == files(destination, 4)
             assert contents(folder / destination) == merged
     assert num_again > 5
+
+
+def test_a_single_prefix_is_not_taken_for_a_list_of_letters(tmp_path: Path) -> None:
+    source = write(tmp_path / "ckpt", x=torch.ones(2))
+    with pytest.raises(TypeError, match="must be several prefixes"):
+        merge_checkpoints(source, tmp_path / "merged")

@@ -28,6 +28,7 @@ __all__ = [
     "BundleFiles",
     "V1Files",
     "checkpoint_exists",
+    "current_index",
     "data_name",
     "find_checkpoint",
     "index_name",
@@ -91,6 +92,20 @@ def find_checkpoint(path: str) -> BundleFiles | V1Files:
     if not paths:
         raise CheckpointNotFoundError(_not_found(prefix))
     return V1Files(path, paths)
+
+
+def current_index(prefix: str) -> tuple[int, ...] | None:
+    """What tells one index of a prefix from the next, through its changes of name; None where there is none.
+
+    While two calls give the same, no checkpoint has replaced another at the prefix in between.
+    """
+    for path in (index_name(prefix) + NEXT, index_name(prefix)):
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def saved_model_prefix(path: str) -> str | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, VARIANT, DataType, data_type_of_number
-from torch_trackckpt.bundle.file_names import BundleFiles, V1Files, find_checkpoint
+from torch_trackckpt.bundle.file_names import BundleFiles, V1Files, current_index, find_checkpoint
 from torch_trackckpt.bundle.mapping import map_tensor
 from torch_trackckpt.bundle.slices import Index, TensorSlice, resolve_index
 from torch_trackckpt.errors import (
@@ -25,11 +27,16 @@ from torch_trackckpt.errors import (
 
 __all__ = ["CheckpointReader", "LazyTensor", "StoredTensor", "torch_tensor_like_stored"]
 
-VERIFIED_AT_ONCE_BYTES = 64 << 20
+_VERIFIED_AT_ONCE_BYTES = 64 << 20
 """How much `CheckpointReader.verify` reads between two calls of its callback (one value may be larger)."""
+
+_MOST_NAMED = 100
+"""How many damaged values an error names."""
 
 _UNCHECKED_BYTES = 1 << 20
 """Memory for values of up to this size is taken without asking first whether the file can hold them."""
+
+T = TypeVar("T")
 
 Strings = np.ndarray[Any, np.dtype[np.object_]]
 
@@ -86,7 +93,7 @@ class LazyTensor:
         return self.reader.get_tensor(self.key, mmap=mmap)
 
     def __getitem__(self, index: Index) -> torch.Tensor | bytes | Strings:
-        """A part of the value; only what it needs is read."""
+        """A part of the value; only what it needs is read, so that it is not always checked: see `get_tensor`."""
         # None asks `get_tensor` for the whole, but in brackets it would be a new axis, which no part has.
         return self.reader.get_tensor(self.key, (index,) if index is None else index)
 
@@ -120,12 +127,22 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         path = os.fsdecode(file_prefix)
         self._files: BundleFiles | V1Files
         self._bundle: _native.BundleReader | _native.V1Reader
-        try:
-            self._files, self._bundle = _open(path)
-        except CheckpointNotFoundError:
-            # The index may have got its final name between the look and the opening.
-            self._files, self._bundle = _open(path)
+        self._open(path)
         self.file_prefix = self._files.prefix
+
+    def _open(self, path: str) -> None:
+        """Opens the files, again while their names are changing."""
+        for attempt in itertools.count():
+            try:
+                self._files = find_checkpoint(path)
+                self._index = current_index(self._files.prefix)
+                self._bundle = _native_reader(self._files)
+            except CheckpointNotFoundError:
+                if attempt:
+                    raise
+                continue
+            if isinstance(self._files, V1Files) or self._index == current_index(self._files.prefix):
+                return
 
     # What is there.
 
@@ -196,12 +213,13 @@ class CheckpointReader(Mapping[str, LazyTensor]):
     def get_tensor(
         self, key: str, slice: Index | TensorSlice | str | None = None, *, verify: bool = False, mmap: bool = False
     ) -> torch.Tensor | bytes | Strings:
-        """The value under a key, or a part of it, checked against its checksum.
+        """The value under a key, checked against its checksum, or a part of it.
 
         Args:
             key: what it is stored under.
             slice: a part, as an index (``np.s_[2:4, :]``) or in TensorFlow's notation (``"2,2:-"``). Only the bytes
-                that it needs are read, however the tensor was cut when it was stored.
+                that it needs are read, and gaps of less than a page between them, however the tensor was cut when it
+                was stored. (Strings, and records of the older format, are read whole.)
             verify: for a part, reads the stored values that it comes from whole, to check their checksums. Without
                 it, damage in a part is found only where a whole stored value was needed: there is no checksum of less.
             mmap: asks for a tensor that is a view of the data file instead of a copy; for whole tensors. Its checksum
@@ -216,7 +234,8 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
         Raises:
             TensorNotFoundError: nothing is stored under the key.
-            DataLossError: the value, or what the index says of it, is damaged; or slices of it are missing.
+            DataLossError: the value, or what the index says of it, is damaged; or slices of it are missing; or the
+                checkpoint was replaced since it was opened.
             CheckpointNotFoundError: its data file is missing. Values in other files can be read.
             UnsupportedFormatError: its type cannot be read.
             ValueError, IndexError, TypeError: there is no such part.
@@ -228,15 +247,15 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         entry = self._find(key)
         stored = _described(entry)
         if stored.dtype is STRING:
-            return _shaped(key, self._bundle.read_strings(entry.key), stored.shape)
-        if mmap and (place := self._place_to_map(entry, stored)) is not None:
-            self._bundle.verify([entry.key])
-            return map_tensor(*place, stored.shape)
+            with self._telling_of_replacement():
+                return _shaped(key, self._bundle.read_strings(entry.key), stored.shape)
+        if mmap and (mapped := self._unreplaced(lambda: self._mapped(entry, stored))) is not None:
+            return mapped
         if stored.nbytes > _UNCHECKED_BYTES:
             self._check_room(entry, key, stored.nbytes)
-            self._bundle.check([entry.key])
+            self.check([key])
         tensor = torch_tensor_like_stored(stored)
-        self.read_into([(key, tensor)])
+        self._read_into([(key, tensor)])
         return _with_sign(tensor, stored.dtype)
 
     def get_variants(self, key: str) -> list[bytes]:
@@ -253,14 +272,15 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             raise ValueError(f"{key} is no variant tensor but {data_type_of_number(entry.dtype)}; use get_tensor.")
         return self._bundle.read_variants(entry.key)
 
-    def read_into(self, requests: Sequence[tuple[str, torch.Tensor]]) -> None:
-        """Reads values straight into contiguous CPU tensors of their dtype and shape.
+    def _read_into(self, requests: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Reads values straight into contiguous CPU tensors, which the caller has found to be of their dtype and shape.
 
         Raises:
             DataLossError: damage; its ``completed`` tells how many tensors were filled before, its ``touched``
                 whether the next one was written to.
         """
-        self._bundle.read([(_encoded(key), tensor.data_ptr(), tensor.nbytes) for key, tensor in requests])
+        with self._telling_of_replacement():
+            self._bundle.read([(_encoded(key), tensor.data_ptr(), tensor.nbytes) for key, tensor in requests])
 
     def check(self, keys: Iterable[str]) -> None:
         """Checks without reading the values that each lies inside its file and has the size of its shape.
@@ -269,7 +289,8 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             DataLossError: a value does not.
             CheckpointNotFoundError: a data file is missing.
         """
-        self._bundle.check([_encoded(key) for key in keys])
+        with self._telling_of_replacement():
+            self._bundle.check([_encoded(key) for key in keys])
 
     def verify(self, keys: Iterable[str] | None = None, progress: Callable[[int, int], object] | None = None) -> None:
         """Reads values (all of them by default) and checks their checksums. Keeps nothing of them.
@@ -280,8 +301,9 @@ class CheckpointReader(Mapping[str, LazyTensor]):
                 64 MiB or one value.
 
         Raises:
-            DataLossError: values are damaged; the text names each of them.
+            DataLossError: values are damaged; the text names the first hundred of them.
             CheckpointNotFoundError: a data file is missing, and nothing else is wrong.
+            UnsupportedFormatError: values are of types that cannot be checked, and nothing else is wrong.
         """
         described = self.all_stored() if keys is None else [self.stored(key) for key in keys]
         total = sum(stored.nbytes for stored in described)
@@ -292,7 +314,8 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             done += sum(stored.nbytes for stored in batch)
             if progress is not None:
                 progress(done, total)
-        _raise_failures(failures, self.file_prefix)
+        with self._telling_of_replacement():
+            _raise_failures(failures, self.file_prefix)
 
     def _failures(self, batch: list[StoredTensor]) -> list[tuple[str, Exception]]:
         """What is wrong with each value of a batch. All go in one call; only if it fails, they go one by one."""
@@ -325,12 +348,56 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             raise type(error)(f"{key}: {error}") from error
         part = dataclasses.replace(stored, shape=shape, nbytes=_nbytes(stored.dtype, shape))
         if stored.dtype is STRING:
-            return _shaped(key, self._bundle.read_strings(entry.key, extents) if math.prod(shape) else [], shape)
+            with self._telling_of_replacement():
+                return _shaped(key, self._bundle.read_strings(entry.key, extents) if math.prod(shape) else [], shape)
         self._check_room(entry, key, part.nbytes)
         tensor = torch_tensor_like_stored(part)
         if tensor.numel():
-            self._bundle.read_slice(entry.key, extents, tensor.data_ptr(), tensor.nbytes, verify=verify)
+            self._unreplaced(
+                lambda: self._bundle.read_slice(entry.key, extents, tensor.data_ptr(), tensor.nbytes, verify=verify)
+            )
         return _with_sign(tensor, stored.dtype)
+
+    def _unreplaced(self, read: Callable[[], T]) -> T:
+        """The result of a read that no checksum guards, of the very files that were opened."""
+        with self._telling_of_replacement():
+            while True:
+                files, result = self._files, read()
+                if isinstance(files, V1Files) or (os.path.exists(files.index) and self._is_current()):
+                    return result
+                # The index may have got its final name, and files that were called `.next` be another's by now.
+                opened = self._index
+                self._open(self.file_prefix)
+                if self._index != opened:
+                    self._index = opened
+                    raise DataLossError(f"What was read of {self.file_prefix!r} may be of another checkpoint.")
+
+    def _is_current(self) -> bool:
+        return isinstance(self._files, V1Files) or self._index == current_index(self._files.prefix)
+
+    @contextlib.contextmanager
+    def _telling_of_replacement(self) -> Iterator[None]:
+        """Says of errors that come of it that the checkpoint was replaced."""
+        try:
+            yield
+        except (DataLossError, CheckpointNotFoundError) as error:
+            if self._is_current():
+                raise
+            replaced = DataLossError(
+                f"The checkpoint {self.file_prefix!r} was replaced or removed after this reader had opened it; open it "
+                "again."
+            )
+            # How far reading into tensors has got.
+            vars(replaced).update(vars(error))
+            raise replaced from error
+
+    def _mapped(self, entry: _native.BundleEntry, stored: StoredTensor) -> torch.Tensor | None:
+        """The value as a view of its file, checked; None where it cannot be used as it lies there."""
+        place = self._place_to_map(entry, stored)
+        if place is None:
+            return None
+        self._bundle.verify([entry.key])
+        return map_tensor(*place, stored.shape)
 
     def _place_to_map(self, entry: _native.BundleEntry, stored: StoredTensor) -> tuple[str, int, torch.dtype] | None:
         """File, offset and dtype of a value that torch can use as it lies in the file."""
@@ -378,11 +445,10 @@ def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
     return torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
 
 
-def _open(path: str) -> tuple[BundleFiles, _native.BundleReader] | tuple[V1Files, _native.V1Reader]:
-    files = find_checkpoint(path)
+def _native_reader(files: BundleFiles | V1Files) -> _native.BundleReader | _native.V1Reader:
     if isinstance(files, V1Files):
-        return files, _native.V1Reader(list(files.paths))
-    return files, _native.BundleReader(files.index, files.prefix, files.data_suffixes)
+        return _native.V1Reader(list(files.paths))
+    return _native.BundleReader(files.index, files.prefix, files.data_suffixes)
 
 
 def _described(entry: _native.BundleEntry) -> StoredTensor:
@@ -421,7 +487,7 @@ def _batches(described: list[StoredTensor]) -> Iterator[list[StoredTensor]]:
     batch: list[StoredTensor] = []
     nbytes = 0
     for stored in described:
-        if batch and nbytes + stored.nbytes > VERIFIED_AT_ONCE_BYTES:
+        if batch and nbytes + stored.nbytes > _VERIFIED_AT_ONCE_BYTES:
             yield batch
             batch, nbytes = [], 0
         batch.append(stored)
@@ -435,7 +501,9 @@ def _raise_failures(failures: list[tuple[str, Exception]], prefix: str) -> None:
     (key, first), *others = failures
     if not others and (not isinstance(first, DataLossError) or f"key {key}" in str(first)):
         raise first
-    listed = "\n  ".join(f"{key}: {error}" for key, error in failures)
+    listed = "\n  ".join(f"{key}: {error}" for key, error in failures[:_MOST_NAMED])
+    if len(failures) > _MOST_NAMED:
+        listed += f"\n  and {len(failures) - _MOST_NAMED} more"
     text = f"{len(failures)} value{'s' if others else ''} of {prefix!r} cannot be read:\n  {listed}"
     # Where all failures are of one kind (a missing data file, say), so is the error.
     kinds = {type(error) for _, error in failures}

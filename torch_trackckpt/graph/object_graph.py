@@ -11,7 +11,7 @@ from torch_trackckpt.graph.keys import escape, readable_path
 __all__ = ["Attribute", "Child", "Node", "ObjectGraph", "SlotVariable"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Child:
     """An edge: a reference from one node to another."""
 
@@ -19,7 +19,7 @@ class Child:
     local_name: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Attribute:
     """A value that a node owns."""
 
@@ -28,7 +28,7 @@ class Attribute:
     checkpoint_key: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class SlotVariable:
     """Optimizer state for one variable, recorded in the optimizer's node."""
 
@@ -37,7 +37,7 @@ class SlotVariable:
     slot_id: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Node:
     """One object."""
 

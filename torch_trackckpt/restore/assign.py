@@ -207,7 +207,7 @@ class _InPlaceReader:
     def _read_direct(self, items: list[_InPlace]) -> None:
         num_changed = len(items)
         try:
-            self._reader.read_into([(item.stored.key, item.tensor) for item in items])
+            self._reader._read_into([(item.stored.key, item.tensor) for item in items])
         except OSError as error:
             num_changed = getattr(error, "completed", 0) + bool(getattr(error, "touched", False))
             raise
@@ -219,7 +219,7 @@ class _InPlaceReader:
 
     def _read_staged(self, items: list[_InPlace]) -> None:
         staged = [torch_tensor_like_stored(item.stored) for item in items]
-        self._reader.read_into([(item.stored.key, tensor) for item, tensor in zip(items, staged, strict=True)])
+        self._reader._read_into([(item.stored.key, tensor) for item, tensor in zip(items, staged, strict=True)])
         for item, tensor in zip(items, staged, strict=True):
             with torch.inference_mode() if item.tensor.is_inference() else torch.no_grad():
                 item.tensor.copy_(tensor)

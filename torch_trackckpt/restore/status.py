@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from torch_trackckpt.graph.walk import LiveGraph
 from torch_trackckpt.restore.match import Match
@@ -12,6 +13,8 @@ from torch_trackckpt.trackable import SlotOwner
 __all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus", "NameBasedLoadStatus"]
 
 _MOST_NAMED = 10
+
+T = TypeVar("T")
 
 
 class LoadStatus(abc.ABC):
@@ -113,7 +116,8 @@ class CheckpointLoadStatus(LoadStatus):
         unresolved = self._unresolved()
         if unresolved:
             complaints.append(
-                f"Unresolved object{_s(unresolved)} in checkpoint {self._prefix!r}: {_listed(unresolved)}. The "
+                f"Unresolved object{_s(unresolved)} in checkpoint {self._prefix!r}: "
+                f"{_listed(unresolved, self._match.graph.readable)}. The "
                 "program has nothing of this name."
             )
         unused = [
@@ -146,11 +150,11 @@ class CheckpointLoadStatus(LoadStatus):
     def initialize_or_restore(self) -> None:
         """Does nothing: `restore` has assigned the values."""
 
-    def _unresolved(self) -> list[str]:
+    def _unresolved(self) -> list[int]:
         graph = self._match.graph
         resolved = self._match.bound.keys() | self._match.bound_slot_ids | self._match.skipped
         return [
-            graph.readable(node_id)
+            node_id
             for node_id, node in enumerate(graph.nodes)
             if (node.attributes or node.registered_saver) and node_id not in resolved
         ]
@@ -241,10 +245,11 @@ class InitializationOnlyStatus(LoadStatus):
         """Nothing waits to be initialised: torch's modules are when they are made."""
 
 
-def _s(names: list[str]) -> str:
+def _s(names: Sequence[object]) -> str:
     return "s" if len(names) > 1 else ""
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_MOST_NAMED])
+def _listed(names: Sequence[T], readable: Callable[[T], str] = str) -> str:
+    # A path can be long, so only those that are shown are made.
+    shown = ", ".join(readable(name) for name in names[:_MOST_NAMED])
     return shown + (f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")

@@ -61,6 +61,8 @@ def merge_checkpoints(
         >>> list_variables(merge_checkpoints([prefix + "0", prefix + "1"], prefix))
         [('x0', [2]), ('x1', [2])]
     """
+    if isinstance(checkpoint_prefixes, str | bytes | os.PathLike):
+        raise TypeError(f"checkpoint_prefixes must be several prefixes, not the one {checkpoint_prefixes!r}.")
     destination = os.fsdecode(destination_prefix)
     storage = LocalStorage(durable=durable)
     sources = _sources([os.fsdecode(prefix) for prefix in checkpoint_prefixes], storage, allow_missing_files)

@@ -29,7 +29,7 @@ def validate_shards(shards: Shards, shardable_tensors: Sequence[ShardableTensor]
         _check_keys(parts, shardable_tensors)
         for shardable in shardable_tensors:
             _check_parts(shardable, parts[shardable.checkpoint_key])
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ShardingError(f"The sharding callback ({description}) made no valid shards: {error}") from error
 
 
@@ -49,9 +49,9 @@ def _parts_by_key(shards: Shards) -> dict[str, list[tuple[str, Value]]]:
 
 def _check_keys(found: Mapping[str, object], shardable_tensors: Sequence[ShardableTensor]) -> None:
     wanted = {shardable.checkpoint_key for shardable in shardable_tensors}
-    if missing := sorted(wanted - found.keys()):
+    if missing := sorted(wanted - found.keys(), key=str):
         raise ValueError(f"{len(missing)} values are missing from them, the first is {missing[0]}.")
-    if added := sorted(found.keys() - wanted):
+    if added := sorted(found.keys() - wanted, key=str):
         raise ValueError(f"they hold {len(added)} values that were not to be saved, the first is {added[0]}.")
 
 
