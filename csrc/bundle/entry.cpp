@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "encoding/coding.h"
 #include "encoding/wire.h"
@@ -34,6 +35,15 @@ bool DecodeDim(std::string_view value, int64_t* size) {
     if (reader.Is(1, WireType::kVarint)) *size = Int64(reader.number());
   }
   return reader.ok();
+}
+
+// A scalar is one slice, and no slice of a tensor is there twice: short messages of many would only cost memory.
+bool AddSlice(std::string_view message, std::vector<TensorSlice>* slices) {
+  TensorSlice slice;
+  if (!slice.DecodeFrom(message)) return false;
+  if (!slices->empty() && (slice.extents.empty() || slice == slices->back())) return false;
+  slices->push_back(std::move(slice));
+  return true;
 }
 
 uint8_t ByteAt(std::string_view text, size_t i) { return static_cast<uint8_t>(text[i]); }
@@ -125,7 +135,7 @@ bool BundleEntry::DecodeFrom(std::string_view value) {
     if (reader.Is(4, WireType::kVarint)) offset = Int64(reader.number());
     if (reader.Is(5, WireType::kVarint)) size = Int64(reader.number());
     if (reader.Is(6, WireType::kFixed32)) crc32c = static_cast<uint32_t>(reader.number());
-    if (reader.Is(7, WireType::kBytes) && !slices.emplace_back().DecodeFrom(reader.bytes())) return false;
+    if (reader.Is(7, WireType::kBytes) && !AddSlice(reader.bytes(), &slices)) return false;
   }
   return reader.ok();
 }

@@ -6,6 +6,7 @@ from textwrap import dedent
 
 import pytest
 import torch
+from checkpoints import thing
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint
@@ -308,7 +309,7 @@ def test_ten_thousand_objects_in_a_row_are_no_deeper_than_python_can_go(prefix: 
         ckpt
         └─ next
            └─ next
-        ... 9,997 more lines
+        ... 99 more lines
         0 values, 0 B, 10,000 objects
     """)
 
@@ -324,3 +325,17 @@ def test_ten_thousand_objects_side_by_side_have_a_line_each(prefix: str) -> None
 
     assert len(lines) == 10_001
     assert lines[-2:] == ["└─ v9998  int32 []  4 B", "1 value, 4 B, 10,000 objects"]
+
+
+def test_a_chain_of_very_many_objects_is_drawn_to_a_depth(prefix: str) -> None:
+    """Each line begins with the way to it, so that a deep graph would make a text that no memory holds."""
+    root = thing()
+    last = root
+    for _ in range(150):
+        last.next = thing()
+        last = last.next
+    last.x = torch.ones(2)
+    tree = format_tree(Checkpoint(root=root).write(prefix))
+    assert "└─ ... (deeper)" in tree
+    assert max(map(len, tree.splitlines())) < 400
+    assert tree.count("next") == 100

@@ -71,6 +71,10 @@ def format_tree(ckpt_dir_or_file: str | os.PathLike[str], *, max_lines: int | No
     return "\n".join([*lines, f"{_counted(len(stored), 'value')}, {total}, {objects}"])
 
 
+_DEEPEST = 100
+"""How many levels are drawn: each line begins with its way from the root."""
+
+
 @dataclasses.dataclass
 class _Line:
     """One line of the tree, and those below it."""
@@ -189,6 +193,9 @@ def _rows(root: _Line) -> Iterator[tuple[str, str, str]]:
     while stack:
         line, lead, lead_below = stack.pop()
         yield lead + line.label, line.value, line.size
+        if line.branches and len(lead_below) >= _DEEPEST * len("│  "):
+            yield lead_below + "└─ ... (deeper)", "", ""
+            continue
         for branch in reversed(line.branches):
             is_last = branch is line.branches[-1]
             corner, below = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
