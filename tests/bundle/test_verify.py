@@ -11,7 +11,7 @@ import torch
 from native import crafted, crafted_v1
 
 from torch_trackckpt import CheckpointReader
-from torch_trackckpt.bundle import reader as reader_module
+from torch_trackckpt.bundle import verification
 from torch_trackckpt.errors import (
     CheckpointNotFoundError,
     DataLossError,
@@ -57,7 +57,7 @@ def test_a_sound_checkpoint_passes(tmp_path: Path) -> None:
 def test_progress_increases_up_to_the_number_of_bytes(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "_VERIFIED_AT_ONCE_BYTES", at_once)
+    monkeypatch.setattr(verification, "AT_ONCE_BYTES", at_once)
     reader = write(tmp_path / "ckpt")
     total = sum(stored.nbytes for stored in reader.all_stored())
     calls: list[tuple[int, int]] = []
@@ -105,7 +105,7 @@ def test_every_damaged_value_is_named_and_no_other(
     tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C355, C382, C383"""
-    monkeypatch.setattr(reader_module, "_VERIFIED_AT_ONCE_BYTES", at_once)
+    monkeypatch.setattr(verification, "AT_ONCE_BYTES", at_once)
     prefix = tmp_path / "ckpt"
     reader = write(prefix)
     for key in (b"a", b"c", b"s", crafted.witness.slice_key(b"w", ((1, 1), ALL))):

@@ -285,6 +285,18 @@ def stored_form(array: Array, byteorder: ByteOrder) -> bytes | list[bytes]:
     return array.astype(array.dtype.newbyteorder(byteorder)).tobytes()
 
 
+def data_file(prefix: Path) -> Path:
+    return Path(f"{prefix}.data-00000-of-00001")
+
+
+def index_file(prefix: Path) -> Path:
+    return Path(f"{prefix}.index")
+
+
+def file_names(prefix: Path) -> list[str]:
+    return sorted(path.name for path in prefix.parent.iterdir())
+
+
 def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False, alignment: int = 1) -> BundleWriter:
     return BundleWriter(
         f"{prefix}.data-00000-of-00001",

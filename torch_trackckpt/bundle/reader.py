@@ -18,6 +18,7 @@ from torch_trackckpt.bundle.dtypes import STRING, VARIANT, DataType, data_type_o
 from torch_trackckpt.bundle.file_names import BundleFiles, V1Files, current_index, find_checkpoint
 from torch_trackckpt.bundle.mapping import map_tensor
 from torch_trackckpt.bundle.slices import Index, TensorSlice, resolve_index
+from torch_trackckpt.bundle.verification import verify_values
 from torch_trackckpt.errors import (
     CheckpointNotFoundError,
     DataLossError,
@@ -26,12 +27,6 @@ from torch_trackckpt.errors import (
 )
 
 __all__ = ["CheckpointReader", "LazyTensor", "StoredTensor", "torch_tensor_like_stored"]
-
-_VERIFIED_AT_ONCE_BYTES = 64 << 20
-"""How much `CheckpointReader.verify` reads between two calls of its callback (one value may be larger)."""
-
-_MOST_NAMED = 100
-"""How many damaged values an error names."""
 
 _UNCHECKED_BYTES = 1 << 20
 """Memory for values of up to this size is taken without asking first whether the file can hold them."""
@@ -306,32 +301,14 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             UnsupportedFormatError: values are of types that cannot be checked, and nothing else is wrong.
         """
         described = self.all_stored() if keys is None else [self.stored(key) for key in keys]
-        total = sum(stored.nbytes for stored in described)
-        failures: list[tuple[str, Exception]] = []
-        done = 0
-        for batch in _batches(described):
-            failures += self._failures(batch)
-            done += sum(stored.nbytes for stored in batch)
-            if progress is not None:
-                progress(done, total)
+        values = [(stored.key, stored.nbytes) for stored in described]
         with self._telling_of_replacement():
-            _raise_failures(failures, self.file_prefix)
-
-    def _failures(self, batch: list[StoredTensor]) -> list[tuple[str, Exception]]:
-        """What is wrong with each value of a batch. All go in one call; only if it fails, they go one by one."""
-        keys = [_encoded(stored.key) for stored in batch]
-        try:
-            self._bundle.verify(keys)
-        except (DataLossError, CheckpointNotFoundError, UnsupportedFormatError, TensorNotFoundError):
-            return [(stored.key, error) for stored in batch if (error := self._failure(stored.key)) is not None]
-        return []
-
-    def _failure(self, key: str) -> Exception | None:
-        try:
-            self._bundle.verify([_encoded(key)])
-        except (DataLossError, CheckpointNotFoundError, UnsupportedFormatError, TensorNotFoundError) as error:
-            return error
-        return None
+            verify_values(
+                values,
+                lambda keys: self._bundle.verify([_encoded(key) for key in keys]),
+                self.file_prefix,
+                progress,
+            )
 
     def _find(self, key: str) -> _native.BundleEntry:
         entry = self._bundle.find(_encoded(key))
@@ -481,33 +458,6 @@ def _with_sign(tensor: torch.Tensor, dtype: DataType) -> torch.Tensor:
         return tensor
     shift = 8 - dtype.low_bits
     return (tensor << shift) >> shift
-
-
-def _batches(described: list[StoredTensor]) -> Iterator[list[StoredTensor]]:
-    batch: list[StoredTensor] = []
-    nbytes = 0
-    for stored in described:
-        if batch and nbytes + stored.nbytes > _VERIFIED_AT_ONCE_BYTES:
-            yield batch
-            batch, nbytes = [], 0
-        batch.append(stored)
-        nbytes += stored.nbytes
-    yield batch
-
-
-def _raise_failures(failures: list[tuple[str, Exception]], prefix: str) -> None:
-    if not failures:
-        return
-    (key, first), *others = failures
-    if not others and (not isinstance(first, DataLossError) or f"key {key}" in str(first)):
-        raise first
-    listed = "\n  ".join(f"{key}: {error}" for key, error in failures[:_MOST_NAMED])
-    if len(failures) > _MOST_NAMED:
-        listed += f"\n  and {len(failures) - _MOST_NAMED} more"
-    text = f"{len(failures)} value{'s' if others else ''} of {prefix!r} cannot be read:\n  {listed}"
-    # Where all failures are of one kind (a missing data file, say), so is the error.
-    kinds = {type(error) for _, error in failures}
-    raise (kinds.pop() if len(kinds) == 1 else DataLossError)(text) from first
 
 
 def _encoded(key: str) -> bytes:

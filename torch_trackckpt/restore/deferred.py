@@ -6,6 +6,7 @@ objects weakly, so that it keeps none of them alive.
 
 from __future__ import annotations
 
+import abc
 import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -32,7 +33,7 @@ class Holder(Protocol):
     def _discover(self) -> LiveGraph: ...
 
 
-class _Deferred:
+class _Deferred(abc.ABC):
     """Listens to attributes that are set, until another restore takes its place."""
 
     def __init__(self, reader: CheckpointReader, options: CheckpointOptions, holder: Any) -> None:
@@ -56,9 +57,9 @@ class _Deferred:
                 trackable._remove_listener(self.attached)
         self._listening_to.clear()
 
+    @abc.abstractmethod
     def attached(self, parent: AutoTrackable, name: str, child: object) -> None:
         """Called when an attribute was set."""
-        raise NotImplementedError
 
 
 def _object_of(trackable: Trackable) -> Any:
