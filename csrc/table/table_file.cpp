@@ -5,11 +5,28 @@
 
 namespace trackckpt {
 
+namespace {
+
+// A made-up index could have blocks overlap, each of them as large as the file, and be read for ever.
+void CheckNoOverlap(std::string_view index_block, const ReadableFile& file) {
+  uint64_t stored_bytes = 0;
+  BlockIterator index(index_block, file.path());
+  for (index.SeekToFirst(); index.Valid(); index.Next()) {
+    const BlockHandle handle = DecodeHandle(index.value(), file.path());
+    CheckInside(handle, file.size(), file.path());
+    stored_bytes += handle.size + kBlockTrailerSize;
+    if (stored_bytes > file.size()) throw Error(ErrorKind::kDataLoss, "blocks overlap: " + file.path());
+  }
+}
+
+}  // namespace
+
 TableFile::TableFile(const std::string& path) : path_(path) {
   const ReadableFile file(path);
   state_ = file.state();
   const Footer footer = ReadFooter(file);
   index_block_ = LastBlock().Load(file, footer.index_handle);
+  CheckNoOverlap(index_block_, file);
 }
 
 ReadableFile TableFile::Open() const {

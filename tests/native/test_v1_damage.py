@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import witness
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import crafted, crafted_v1
@@ -262,3 +263,17 @@ def test_hostile_first_records_are_survived(first: bytes) -> None:
         except REFUSALS:
             return
         values_or_refusals(reader)
+
+
+def test_blocks_that_overlap_in_the_file_are_refused_at_opening(tmp_path: Path) -> None:
+    """Each may be as large as the file: going through them all would take the square of its size."""
+    first = meta([tensor_meta(b"x", UINT8, (4,), [(ALL,)])])
+    block = crafted.block([(b"", first)])
+    handle = crafted.varint(0) + crafted.varint(len(block))
+    index = crafted.seal(crafted.block([(b"key%d" % number, handle) for number in range(9)]))
+    data = crafted.seal(block)
+    footer = b"".join(map(crafted.varint, (0, 0, len(data), len(index) - 5))).ljust(40, b"\0")
+    path = tmp_path / "overlapping"
+    path.write_bytes(data + index + footer + witness.MAGIC.to_bytes(8, "little"))
+    with pytest.raises(DataLossError, match="blocks overlap"):
+        open_files(path)
