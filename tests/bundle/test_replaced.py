@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,3 +114,32 @@ def test_a_value_that_waits_is_not_taken_from_what_replaced_its_checkpoint(prefi
 
     with pytest.raises(DataLossError, match="was replaced"):
         group.x = torch.zeros(1000)
+
+
+def test_readers_that_look_while_a_writer_replaces_see_one_checkpoint_each_or_an_error(prefix: str) -> None:
+    def write_generation(generation: int) -> None:
+        values = {name: torch.full((500,), float(generation)) for name in "xy"}
+        Checkpoint(**values).write(prefix, FAST)
+
+    def write_many() -> None:
+        for generation in range(1, 200):
+            write_generation(generation)
+
+    write_generation(0)
+    writer = threading.Thread(target=write_many)
+    writer.start()
+    num_whole = 0
+    while writer.is_alive():
+        reader = CheckpointReader(prefix)
+        try:
+            part = torch.as_tensor(reader[KEY][:3])
+            other = torch.as_tensor(reader[KEY.replace("x", "y", 1)][100:102])
+            mapped = torch.as_tensor(reader.get_tensor(KEY, mmap=True))
+        except DataLossError as error:
+            assert "was replaced" in str(error)  # noqa: PT017  what matters is that nothing else is raised
+            continue
+        assert {*part.tolist(), *other.tolist(), *mapped.tolist()} == {float(part[0])}
+        num_whole += 1
+    writer.join()
+
+    assert num_whole > 0

@@ -15,7 +15,7 @@ import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, VARIANT, DataType, data_type_of_number
-from torch_trackckpt.bundle.file_names import BundleFiles, V1Files, current_index, find_checkpoint
+from torch_trackckpt.bundle.file_names import NEXT, BundleFiles, V1Files, current_index, find_checkpoint
 from torch_trackckpt.bundle.mapping import map_tensor
 from torch_trackckpt.bundle.slices import Index, TensorSlice, resolve_index
 from torch_trackckpt.bundle.verification import verify_values
@@ -27,6 +27,9 @@ from torch_trackckpt.errors import (
 )
 
 __all__ = ["CheckpointReader", "LazyTensor", "StoredTensor", "torch_tensor_like_stored"]
+
+_MOST_ATTEMPTS = 20
+"""How often opening is tried while files get other names. Each is gone within an instant."""
 
 _UNCHECKED_BYTES = 1 << 20
 """Memory for values of up to this size is taken without asking first whether the file can hold them."""
@@ -127,17 +130,18 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def _open(self, path: str) -> None:
         """Opens the files, again while their names are changing."""
-        for attempt in itertools.count():
+        for attempt in itertools.count(1):
+            self._files = find_checkpoint(path)
+            self._index = current_index(self._files.prefix)
             try:
-                self._files = find_checkpoint(path)
-                self._index = current_index(self._files.prefix)
-                self._bundle = _native_reader(self._files)
+                # The index that was looked at has to be the one that is opened.
+                if find_checkpoint(path) == self._files:
+                    self._bundle = _native_reader(self._files)
+                    if self._is_current():
+                        return
             except CheckpointNotFoundError:
-                if attempt:
+                if attempt == _MOST_ATTEMPTS:
                     raise
-                continue
-            if isinstance(self._files, V1Files) or self._index == current_index(self._files.prefix):
-                return
 
     # What is there.
 
@@ -338,16 +342,37 @@ class CheckpointReader(Mapping[str, LazyTensor]):
     def _unreplaced(self, read: Callable[[], T]) -> T:
         """The result of a read that no checksum guards, of the very files that were opened."""
         with self._telling_of_replacement():
-            while True:
-                files, result = self._files, read()
-                if isinstance(files, V1Files) or (os.path.exists(files.index) and self._is_current()):
-                    return result
-                # The index may have got its final name, and files that were called `.next` be another's by now.
-                opened = self._index
-                self._open(self.file_prefix)
-                if self._index != opened:
-                    self._index = opened
-                    raise DataLossError(f"What was read of {self.file_prefix!r} may be of another checkpoint.")
+            for attempt in itertools.count(1):
+                try:
+                    result = read()
+                except CheckpointNotFoundError:
+                    # Files called `.next` get their final names one after the other.
+                    if self._next_index() is None or attempt == _MOST_ATTEMPTS:
+                        raise
+                else:
+                    if self._names_hold() and self._is_current():
+                        return result
+                if self._next_index() is None or not self._names_hold():
+                    self._reopen()
+        raise AssertionError("the loop ends by what it returns or raises")
+
+    def _next_index(self) -> str | None:
+        """The path of the index, if it was opened before it had its final name."""
+        if isinstance(self._files, BundleFiles) and self._files.index.endswith(NEXT):
+            return self._files.index
+        return None
+
+    def _names_hold(self) -> bool:
+        """Whether files called `.next` are still this checkpoint's, and not those of the next one."""
+        next_index = self._next_index()
+        return next_index is None or os.path.exists(next_index)
+
+    def _reopen(self) -> None:
+        opened = self._index
+        self._open(self.file_prefix)
+        if self._index != opened:
+            self._index = opened
+            raise DataLossError(f"What was read of {self.file_prefix!r} may be of another checkpoint.")
 
     def _is_current(self) -> bool:
         return isinstance(self._files, V1Files) or self._index == current_index(self._files.prefix)
