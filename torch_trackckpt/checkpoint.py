@@ -218,7 +218,6 @@ class Checkpoint(AutoTrackable):
     def _read(
         self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None = None
     ) -> LoadStatus:
-        self._own.forget_deferred()
         graph = read_object_graph(reader)
         # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
         with torch.inference_mode(False):
@@ -232,7 +231,7 @@ class Checkpoint(AutoTrackable):
         skip_slots = options.experimental_skip_slot_variables
         matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
         assign_values(matched, reader, options)
-        self._own.deferred = DeferredRestore(matched, reader, options, self)
+        self._own.wait_by(DeferredRestore(matched, reader, options, self))
         return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
 
     def _read_by_names(
@@ -245,7 +244,7 @@ class Checkpoint(AutoTrackable):
         )
         deferred = DeferredRestoreByNames(reader, options, self)
         deferred.run()
-        self._own.deferred = deferred
+        self._own.wait_by(deferred)
         return NameBasedLoadStatus(functools.partial(deferred.missing, self, optional), reader.file_prefix)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -309,11 +308,11 @@ class _Own:
         self.has_warned_of_unreachable = False
         self.lock = threading.RLock()
 
-    def forget_deferred(self) -> None:
-        """Ends the wait for objects of an earlier restore: the later one wins."""
+    def wait_by(self, deferred: DeferredRestore | DeferredRestoreByNames) -> None:
+        """Has a restore wait for objects in place of an earlier one, which the later overrules."""
         if self.deferred is not None:
             self.deferred.cancel()
-            self.deferred = None
+        self.deferred = deferred
 
     # A copy has a lock of its own, and nothing waits for its objects.
 

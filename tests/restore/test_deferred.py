@@ -11,6 +11,7 @@ from torch import nn
 
 import torch_trackckpt.checkpoint
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency
+from torch_trackckpt.errors import MismatchError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -291,3 +292,15 @@ def test_an_attribute_of_another_name_changes_nothing(prefix: str) -> None:
     checkpoint.note = "text"
     checkpoint.other = zeros()
     assert torch.equal(optimizer.state[w]["m"], torch.full((2, 2), 9.0))
+
+
+def test_a_restore_that_fails_leaves_the_wait_of_the_one_before(prefix: str) -> None:
+    """C079"""
+    path = Checkpoint(x=ones(), y=ones()).write(prefix)
+    checkpoint = Checkpoint(y=zeros())
+    checkpoint.read(path)
+    other = Checkpoint(y=torch.ones(7)).write(prefix + "-other")
+    with pytest.raises(MismatchError):
+        checkpoint.read(other)
+    checkpoint.x = zeros()
+    assert is_restored(checkpoint.x)
