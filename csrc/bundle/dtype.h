@@ -7,6 +7,7 @@ namespace trackckpt {
 
 constexpr int32_t kDtypeString = 7;
 constexpr int32_t kDtypeComplex64 = 8;
+constexpr int32_t kDtypeBool = 10;
 constexpr int32_t kDtypeComplex128 = 18;
 constexpr int32_t kDtypeResource = 20;
 constexpr int32_t kDtypeVariant = 21;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bundle/dtype.h"
+#include "bundle/element_form.h"
 #include "bundle/run_reader.h"
 #include "bundle/stored_value.h"
 #include "encoding/crc32c.h"
@@ -71,7 +72,7 @@ void FixedReader::ReadNeighbours(const std::vector<ReadTarget>& targets, ReadPro
     const ReadTarget& target = targets[progress->completed];
     CheckChecksum(Crc32cExtend(0, p, target.size()), target.tensor, file);
     if (target.size() > 0) std::memcpy(target.destination, p, target.size());
-    if (swaps_) SwapBytes(target.destination, target.size(), ComponentSize(target.tensor.dtype));
+    ElementForm(target.tensor.dtype, order_).ToMemory(target.destination, target.size());
     p += target.size();
   }
 }
@@ -79,12 +80,13 @@ void FixedReader::ReadNeighbours(const std::vector<ReadTarget>& targets, ReadPro
 void FixedReader::ReadInPlace(const BundleEntry& value, char* destination) {
   const ReadableFile& file = files_.Open(value.shard_id);
   const uint64_t size = static_cast<uint64_t>(value.size);
+  const ElementForm form(value.dtype, order_);
   uint32_t crc = 0;
   for (uint64_t done = 0; done < size;) {
     const uint64_t n = std::min(size - done, kStreamBytes);
     file.Read(static_cast<uint64_t>(value.offset) + done, destination + done, n);
     crc = Crc32cExtend(crc, destination + done, n);
-    SwapBytes(destination + done, n, SwapWidth(value.dtype));
+    form.ToMemory(destination + done, n);
     done += n;
   }
   CheckChecksum(crc, value, file);
@@ -101,6 +103,7 @@ void FixedReader::ReadWhole(const StoredPart& part, const Box& request, char* de
 void FixedReader::Scatter(const StoredPart& part, const Box& request, char* destination) {
   const ReadableFile& file = files_.Open(part.value.shard_id);
   const uint64_t item_size = ItemSize(part.value.dtype);
+  const ElementForm form(part.value.dtype, order_);
   ValueStream stream(part.value, file, &buffer_);
   std::string_view chunk;
   uint32_t crc = 0;
@@ -110,8 +113,7 @@ void FixedReader::Scatter(const StoredPart& part, const Box& request, char* dest
       if (chunk.empty()) {
         chunk = stream.Take(kStreamBytes);
         crc = Crc32cExtend(crc, chunk.data(), chunk.size());
-        SwapBytes(buffer_.data(), chunk.size(),
-                  SwapWidth(part.value.dtype));  // the chunk is all of the buffer
+        form.ToMemory(buffer_.data(), chunk.size());  // the chunk is all of the buffer
       }
       const size_t n = std::min<uint64_t>(left, chunk.size());
       std::memcpy(p, chunk.data(), n);
@@ -126,13 +128,11 @@ void FixedReader::Scatter(const StoredPart& part, const Box& request, char* dest
 void FixedReader::ReadPart(const StoredPart& part, const Box& request, char* destination) {
   const uint64_t item_size = ItemSize(part.value.dtype);
   RunReader reader(files_.Open(part.value.shard_id), static_cast<uint64_t>(part.value.offset),
-                   SwapWidth(part.value.dtype), &buffer_);
+                   ElementForm(part.value.dtype, order_), &buffer_);
   ForEachRun(part.part, part.stored, request, [&](uint64_t from, uint64_t to, uint64_t num_elements) {
     reader.Add(from * item_size, destination + to * item_size, num_elements * item_size);
   });
   reader.Finish();
 }
-
-uint32_t FixedReader::SwapWidth(int32_t dtype) const { return swaps_ ? ComponentSize(dtype) : 1; }
 
 }  // namespace trackckpt

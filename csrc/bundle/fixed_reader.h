@@ -34,7 +34,7 @@ class FixedReader {
   static constexpr uint64_t kMaxBufferedBytes = 1 << 20;
 
   // `files` stays with the caller and outlives this. `order` is that of the data files.
-  FixedReader(DataFiles* files, ByteOrder order) : files_(*files), swaps_(order != kNativeByteOrder) {}
+  FixedReader(DataFiles* files, ByteOrder order) : files_(*files), order_(order) {}
 
   // Checks the checksum.
   void Verify(const BundleEntry& value);
@@ -52,11 +52,9 @@ class FixedReader {
   void ReadNeighbours(const std::vector<ReadTarget>& targets, ReadProgress* progress);
   void ReadInPlace(const BundleEntry& value, char* destination);
   void Scatter(const StoredPart& part, const Box& request, char* destination);
-  // What is swapped at once; 1 where nothing is to be swapped.
-  uint32_t SwapWidth(int32_t dtype) const;
 
   DataFiles& files_;
-  const bool swaps_;
+  const ByteOrder order_;
   std::string buffer_;
 };
 

@@ -2,8 +2,6 @@
 
 #include <cstring>
 
-#include "encoding/byte_order.h"
-
 namespace trackckpt {
 
 namespace {
@@ -31,12 +29,12 @@ void RunReader::Flush() {
   const Run& first = runs_.front();
   if (runs_.size() == 1) {  // straight to its place, however large it is
     file_.Read(value_offset_ + first.from, first.to, first.size);
-    SwapBytes(first.to, first.size, swap_width_);
+    form_.ToMemory(first.to, first.size);
   } else {
     const uint64_t span = runs_.back().from + runs_.back().size - first.from;
     if (buffer_.size() < span) buffer_.resize(span);
     file_.Read(value_offset_ + first.from, buffer_.data(), span);
-    SwapBytes(buffer_.data(), span, swap_width_);
+    form_.ToMemory(buffer_.data(), span);
     for (const Run& run : runs_) std::memcpy(run.to, buffer_.data() + (run.from - first.from), run.size);
   }
   runs_.clear();

@@ -7,16 +7,16 @@
 #include <string>
 #include <vector>
 
+#include "bundle/element_form.h"
 #include "io/file.h"
 
 namespace trackckpt {
 
 class RunReader {
  public:
-  // Both stay with the caller. `value_offset` is where the value begins, `swap_width` the size of the numbers
-  // whose bytes are to be swapped, or 1.
-  RunReader(const ReadableFile& file, uint64_t value_offset, uint32_t swap_width, std::string* buffer)
-      : file_(file), value_offset_(value_offset), swap_width_(swap_width), buffer_(*buffer) {}
+  // The file and the buffer stay with the caller. `value_offset` is where the value begins.
+  RunReader(const ReadableFile& file, uint64_t value_offset, ElementForm form, std::string* buffer)
+      : file_(file), value_offset_(value_offset), form_(form), buffer_(*buffer) {}
 
   // `from` counts from the beginning of the value; it is not less than the end of the run before.
   void Add(uint64_t from, char* to, uint64_t size);
@@ -35,7 +35,7 @@ class RunReader {
 
   const ReadableFile& file_;
   const uint64_t value_offset_;
-  const uint32_t swap_width_;
+  const ElementForm form_;
   std::string& buffer_;
   std::vector<Run> runs_;  // added but not read
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import witness
@@ -286,3 +287,24 @@ def test_what_is_no_tensor_is_not_restored_into_one(tmp_path: Path, number: int)
     with pytest.raises((MismatchError, UnsupportedFormatError), match=data_type_of_number(number).name):
         Checkpoint(x=live).restore(tmp_path / "ckpt", CheckpointOptions(name_map={"x": "x"})).assert_consumed()
     assert torch.equal(live, torch.ones(3))
+
+
+@pytest.mark.parametrize("index", [None, np.s_[1:4]], ids=["whole", "part"])
+@pytest.mark.parametrize("slices", [None, [((0, 2),), ((2, 3),)]], ids=["in one piece", "in slices"])
+def test_a_bool_is_0_or_1_whatever_byte_is_stored(
+    tmp_path: Path, slices: list[tuple[tuple[int, int], ...]] | None, index: slice | None
+) -> None:
+    """C356: any other byte would print as true and count as more than one."""
+    stored = np.array([0, 1, 2, 128, 255], np.uint8)
+    bundle = crafted.Bundle()
+    if slices is None:
+        bundle.add(b"x", 10, (5,), stored.tobytes())
+    else:
+        bundle.add_slices(b"x", 10, stored, slices)
+    bundle.write(tmp_path / "ckpt")
+
+    value = torch.as_tensor(CheckpointReader(tmp_path / "ckpt").get_tensor("x", index))
+
+    expected = [0, 1, 1, 1, 1] if index is None else [1, 1, 1]
+    assert value.dtype == torch.bool
+    assert value.view(torch.uint8).tolist() == expected

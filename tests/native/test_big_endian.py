@@ -18,7 +18,9 @@ NUMBERS = {
 
 def numbers(dtype: int, count: int) -> crafted.Array:
     rng = np.random.default_rng(dtype)
-    return np.frombuffer(rng.bytes(count * np.dtype(NUMBERS[dtype]).itemsize), NUMBERS[dtype])
+    content = np.frombuffer(rng.bytes(count * np.dtype(NUMBERS[dtype]).itemsize), NUMBERS[dtype])
+    # A bool is read as 0 or 1.
+    return (content.view(np.uint8) & 1).view(np.bool_) if dtype == 10 else content
 
 
 def read(reader: BundleReader, key: bytes, like: crafted.Array, offset: int = 0) -> bytes:

@@ -39,7 +39,9 @@ def values(dtype: int, shape: tuple[int, ...], seed: int) -> crafted.Array:
         array[:] = [rng.bytes(length) for length in rng.integers(0, 200, count)]
         return array.reshape(shape)
     item_size = np.dtype(NUMPY[dtype]).itemsize
-    return np.frombuffer(rng.bytes(count * item_size), NUMPY[dtype]).reshape(shape)
+    content = np.frombuffer(rng.bytes(count * item_size), NUMPY[dtype]).reshape(shape)
+    # A bool is read as 0 or 1.
+    return (content.view(np.uint8) & 1).view(np.bool_) if dtype == 10 else content
 
 
 def same(a: crafted.Array, b: crafted.Array) -> bool:
