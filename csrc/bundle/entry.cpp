@@ -126,7 +126,7 @@ void BundleEntry::EncodeTo(std::string* dst) const {
   }
 }
 
-bool BundleEntry::DecodeFrom(std::string_view value) {
+bool BundleEntry::DecodeFrom(std::string_view value, size_t max_slices) {
   WireReader reader(value);
   while (reader.Next()) {
     if (reader.Is(1, WireType::kVarint)) dtype = Int32(reader.number());
@@ -136,6 +136,7 @@ bool BundleEntry::DecodeFrom(std::string_view value) {
     if (reader.Is(5, WireType::kVarint)) size = Int64(reader.number());
     if (reader.Is(6, WireType::kFixed32)) crc32c = static_cast<uint32_t>(reader.number());
     if (reader.Is(7, WireType::kBytes) && !AddSlice(reader.bytes(), &slices)) return false;
+    if (slices.size() > max_slices) return false;
   }
   return reader.ok();
 }

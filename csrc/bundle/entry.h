@@ -43,7 +43,8 @@ struct BundleEntry {
 
   // The key is not part of the record.
   void EncodeTo(std::string* dst) const;
-  bool DecodeFrom(std::string_view value);
+  // False as well if more than `max_slices` are listed.
+  bool DecodeFrom(std::string_view value, size_t max_slices = SIZE_MAX);
 };
 
 // Nothing for a shape that no tensor can have: a negative dimension, too many of them, or too many elements.

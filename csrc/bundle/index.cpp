@@ -9,6 +9,8 @@ namespace trackckpt {
 
 namespace {
 
+constexpr size_t kLeastBytesOfSlice = 2;
+
 Error DataLoss(const std::string& message) { return Error(ErrorKind::kDataLoss, message); }
 
 Error Unsupported(const std::string& message) { return Error(ErrorKind::kUnsupportedFormat, message); }
@@ -98,7 +100,8 @@ std::optional<BundleEntry> BundleIndex::Find(std::string_view key) const {
 BundleEntry BundleIndex::DecodeEntry(std::string_view key, std::string_view record) const {
   BundleEntry entry;
   entry.key = key;
-  if (!entry.DecodeFrom(record)) {
+  // Each slice has an entry of its own in this very file, which takes several bytes however it is compressed.
+  if (!entry.DecodeFrom(record, table_.file_size() / kLeastBytesOfSlice)) {
     throw DataLoss(path_ + ": unable to parse the entry of key " + DisplayKey(key));
   }
   if (entry.is_unknown_rank || !NumElements(entry.shape)) {

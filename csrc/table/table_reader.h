@@ -22,6 +22,8 @@ class TableReader {
   // touched.
   explicit TableReader(const std::string& path);
 
+  size_t file_size() const { return file_.size(); }
+
   // The value of `key`, valid as long as the reader. Any number of threads may ask at once.
   std::optional<std::string_view> Get(std::string_view key) const;
 

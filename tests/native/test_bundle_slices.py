@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import witness
 from hypothesis import given
 from hypothesis import strategies as st
-from native import crafted
+from native import crafted, snappy
 from native.crafted import ALL, Extents, golden, manifest_digest
 
 from torch_trackckpt._native import BundleReader
@@ -529,3 +530,13 @@ def test_a_tensor_of_more_bytes_than_can_be_counted_is_refused(prefix: Path, sha
     bundle.entries[b"grid"] = crafted.entry(crafted.FLOAT, shape, slices=QUARTERS)
     for error in failures(bundle.write(prefix), b"grid", 64).values():
         assert isinstance(error, DataLossError)
+
+
+def test_more_slices_than_the_index_can_have_entries_for_are_refused(prefix: Path) -> None:
+    """C390: Snappy lets a short file list very many, each of which would take memory."""
+    parts: list[Extents] = [((0, 1),), ((1, 1),)] * 20_000
+    records = [(b"", crafted.header()), (b"x", crafted.entry(crafted.UINT8, (2,), slices=parts))]
+    Path(f"{prefix}.index").write_bytes(crafted.table(records, 1 << 30, 16, snappy.compress))
+    assert os.path.getsize(f"{prefix}.index") < 40_000
+    with pytest.raises(DataLossError, match="unable to parse the entry of key x"):
+        crafted.open_reader(prefix).find(b"x")
