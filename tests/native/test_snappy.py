@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import witness
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from native import crafted, crafted_v1, snappy
 from native.snappy import copy, literal
@@ -145,10 +145,10 @@ def test_the_checksum_covers_the_bytes_as_they_are_stored(tmp_path: Path) -> Non
         value_in(path)
 
 
-def outcome(path: Path) -> bytes | type[TrackckptError]:
+def outcome(path: Path) -> bytes | type[Exception]:
     try:
         return value_in(path)
-    except TrackckptError as error:
+    except (TrackckptError, ValueError, IndexError) as error:  # it may have become a tensor of another type or shape
         return type(error)
 
 
@@ -159,6 +159,7 @@ def outcome(path: Path) -> bytes | type[TrackckptError]:
     changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=3),
     extra=st.binary(max_size=6),
 )
+@example(value=bytes(range(256)), seed=0, changes=[(5320, 1)], extra=b"")
 def test_a_changed_stream_is_refused_or_read_as_a_plain_decoder_reads_it(
     value: bytes, seed: int, changes: list[tuple[int, int]], extra: bytes
 ) -> None:
