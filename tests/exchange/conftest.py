@@ -336,16 +336,25 @@ def _to_base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@pytest.fixture(scope="session")
-def tensorflow() -> Iterator[TensorFlow]:
-    """TensorFlow in a worker that all tests share; a skip where it is not installed."""
+@contextlib.contextmanager
+def tensorflow_worker(functions: str) -> Iterator[Worker]:
+    """TensorFlow in a worker that executes a file of this folder; a skip where it is not installed."""
     spec = importlib.util.find_spec("tensorflow")
-    # Without TensorFlow, this folder itself may be found under the name, as a package without a file.
+    # Without TensorFlow, a folder may be found under the name, as a package without a file.
     if spec is None or spec.origin is None:
         pytest.skip("TensorFlow is not installed (pip install 'torch_trackckpt[test]')")
-    worker = Worker(HERE / "functions.py")
-    yield TensorFlow(worker)
-    worker.close()
+    worker = Worker(HERE / functions)
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> Iterator[TensorFlow]:
+    """TensorFlow in a worker that all tests share."""
+    with tensorflow_worker("functions.py") as worker:
+        yield TensorFlow(worker)
 
 
 @pytest.fixture

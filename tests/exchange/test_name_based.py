@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, latest_checkpoint, load_checkpoint
 from torch_trackckpt.restore.status import LoadStatus
 
-from .conftest import HERE, TensorFlow, Value, Worker, WorkerError, _decoded, _encoded
+from .conftest import TensorFlow, Value, Worker, WorkerError, _decoded, _encoded, tensorflow_worker
 
 VERSIONS = pytest.mark.parametrize("version", [1, 2], ids=["V1", "V2"])
 ASSERTIONS = ["assert_consumed", "assert_existing_objects_matched", "assert_nontrivial_match"]
@@ -76,13 +75,8 @@ def _all_encoded(values: Values) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def tensorflow1() -> Iterator[TensorFlow1]:
-    """TensorFlow in a worker of its own; a skip where it is not installed."""
-    spec = importlib.util.find_spec("tensorflow")
-    if spec is None or spec.origin is None:
-        pytest.skip("TensorFlow is not installed (pip install 'torch_trackckpt[test]')")
-    worker = Worker(HERE / "name_functions.py")
-    yield TensorFlow1(worker)
-    worker.close()
+    with tensorflow_worker("name_functions.py") as worker:
+        yield TensorFlow1(worker)
 
 
 class State:

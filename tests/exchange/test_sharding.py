@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from stored_dtypes import DTYPES
 from torch_trackckpt import Checkpoint, CheckpointOptions, CheckpointReader, Trackable, merge_checkpoints
 from torch_trackckpt.sharding import MaxShardSizePolicy
 
-from .conftest import HERE, TensorFlow, Value, Worker, _decoded, _encoded
+from .conftest import TensorFlow, Value, _decoded, _encoded, tensorflow_worker
 
 Strings = np.ndarray[Any, np.dtype[np.object_]]
 Values = Mapping[str, torch.Tensor | Strings]
@@ -68,12 +67,8 @@ def _zeros_like(value: torch.Tensor | Strings) -> torch.Tensor | Strings:
 
 @pytest.fixture(scope="module")
 def tensorflow() -> Iterator[ShardingTensorFlow]:
-    spec = importlib.util.find_spec("tensorflow")
-    if spec is None or spec.origin is None:
-        pytest.skip("TensorFlow is not installed (pip install 'torch_trackckpt[test]')")
-    worker = Worker(HERE / "sharding_functions.py")
-    yield ShardingTensorFlow(worker)
-    worker.close()
+    with tensorflow_worker("sharding_functions.py") as worker:
+        yield ShardingTensorFlow(worker)
 
 
 def write_ours(prefix: Path, values: Values, limit: int) -> str:

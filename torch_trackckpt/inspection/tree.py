@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -67,7 +66,7 @@ def format_tree(ckpt_dir_or_file: str | os.PathLike[str], *, max_lines: int | No
     lines = _aligned(list(itertools.islice(rows, max_lines)))
     if num_hidden := sum(1 for _ in rows):
         lines.append(f"... {_counted(num_hidden, 'more line')}")
-    total = _human_size(sum(map(_num_bytes, stored.values())))
+    total = _human_size(sum(value.nbytes for value in stored.values()))
     return "\n".join([*lines, f"{_counted(len(stored), 'value')}, {total}, {objects}"])
 
 
@@ -162,7 +161,7 @@ def _line_of_value(name: str, stored: StoredTensor | None) -> _Line:
     if stored is None:
         return _Line(_printable(name), "missing")
     value = "python state" if name == PYTHON_STATE else f"{stored.dtype} {list(stored.shape)}"
-    return _Line(_printable(name), value, _human_size(_num_bytes(stored)))
+    return _Line(_printable(name), value, _human_size(stored.nbytes))
 
 
 # Without one.
@@ -209,13 +208,6 @@ def _aligned(rows: list[tuple[str, str, str]]) -> list[str]:
         for column in range(3)
     )
     return [f"{row[0]:<{label}}  {row[1]:<{value}}  {row[2]:>{size}}".rstrip() for row in rows]
-
-
-def _num_bytes(stored: StoredTensor) -> int:
-    """The bytes of a value; of one that lies in slices, those of the whole."""
-    if stored.nbytes or stored.dtype.torch_dtype is None:
-        return stored.nbytes
-    return math.prod(stored.shape) * stored.dtype.torch_dtype.itemsize
 
 
 def _human_size(num_bytes: int) -> str:
