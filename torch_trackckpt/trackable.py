@@ -28,6 +28,7 @@ __all__ = [
     "SlotOwner",
     "Trackable",
     "Value",
+    "Waiting",
 ]
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -115,6 +116,85 @@ class Trackable:
         """Equal for two views of one object: a node exists once for each identity."""
         return id(self)
 
+    def _waiting(self) -> Waiting | None:
+        """What waits for children that are attached later; None where nobody would tell it of them."""
+        return None
+
+
+class DeferredChild(Protocol):
+    """A stored object that waits for the live one to appear."""
+
+    @property
+    def restore_uid(self) -> int:
+        """Which restore it belongs to; a later one has a larger number."""
+        ...
+
+    def restore(self, child: object) -> bool:
+        """Gives the live object, and everything below it, the stored values; false where it is not trackable."""
+        ...
+
+
+class Waiting:
+    """What waits for children of one object that do not exist yet, by their local names. TensorFlow's
+    ``_deferred_dependencies``.
+
+    It belongs to the object and dies with it. A copy of the object is another object, and nothing waits for its
+    children.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, list[DeferredChild]] = {}
+        self._watchers: list[Callable[[], None]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name or self._watchers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The children that are waited for."""
+        return tuple(self._by_name)
+
+    def add(self, name: str, child: DeferredChild) -> None:
+        """Has a stored object wait for the child of this name."""
+        self._by_name.setdefault(name, []).append(child)
+
+    def discard(self, name: str, child: DeferredChild) -> None:
+        """Has it wait no longer."""
+        if child in self._by_name.get(name, ()):
+            self._by_name[name].remove(child)
+            if not self._by_name[name]:
+                del self._by_name[name]
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Has a function called after each child that is attached, whatever its name."""
+        self._watchers.append(watcher)
+
+    def attach(self, name: str, child: object) -> None:
+        """To be called before an object becomes a child; its values come from the latest restore that has any.
+
+        Raises:
+            What restoring raises; the child should not be attached then, and all that waited goes on waiting.
+        """
+        positions = self._by_name.get(name, ())
+        latest_first = sorted(positions, key=lambda position: position.restore_uid, reverse=True)
+        done = [position for position in latest_first if position.restore(child)]
+        for position in done:
+            self.discard(name, position)
+
+    def attached(self) -> None:
+        """To be called after an object became a child."""
+        for watcher in tuple(self._watchers):
+            watcher()
+
+    def __copy__(self) -> Waiting:
+        return Waiting()
+
+    def __deepcopy__(self, memo: object) -> Waiting:
+        return Waiting()
+
+    def __reduce__(self) -> tuple[type[Waiting], tuple[()]]:
+        return Waiting, ()
+
 
 @runtime_checkable
 class PythonState(Protocol):
@@ -184,16 +264,12 @@ class _Bookkeeping:
     def __init__(self) -> None:
         self.untracked: set[str] = set()
         self.explicit: dict[str, object] = {}
-        self.listeners: list[Callable[[AutoTrackable, str, object], None]] = []
+        self.waiting = Waiting()
 
-    # A copy of an object is another object; nothing waits for its attributes.
-
-    def __getstate__(self) -> tuple[set[str], dict[str, object]]:
-        return self.untracked, self.explicit
-
-    def __setstate__(self, state: tuple[set[str], dict[str, object]]) -> None:
-        self.untracked, self.explicit = set(state[0]), dict(state[1])
-        self.listeners = []
+    def __copy__(self) -> _Bookkeeping:
+        twin = _Bookkeeping()
+        twin.untracked, twin.explicit = set(self.untracked), dict(self.explicit)
+        return twin
 
 
 class AutoTrackable(Trackable):
@@ -215,11 +291,12 @@ class AutoTrackable(Trackable):
         if isinstance(value, NoDependency):
             self._bookkeeping().untracked.add(name)
             value = value.value
-        elif "_tracking" in self.__dict__:
+        else:
             self._bookkeeping().untracked.discard(name)
+            self._bookkeeping().waiting.attach(name, value)
         self._forget_explicit(name)
         super().__setattr__(name, value)
-        self._tell_of(name, value)
+        self._bookkeeping().waiting.attached()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A shallow copy gets the original's bookkeeping; it needs its own.
@@ -227,17 +304,8 @@ class AutoTrackable(Trackable):
         if isinstance(bookkeeping := self.__dict__.get("_tracking"), _Bookkeeping):
             self.__dict__["_tracking"] = copy.copy(bookkeeping)
 
-    def _tell_of(self, name: str, value: object) -> None:
-        if "_tracking" in self.__dict__ and name not in self._bookkeeping().untracked:
-            for listener in tuple(self._bookkeeping().listeners):
-                listener(self, name, value)
-
-    def _add_listener(self, listener: Callable[[AutoTrackable, str, object], None]) -> None:
-        """Has a function called with the object, the name and the value whenever a child was attached."""
-        self._bookkeeping().listeners.append(listener)
-
-    def _remove_listener(self, listener: Callable[[AutoTrackable, str, object], None]) -> None:
-        self._bookkeeping().listeners.remove(listener)
+    def _waiting(self) -> Waiting:
+        return self._bookkeeping().waiting
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
@@ -263,8 +331,9 @@ class AutoTrackable(Trackable):
                 f"{type(self).__name__} already has a child called {name!r} ({present!r}); "
                 "choose another name or pass overwrite=True."
             )
+        self._bookkeeping().waiting.attach(name, trackable)
         self._bookkeeping().explicit[name] = trackable
-        self._tell_of(name, trackable)
+        self._bookkeeping().waiting.attached()
         return trackable
 
     def _lookup_dependency(self, name: str) -> object | None:
