@@ -8,6 +8,7 @@
     |-- MismatchError             ValueError          stored and live values do not fit together
     |-- UnsupportedValueError     TypeError           a live value that cannot be saved
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
+    |-- UninitializedError        RuntimeError        nothing gives a tensor on the meta device its values
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
     `-- WriterClosedError         RuntimeError        a writer used after it finished or failed
@@ -25,6 +26,7 @@ __all__ = [
     "ShardingError",
     "TensorNotFoundError",
     "TrackckptError",
+    "UninitializedError",
     "UnsupportedFormatError",
     "UnsupportedValueError",
     "ValueChangedError",
@@ -65,6 +67,10 @@ class UnsupportedValueError(TrackckptError, TypeError):
 
 class RestoreError(TrackckptError, RuntimeError):
     """An object raised while it took its stored state; the text names what had changed before."""
+
+
+class UninitializedError(TrackckptError, RuntimeError):
+    """A tensor on the meta device has no stored value, and its module cannot initialise it."""
 
 
 class ShardingError(TrackckptError, RuntimeError):
