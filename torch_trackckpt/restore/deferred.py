@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,9 +25,9 @@ from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.bindings import Bindings, Place
 from torch_trackckpt.restore.holder import Holder
-from torch_trackckpt.restore.match import Match, Matcher, Unmade, slots_of
+from torch_trackckpt.restore.match import Match, Matcher, PendingSlots, Unmade, slots_of
 from torch_trackckpt.restore.materialize import Device, give_memory, take_memory
-from torch_trackckpt.trackable import VARIABLE_VALUE, Trackable
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
 from torch_trackckpt.update_uid import new_uid
 
 __all__ = ["Restoration"]
@@ -96,6 +96,10 @@ class Restoration:
         self._left_over: dict[int, object] = {}
         self._slots = slots_of(graph)
         self._pending_slots = dict(self._slots)
+        self._pairs_of: dict[int, list[tuple[int, int]]] = {}
+        for pair in self._slots:
+            for node_id in pair:
+                self._pairs_of.setdefault(node_id, []).append(pair)
         self._watched: set[int] = set()
         self._streams_to: tuple[Device] | None = None
         self._registration_hooks: weakref.ref[RegistrationHooks] | None = None
@@ -124,7 +128,7 @@ class Restoration:
         matcher = self._matcher()
         matcher.follow(node_id, value, place)
         # It waits already.
-        matcher.match.absent = [(place, absent_id) for place, absent_id in matcher.match.absent if absent_id != node_id]
+        matcher.match.absent = [absent for absent in matcher.match.absent if absent[1] != node_id]
         self._take_step(matcher)
         if self._streams_to is not None and self.unmade:
             self.materialize(*self._streams_to)
@@ -169,6 +173,13 @@ class Restoration:
         """Looks for a place for what optimizers could not take so far."""
         self._take_step(self._matcher())
 
+    def _slots_to_pair(self, bound: Collection[int]) -> PendingSlots:
+        """The slots that concern a step: those of the objects that it binds, or all where it binds none."""
+        if not bound or len(bound) > len(self._pending_slots):
+            return self._pending_slots
+        pairs = dict.fromkeys(pair for node_id in bound for pair in self._pairs_of.get(node_id, ()))
+        return {pair: self._pending_slots[pair] for pair in pairs if pair in self._pending_slots}
+
     def _matcher(self) -> Matcher:
         return Matcher(
             self.graph,
@@ -181,7 +192,7 @@ class Restoration:
     def _take_step(self, matcher: Matcher) -> None:
         # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
         with torch.inference_mode(False):
-            matcher.pair_slots(self._pending_slots)
+            matcher.pair_slots(self._slots_to_pair(matcher.match.bound.keys()))
             matcher.try_again(self._left_over)
             assign_values(matcher.match, self.reader, self.options)
         self._accept(matcher.match)
@@ -203,12 +214,12 @@ class Restoration:
             self._left_over.pop(rest.node_id, None)
         self.unused_attributes |= match.unused_attributes
         self._left_over |= match.left_over
-        self._pending_slots = {
-            pair: slots for pair, slots in self._pending_slots.items() if pair not in match.settled_slots
-        }
+        for pair in match.settled_slots:
+            del self._pending_slots[pair]
         self.unmade |= {unmade.node_id: unmade for unmade in match.unmade}
         self._wait_for_children(match)
-        self._watch_optimizers()
+        if match.settled_slots or match.rest or any(isinstance(item, SlotOwner) for item in match.bound.values()):
+            self._watch_optimizers()
 
     # Waiting.
 
@@ -267,10 +278,6 @@ class Restoration:
         value = self.reader.get_tensor(key)
         assert isinstance(value, torch.Tensor)
         return value
-
-    def resolve(self, path: str) -> object | None:
-        """The live object that was paired with an object path of the checkpoint."""
-        return Match(self.graph, self.uid, self.bindings).resolve(path)
 
     def unresolved(self) -> list[int]:
         """Nodes with values that no live object has taken, nor refused, so far."""
