@@ -245,7 +245,9 @@ class Checkpoint(AutoTrackable):
             return counter
         if _SAVE_COUNTER not in self.__dict__:
             with torch.inference_mode(False):
-                self.__dict__[_SAVE_COUNTER] = torch.zeros((), dtype=torch.int64, device="cpu")
+                counter = torch.zeros((), dtype=torch.int64, device="cpu")
+            self._waiting().attach(_SAVE_COUNTER, counter)
+            self.__dict__[_SAVE_COUNTER] = counter
         own: torch.Tensor = self.__dict__[_SAVE_COUNTER]
         return own
 
