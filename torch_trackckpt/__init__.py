@@ -7,6 +7,7 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.preemption import SaveOnSignal, preemption_save_context
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
@@ -22,6 +23,7 @@ __all__ = [
     "NoDependency",
     "PythonState",
     "RNGState",
+    "SaveOnSignal",
     "Trackable",
     "__version__",
     "latest_checkpoint",
@@ -30,5 +32,6 @@ __all__ = [
     "load_checkpoint",
     "load_variable",
     "merge_checkpoints",
+    "preemption_save_context",
     "register_adapter",
 ]
