@@ -39,9 +39,9 @@ class WriteItem:
     @property
     def num_bytes(self) -> int:
         """The bytes of the tensor, or of all strings together."""
-        if isinstance(self.value, np.ndarray):
-            return sum(map(len, self.value.ravel()))
-        return len(self.value) if isinstance(self.value, bytes) else self.value.nbytes
+        if isinstance(self.value, torch.Tensor):
+            return self.value.nbytes
+        return len(self.value) if isinstance(self.value, bytes) else sum(map(len, self.value.ravel()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,10 +38,11 @@ def _batches(shard: Shard) -> Iterator[tuple[WriteItem, ...]]:
     batch: list[WriteItem] = []
     num_bytes = 0
     for item in shard.items:
-        if num_bytes and num_bytes + item.num_bytes > BATCH_BYTES:
+        size = item.num_bytes
+        if num_bytes and num_bytes + size > BATCH_BYTES:
             yield tuple(batch)
             batch, num_bytes = [], 0
-        num_bytes += item.num_bytes
+        num_bytes += size
         if isinstance(item.value, torch.Tensor) and not takes_file_bytes(item.value):
             item = dataclasses.replace(item, value=row_major(item.value))
         batch.append(item)
@@ -115,6 +116,9 @@ def _copy(tensors: list[torch.Tensor], slots: list[torch.Tensor]) -> None:
 
 
 def _copied(item: WriteItem, slots: Iterator[torch.Tensor]) -> WriteItem:
-    if isinstance(item.value, torch.Tensor):
-        return dataclasses.replace(item, value=next(slots))
-    return dataclasses.replace(item, value=item.value.copy()) if isinstance(item.value, np.ndarray) else item
+    value = item.value
+    if isinstance(value, torch.Tensor):
+        value = next(slots)
+    elif isinstance(value, np.ndarray):
+        value = value.copy()
+    return WriteItem(item.key, item.dtype, value, item.part)
