@@ -26,10 +26,12 @@ def test_the_public_names_are_these() -> None:
         "Checkpoint",
         "CheckpointOptions",
         "CheckpointReader",
+        "CheckpointView",
         "NoDependency",
         "PythonState",
         "RNGState",
         "Trackable",
+        "TrackableView",
         "__version__",
         "latest_checkpoint",
         "list_objects",
@@ -37,6 +39,7 @@ def test_the_public_names_are_these() -> None:
         "load_checkpoint",
         "load_variable",
         "merge_checkpoints",
+        "object_metadata",
         "register_adapter",
     ]
     assert all(hasattr(torch_trackckpt, name) for name in torch_trackckpt.__all__)

@@ -11,6 +11,7 @@ from torch_trackckpt.reading import list_variables, load_checkpoint, load_variab
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
 from torch_trackckpt.trackable import AutoTrackable, NoDependency, PythonState, Trackable
+from torch_trackckpt.views import CheckpointView, TrackableView, object_metadata
 
 __version__ = version("torch_trackckpt")
 
@@ -19,10 +20,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointOptions",
     "CheckpointReader",
+    "CheckpointView",
     "NoDependency",
     "PythonState",
     "RNGState",
     "Trackable",
+    "TrackableView",
     "__version__",
     "latest_checkpoint",
     "list_objects",
@@ -30,5 +33,6 @@ __all__ = [
     "load_checkpoint",
     "load_variable",
     "merge_checkpoints",
+    "object_metadata",
     "register_adapter",
 ]
