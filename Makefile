@@ -34,6 +34,7 @@ format: $(VENV)/tools
 benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/save_restore.py
 	$(BIN)/python benchmarks/many_keys.py
+	$(BIN)/python benchmarks/frozen_saver.py
 
 clean:
 	rm -rf $(VENV) build run

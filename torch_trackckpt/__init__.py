@@ -5,6 +5,7 @@ from importlib.metadata import version
 from torch_trackckpt.adapters import RNGState, register_adapter
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.frozen import frozen_saver
 from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
@@ -27,6 +28,7 @@ __all__ = [
     "Trackable",
     "TrackableView",
     "__version__",
+    "frozen_saver",
     "latest_checkpoint",
     "list_objects",
     "list_variables",

@@ -9,6 +9,7 @@
     |-- UnsupportedValueError     TypeError           a live value that cannot be saved
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
+    |-- StructureChangedError     RuntimeError        the object graph is not the one that was frozen
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
     `-- WriterClosedError         RuntimeError        a writer used after it finished or failed
 
@@ -23,6 +24,7 @@ __all__ = [
     "MismatchError",
     "RestoreError",
     "ShardingError",
+    "StructureChangedError",
     "TensorNotFoundError",
     "TrackckptError",
     "UnsupportedFormatError",
@@ -73,6 +75,10 @@ class ShardingError(TrackckptError, RuntimeError):
 
 class ValueChangedError(TrackckptError, RuntimeError):
     """A value changed while it was being saved; no checkpoint has been made."""
+
+
+class StructureChangedError(TrackckptError, RuntimeError):
+    """A frozen saver found other objects than it was made for; no file has been written."""
 
 
 class DuplicateKeyError(TrackckptError, ValueError):
