@@ -3,7 +3,7 @@
 import gc
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from checkpoints import names_in, thing, zero
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, RNGState, Trackable, frozen_saver
+from torch_trackckpt.adapters import Adapter, register_adapter
 from torch_trackckpt.errors import MismatchError, StructureChangedError, UnsupportedValueError
 from torch_trackckpt.graph import frozen, walk
 from torch_trackckpt.sharding import MaxShardSizePolicy
@@ -178,6 +179,47 @@ def test_hyper_parameters_and_the_order_in_a_group_are_values(tmp_path: Path) ->
     training.optimizer.param_groups[0]["params"].reverse()
     training.optimizer.param_groups[0] |= {"lr": 0.5, "note": "new"}
     assert written_by_both(saver, training.checkpoint, tmp_path)
+
+
+class Sensor:
+    reading = 0
+
+
+class SensorPart(Trackable):
+    def __init__(self, sensor: Sensor) -> None:
+        self.sensor, self.value = sensor, torch.tensor(sensor.reading + 1)
+
+    def _serialize_to_tensors(self) -> dict[str, torch.Tensor]:
+        return {"value": self.value}
+
+    def _identity(self) -> Hashable:
+        return id(self.sensor), "part"
+
+
+class SensorAdapter(Adapter):
+    """Looks at its object when it is made, and makes up a part that does so as well."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        super().__init__(sensor)
+        self._value = torch.tensor(sensor.reading)
+
+    def _trackable_children(self) -> dict[str, object]:
+        return {
+            "part": StateNode((id(self.adapted), "part"), lambda _: int(self._value), lambda *_: Prepared(gc.collect))
+        }
+
+    def _serialize_to_tensors(self) -> dict[str, torch.Tensor]:
+        return {"value": self._value}
+
+
+def test_an_adapter_is_made_anew_for_each_save(tmp_path: Path) -> None:
+    register_adapter(Sensor, SensorAdapter)
+    sensor = Sensor()
+    checkpoint = Checkpoint(sensor=sensor, sensors=[sensor, Sensor()])
+    saver = frozen_saver(checkpoint)
+    for reading in range(3):
+        sensor.reading = checkpoint.sensors[1].reading = reading
+        assert written_by_both(saver, checkpoint, tmp_path)
 
 
 def test_objects_that_nobody_else_keeps_stay_alive(prefix: str) -> None:

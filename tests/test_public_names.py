@@ -33,6 +33,7 @@ def test_the_public_names_are_these() -> None:
         "Trackable",
         "TrackableView",
         "__version__",
+        "capture_dependencies",
         "frozen_saver",
         "latest_checkpoint",
         "list_objects",

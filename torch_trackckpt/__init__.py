@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from torch_trackckpt.adapters import RNGState, register_adapter
 from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.capture import capture_dependencies
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.frozen import frozen_saver
 from torch_trackckpt.graph.walk import list_objects
@@ -28,6 +29,7 @@ __all__ = [
     "Trackable",
     "TrackableView",
     "__version__",
+    "capture_dependencies",
     "frozen_saver",
     "latest_checkpoint",
     "list_objects",

@@ -46,7 +46,7 @@ _Slot = tuple[LiveNode, str, LiveNode, torch.Tensor]
 _Kept = tuple[list[tuple[str, list[int]]], list[frozenset[int]]]
 """See `_kept_by`."""
 
-_Owner = tuple[LiveNode, SlotOwner, _Kept]
+_Owner = tuple[LiveNode, _Kept]
 
 
 class FrozenGraph:
@@ -66,7 +66,7 @@ class FrozenGraph:
         """What a checkpoint of this moment holds."""
         self._slots = self._live.slots()
         nodes = list(self._live.nodes.values())
-        self._owners = [(node, own, _kept_by(own)) for node in nodes if isinstance(own := node.trackable, SlotOwner)]
+        self._owners = [(node, _kept_by(node.trackable)) for node in nodes if isinstance(node.trackable, SlotOwner)]
         # A tensor has no children, and its value is itself. Slot variables are the last nodes of the saved graph.
         self._asked = [
             _Asked(node, [attribute.checkpoint_key for attribute in saved.attributes], attached if not index else None)
@@ -91,7 +91,7 @@ class FrozenGraph:
                 return None
             for key, value in now.items():
                 values[self._positions[key]] = NamedValue(key, value)
-        if any(_kept_by(owner) != kept for _, owner, kept in self._owners):
+        if any(_kept_by(node.trackable) != kept for node, kept in self._owners):
             return None
         return tuple(values)
 
@@ -143,39 +143,41 @@ class _Asked:
 
     def values(self, live: LiveGraph) -> Mapping[str, Value] | None:
         """The values by key as they are now; None where their names, or the children, are not those of before."""
-        state = self._node.trackable
-        if isinstance(state, StateNode):
-            encode_state(self._node, state, live)
-        if not self._has_same_children():
+        # A view of an object may look at it when it is made: each save has new ones, as each walk.
+        self._node.trackable = adapt(live_object(self._node.trackable)) or self._node.trackable
+        if isinstance(self._node.trackable, StateNode):
+            encode_state(self._node, self._node.trackable, live)
+        if not self._has_same_children(live):
             return None
-        if isinstance(state, StateNode):
-            # The nodes of its tensors come after it and stand for those of now.
-            for tensor in state._trackable_children().values():
-                assert isinstance(tensor, Trackable)
-                live.nodes[tensor._identity()].trackable = tensor
         values = {attribute_key(self._node.path, name): value for name, value in values_of(self._node).items()}
         return values if list(values) == self._keys else None
 
-    def _has_same_children(self) -> bool:
+    def _has_same_children(self, live: LiveGraph) -> bool:
         children = self._children()
         has_objects = tuple(children) == self._names and len(children) == len(self._objects)
         if has_objects and all(map(operator.is_, children.values(), self._objects)):
             return True
-        # Views of an object's parts are made anew each time; a wrapper stands for the object in it.
-        trackables = [(name, adapt(child)) for name, child in children.items()]
-        return [(name, child._identity()) for name, child in trackables if child is not None] == self._node.children
+        # Parts that a view makes up are other objects each time, and a wrapper stands for the object in it.
+        adapted = [(name, adapt(child)) for name, child in children.items()]
+        trackables = [(name, child) for name, child in adapted if child is not None]
+        if [(name, child._identity()) for name, child in trackables] != self._node.children:
+            return False
+        for _, child in trackables:
+            live.nodes[child._identity()].trackable = child
+        return True
 
     def _children(self) -> Mapping[str, object]:
         return children_of(self._node, None if self._attached is None else self._attached())
 
 
-def _kept_by(owner: SlotOwner) -> _Kept:
+def _kept_by(owner: Trackable) -> _Kept:
     """By identity, what an optimizer keeps for parameters, and the parameters of each of its groups."""
-    slots = [
-        (name, list(map(id, itertools.chain.from_iterable(pairs)))) for name, pairs in owner._slot_variables().items()
-    ]
+    slots = owner._slot_variables().items() if isinstance(owner, SlotOwner) else ()
     groups = owner.adapted.param_groups if isinstance(owner, OptimizerAdapter) else ()
-    return slots, [frozenset(map(id, group["params"])) for group in groups]
+    return (
+        [(name, list(map(id, itertools.chain.from_iterable(pairs)))) for name, pairs in slots],
+        [frozenset(map(id, group["params"])) for group in groups],
+    )
 
 
 def _changed_names(node: LiveNode, old: list[str], new: list[str]) -> Iterator[str]:
@@ -207,8 +209,8 @@ def _slots_by_place(slots: list[_Slot]) -> dict[Hashable, tuple[str, torch.Tenso
 
 
 def _changed_groups(before: list[_Owner], now: list[_Owner]) -> Iterator[str]:
-    groups_now = {node.trackable._identity(): groups for node, _, (_, groups) in now}
-    for node, _, (_, old) in before:
+    groups_now = {node.trackable._identity(): groups for node, (_, groups) in now}
+    for node, (_, old) in before:
         new = groups_now.get(node.trackable._identity(), old)
         if len(new) != len(old):
             yield f"{node.readable} has {len(new)} parameter groups, no longer {len(old)}"
