@@ -204,9 +204,7 @@ class SensorAdapter(Adapter):
         self._value = torch.tensor(sensor.reading)
 
     def _trackable_children(self) -> dict[str, object]:
-        return {
-            "part": StateNode((id(self.adapted), "part"), lambda _: int(self._value), lambda *_: Prepared(gc.collect))
-        }
+        return {"part": SensorPart(self.adapted)}
 
     def _serialize_to_tensors(self) -> dict[str, torch.Tensor]:
         return {"value": self._value}
@@ -350,6 +348,16 @@ def test_another_order_of_children_is_another_structure(prefix: str) -> None:
     saver = frozen_saver(Checkpoint(table=table))
     table["a"] = table.pop("a")
     with pytest.raises(StructureChangedError, match=r"the children of \(root\)\.table are in another order"):
+        saver.save(prefix, FAST)
+
+
+def test_another_name_is_another_structure(prefix: str) -> None:
+    table = {"a": zero()}
+    saver = frozen_saver(Checkpoint(table=table))
+    table["b"] = table.pop("a")
+    with pytest.raises(
+        StructureChangedError, match=r"\(root\)\.table\.a was removed; \(root\)\.table\.b, a Tensor, was"
+    ):
         saver.save(prefix, FAST)
 
 
