@@ -355,9 +355,7 @@ def test_another_name_is_another_structure(prefix: str) -> None:
     table = {"a": zero()}
     saver = frozen_saver(Checkpoint(table=table))
     table["b"] = table.pop("a")
-    with pytest.raises(
-        StructureChangedError, match=r"\(root\)\.table\.a was removed; \(root\)\.table\.b, a Tensor"
-    ):
+    with pytest.raises(StructureChangedError, match=r"\(root\)\.table\.a was removed; \(root\)\.table\.b, a Tensor"):
         saver.save(prefix, FAST)
 
 
