@@ -35,6 +35,7 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/save_restore.py
 	$(BIN)/python benchmarks/async_stall.py
 	$(BIN)/python benchmarks/many_keys.py
+	$(BIN)/python benchmarks/frozen_saver.py
 
 clean:
 	rm -rf $(VENV) build run

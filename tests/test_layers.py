@@ -18,7 +18,7 @@ LEVELS = (
     ("adapters",),
     ("graph",),
     ("save", "restore"),
-    ("state_file", "reading", "checkpoint"),
+    ("state_file", "reading", "checkpoint", "views", "frozen", "capture"),
     ("inspection",),
 )
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}

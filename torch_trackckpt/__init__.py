@@ -4,7 +4,9 @@ from importlib.metadata import version
 
 from torch_trackckpt.adapters import RNGState, register_adapter
 from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.capture import capture_dependencies
 from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.frozen import frozen_saver
 from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import SaveOnSignal, preemption_save_context
@@ -14,6 +16,7 @@ from torch_trackckpt.restore.status import streaming_restore
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
 from torch_trackckpt.trackable import AutoTrackable, NoDependency, PythonState, Trackable
+from torch_trackckpt.views import CheckpointView, TrackableView, object_metadata
 
 __version__ = version("torch_trackckpt")
 
@@ -22,12 +25,16 @@ __all__ = [
     "Checkpoint",
     "CheckpointOptions",
     "CheckpointReader",
+    "CheckpointView",
     "NoDependency",
     "PythonState",
     "RNGState",
     "SaveOnSignal",
     "Trackable",
+    "TrackableView",
     "__version__",
+    "capture_dependencies",
+    "frozen_saver",
     "gather_initializers",
     "latest_checkpoint",
     "list_objects",
@@ -35,6 +42,7 @@ __all__ = [
     "load_checkpoint",
     "load_variable",
     "merge_checkpoints",
+    "object_metadata",
     "preemption_save_context",
     "register_adapter",
     "streaming_restore",

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.messages import read_object_graph
-from torch_trackckpt.graph.walk import LiveGraph, Snapshot, discover, walk
+from torch_trackckpt.graph.walk import LiveGraph, NamedValue, Snapshot, discover, walk
 from torch_trackckpt.metrics import CheckpointMetrics, Transfer
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import in_preemption_save_context
@@ -176,12 +176,17 @@ class Checkpoint(AutoTrackable):
         """How often, how long and how much this checkpoint has saved and restored."""
         return self._own.metrics
 
-    def _write(self, path: str, options: CheckpointOptions, *, updates_state: bool) -> None:
+    def _write(
+        self,
+        path: str,
+        options: CheckpointOptions,
+        *,
+        updates_state: bool,
+        values: Callable[[], Sequence[NamedValue]] | None = None,
+    ) -> None:
         metrics = self._own.metrics
         write = metrics.begin(path)
-        snapshot = walk(self._graph_root(), self._attached())
-        self._warn_of_unreachable(snapshot)
-        plan = make_plan(snapshot.values, options.experimental_sharding_callback)
+        plan = make_plan((values or self._walk)(), options.experimental_sharding_callback)
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
         if _becomes_pending(path, options):
             plan = self._own.staging.snapshot(plan)
@@ -190,6 +195,11 @@ class Checkpoint(AutoTrackable):
             self._own.pending = PendingSave(path, lambda: metrics.wrote(complete(plan, place), in_background=True))
         else:
             metrics.wrote(complete(plan, path), in_background=False)
+
+    def _walk(self) -> Sequence[NamedValue]:
+        snapshot = walk(self._graph_root(), self._attached())
+        self._warn_of_unreachable(snapshot)
+        return snapshot.values
 
     # Restoring.
 

@@ -10,6 +10,7 @@
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
     |-- UninitializedError        RuntimeError        nothing gives a tensor on the meta device its values
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
+    |-- StructureChangedError     RuntimeError        the object graph is not the one that was frozen
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
     `-- WriterClosedError         RuntimeError        a writer used after it finished or failed
 
@@ -24,6 +25,7 @@ __all__ = [
     "MismatchError",
     "RestoreError",
     "ShardingError",
+    "StructureChangedError",
     "TensorNotFoundError",
     "TrackckptError",
     "UninitializedError",
@@ -79,6 +81,10 @@ class ShardingError(TrackckptError, RuntimeError):
 
 class ValueChangedError(TrackckptError, RuntimeError):
     """A value changed while it was being saved; no checkpoint has been made."""
+
+
+class StructureChangedError(TrackckptError, RuntimeError):
+    """A frozen saver found other objects than it was made for; no file has been written."""
 
 
 class DuplicateKeyError(TrackckptError, ValueError):

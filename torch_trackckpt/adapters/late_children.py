@@ -1,7 +1,8 @@
 """How modules and optimizers tell of what comes to them after a restore: by torch's own hooks.
 
 A module that something waits for carries its `Waiting` as a ``load_state_dict`` pre-hook, an optimizer as a step
-pre-hook and as hooks around ``load_state_dict``. Where nothing waits any more, the hooks are removed.
+pre-hook and as hooks around ``load_state_dict``. Where nothing waits any more, the hooks are removed. Torch's hooks for
+registrations are the process's; while one thread restores, another should not make modules.
 """
 
 from __future__ import annotations

@@ -36,4 +36,4 @@ def row_major(tensor: torch.Tensor) -> torch.Tensor:
 
 def takes_file_bytes(tensor: torch.Tensor) -> bool:
     """Whether the tensor's memory is, byte for byte, what a file holds of it."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.is_cpu and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())

@@ -63,6 +63,11 @@ class ObjectGraph:
             node_id = None if node_id is None else self._children_by_part(node_id).get(part)
         return node_id
 
+    def descendants(self) -> list[int]:
+        """The nodes that children lead to from the root, breadth first, with the root; slot variables are not among
+        them."""
+        return [0, *self._parents]
+
     def readable(self, node_id: int) -> str:
         """What messages call a node; for a slot variable it tells the optimizer and the variable."""
         if node_id not in self._slot_owners:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 
@@ -29,7 +30,21 @@ from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, VARIABLE_VALUE, SlotOwner, Trackable, Value
 
-__all__ = ["LiveGraph", "LiveNode", "NamedValue", "Snapshot", "discover", "list_objects", "walk"]
+__all__ = [
+    "LiveGraph",
+    "LiveNode",
+    "NamedValue",
+    "Snapshot",
+    "capture",
+    "children_of",
+    "collect",
+    "discover",
+    "encode_state",
+    "list_objects",
+    "live_object",
+    "values_of",
+    "walk",
+]
 
 
 @dataclasses.dataclass
@@ -117,8 +132,26 @@ def walk(root: object, attached: Mapping[str, object] | None = None) -> Snapshot
     Raises:
         UnsupportedValueError: a value cannot be saved; the text names its object path.
     """
+    return collect(capture(root, attached))
+
+
+def capture(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:
+    """Every trackable below a root with its python state encoded as it is now, in the order of the saved nodes.
+
+    Raises:
+        UnsupportedValueError: as `walk`.
+    """
     live = discover(root, attached)
     _capture_states(live)
+    return live
+
+
+def collect(live: LiveGraph) -> Snapshot:
+    """The saved form of a graph whose states were captured.
+
+    Raises:
+        UnsupportedValueError: as `walk`.
+    """
     return _Collector(live).collect()
 
 
@@ -133,13 +166,7 @@ def discover(root: object, attached: Mapping[str, object] | None = None) -> Live
     while queue:
         parent_id = queue.popleft()
         parent = nodes[parent_id]
-        children = _children_of(parent)
-        if parent_id == root_id and attached:
-            children = {
-                **children,
-                **{name: child for name, child in attached.items() if name not in children},
-            }
-        for name, child in children.items():
+        for name, child in children_of(parent, attached if parent_id == root_id else None).items():
             trackable = adapt(child)
             if trackable is None:
                 continue
@@ -172,15 +199,54 @@ def list_objects(root: object) -> list[object]:
     """
     live = discover(root)
     trackables = [node.trackable for node in live.nodes.values()]
-    objects = [getattr(item, "adapted", item) for item in trackables if type(item) is not StateNode]
+    objects = [live_object(item) for item in trackables if type(item) is not StateNode]
     return [*objects, *(slot for _, _, _, slot in live.slots())]
 
 
-def _children_of(node: LiveNode) -> Mapping[str, object]:
+def live_object(trackable: Trackable) -> Any:
+    """What a trackable stands for: the object behind an adapter, else the trackable itself."""
+    return getattr(trackable, "adapted", trackable)
+
+
+def children_of(node: LiveNode, attached: Mapping[str, object] | None = None) -> Mapping[str, object]:
+    """The children of a node as they are now, and those that are attached to it; not all need be trackable.
+
+    Raises:
+        UnsupportedValueError: they cannot be saved; the text names the node.
+    """
     try:
-        return node.trackable._trackable_children()
+        children = node.trackable._trackable_children()
     except UnsupportedValueError as error:
-        raise UnsupportedValueError(f"{node.readable} cannot be saved: {error}") from error
+        raise _cannot_be_saved(node, error) from error
+    return {**children, **{name: attached[name] for name in attached if name not in children}} if attached else children
+
+
+def values_of(node: LiveNode) -> Mapping[str, Value]:
+    """The values of a node as they are now, by attribute name.
+
+    Raises:
+        UnsupportedValueError: as `children_of`.
+    """
+    try:
+        return node.trackable._serialize_to_tensors()
+    except UnsupportedValueError as error:
+        raise _cannot_be_saved(node, error) from error
+
+
+def encode_state(node: LiveNode, state: StateNode, live: LiveGraph) -> None:
+    """Captures a node's python state as it is now.
+
+    Raises:
+        UnsupportedValueError: as `children_of`.
+    """
+    try:
+        state.encode(live.path_of)
+    except UnsupportedValueError as error:
+        raise _cannot_be_saved(node, error) from error
+
+
+def _cannot_be_saved(node: LiveNode, error: UnsupportedValueError) -> UnsupportedValueError:
+    return UnsupportedValueError(f"{node.readable} cannot be saved: {error}")
 
 
 def _module_depth(trackable: Trackable, names: tuple[str, ...], inherited: int | None) -> int | None:
@@ -194,10 +260,7 @@ def _capture_states(live: LiveGraph) -> None:
     for node in list(live.nodes.values()):
         if not isinstance(node.trackable, StateNode):
             continue
-        try:
-            node.trackable.encode(live.path_of)
-        except UnsupportedValueError as error:
-            raise UnsupportedValueError(f"{node.readable} cannot be saved: {error}") from error
+        encode_state(node, node.trackable, live)
         for name, tensor in node.trackable._trackable_children().items():
             assert isinstance(tensor, Trackable)
             node.children.append((name, tensor._identity()))
@@ -248,11 +311,7 @@ class _Collector:
         return Snapshot(graph, (*self._values, *self._states, record), self._unreachable())
 
     def _attributes(self, node: LiveNode) -> tuple[Attribute, ...]:
-        try:
-            values = node.trackable._serialize_to_tensors()
-        except UnsupportedValueError as error:
-            raise UnsupportedValueError(f"{node.readable} cannot be saved: {error}") from error
-        return tuple(self._attribute(node, name, value) for name, value in values.items())
+        return tuple(self._attribute(node, name, value) for name, value in values_of(node).items())
 
     def _attribute(self, node: LiveNode, name: str, value: Value) -> Attribute:
         key = attribute_key(node.path, name)

@@ -17,7 +17,7 @@ from torch_trackckpt.adapters import adapt
 from torch_trackckpt.trackable import Trackable
 from torch_trackckpt.update_uid import update_uid
 
-__all__ = ["Bindings", "Place", "live_object"]
+__all__ = ["Bindings", "Place"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +96,6 @@ class Bindings:
             return self._at_root(place.name)
         parent = self.trackable(place.parent_id)
         return None if parent is None or place.name is None else parent._lookup_dependency(place.name)
-
-
-def live_object(trackable: Trackable) -> Any:
-    """What a trackable stands for."""
-    return getattr(trackable, "adapted", trackable)
 
 
 def _weak(value: Any) -> weakref.ref[Any] | None:

@@ -27,7 +27,8 @@ from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import UnsupportedFormatError
 from torch_trackckpt.graph.keys import escape
 from torch_trackckpt.graph.object_graph import Child, ObjectGraph
-from torch_trackckpt.restore.bindings import Place, live_object
+from torch_trackckpt.graph.walk import live_object
+from torch_trackckpt.restore.bindings import Place
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
 from torch_trackckpt.update_uid import new_uid, update_uid
 

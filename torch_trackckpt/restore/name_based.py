@@ -21,10 +21,9 @@ import torch
 from torch_trackckpt.adapters.late_children import SLOTS, is_unmade
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
-from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover
+from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover, live_object
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
-from torch_trackckpt.restore.bindings import live_object
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Matcher, slots_of
 from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory

@@ -9,8 +9,7 @@ from typing import TypeVar
 import torch
 from torch.nn.parameter import is_lazy
 
-from torch_trackckpt.graph.walk import LiveGraph, LiveNode
-from torch_trackckpt.restore.bindings import live_object
+from torch_trackckpt.graph.walk import LiveGraph, LiveNode, live_object
 from torch_trackckpt.restore.deferred import Restoration
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.materialize import Device, initialize
