@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from torch_trackckpt.adapters import RNGState, register_adapter
+from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.graph.walk import list_objects
@@ -10,7 +11,7 @@ from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
-from torch_trackckpt.trackable import AutoTrackable, NoDependency, PythonState, Trackable
+from torch_trackckpt.trackable import NoDependency, PythonState, Trackable
 
 __version__ = version("torch_trackckpt")
 

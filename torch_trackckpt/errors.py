@@ -7,6 +7,7 @@
     |-- UnsupportedFormatError    ValueError          sound files of a kind that is not read
     |-- MismatchError             ValueError          stored and live values do not fit together
     |-- UnsupportedValueError     TypeError           a live value that cannot be saved
+    |   `-- UnsavableContainerError  ValueError       a list, dict or tuple whose elements have lost their names
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
@@ -25,6 +26,7 @@ __all__ = [
     "ShardingError",
     "TensorNotFoundError",
     "TrackckptError",
+    "UnsavableContainerError",
     "UnsupportedFormatError",
     "UnsupportedValueError",
     "ValueChangedError",
@@ -61,6 +63,10 @@ class MismatchError(TrackckptError, ValueError):
 
 class UnsupportedValueError(TrackckptError, TypeError):
     """A live value cannot be saved; no file has been written."""
+
+
+class UnsavableContainerError(UnsupportedValueError, ValueError):
+    """The elements of a list, dict or tuple could not be found again under their names; no file has been written."""
 
 
 class RestoreError(TrackckptError, RuntimeError):

@@ -251,7 +251,7 @@ class _Collector:
         try:
             values = node.trackable._serialize_to_tensors()
         except UnsupportedValueError as error:
-            raise UnsupportedValueError(f"{node.readable} cannot be saved: {error}") from error
+            raise type(error)(f"{node.readable} cannot be saved: {error}") from error
         return tuple(self._attribute(node, name, value) for name, value in values.items())
 
     def _attribute(self, node: LiveNode, name: str, value: Value) -> Attribute:

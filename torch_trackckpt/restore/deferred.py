@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import torch
 
 from torch_trackckpt.adapters import is_trackable
+from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.walk import LiveGraph
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.match import Match, match, match_late
 from torch_trackckpt.restore.name_based import Restored, graph_by_names, names_of_variables
-from torch_trackckpt.trackable import AutoTrackable, Trackable
+from torch_trackckpt.trackable import Trackable
 
 __all__ = ["DeferredRestore", "DeferredRestoreByNames"]
 
