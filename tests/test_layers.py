@@ -13,7 +13,7 @@ PACKAGE = Path(torch_trackckpt.__file__).parent
 
 # Lower never imports higher; within a line, a unit imports only those written before it.
 LEVELS = (
-    ("errors", "trackable", "_native"),
+    ("errors", "trackable", "update_uid", "_native"),
     ("storage", "bundle", "sharding", "options"),
     ("adapters",),
     ("container_record", "data_structures", "autotrackable"),
@@ -25,7 +25,7 @@ LEVELS = (
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}
 # The lines of the table that are narrower than their level.
 ONLY = {
-    "adapters": {"errors", "options", "trackable", "_native"},
+    "adapters": {"errors", "options", "trackable", "update_uid", "_native"},
     "container_record": {"trackable", "adapters"},
     "data_structures": {"errors", "trackable", "adapters", "container_record"},
     "autotrackable": {"trackable", "data_structures"},

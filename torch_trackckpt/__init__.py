@@ -9,6 +9,8 @@ from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
+from torch_trackckpt.restore.materialize import gather_initializers
+from torch_trackckpt.restore.status import streaming_restore
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
 from torch_trackckpt.trackable import NoDependency, PythonState, Trackable
@@ -25,6 +27,7 @@ __all__ = [
     "RNGState",
     "Trackable",
     "__version__",
+    "gather_initializers",
     "latest_checkpoint",
     "list_objects",
     "list_variables",
@@ -32,4 +35,5 @@ __all__ = [
     "load_variable",
     "merge_checkpoints",
     "register_adapter",
+    "streaming_restore",
 ]

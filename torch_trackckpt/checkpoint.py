@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 import os
 import threading
@@ -19,12 +18,10 @@ from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.messages import read_object_graph
-from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.graph.walk import LiveGraph, Snapshot, discover, walk
 from torch_trackckpt.options import CheckpointOptions
-from torch_trackckpt.restore.assign import assign_values
-from torch_trackckpt.restore.deferred import DeferredRestore, DeferredRestoreByNames
-from torch_trackckpt.restore.match import match
+from torch_trackckpt.restore.deferred import Restoration
+from torch_trackckpt.restore.name_based import NameBasedRestoration
 from torch_trackckpt.restore.status import (
     CheckpointLoadStatus,
     InitializationOnlyStatus,
@@ -179,8 +176,10 @@ class Checkpoint(AutoTrackable):
     def restore(self, save_path: str | os.PathLike[str] | None, options: CheckpointOptions | None = None) -> LoadStatus:
         """Restores what `save` wrote, the save counter included. Live tensors change in place.
 
-        What is set as an attribute of this checkpoint, or of an `AutoTrackable` below it, later than this gets its
-        values when it is set, until the next `restore` or `read`.
+        What the checkpoint has values for and the program does not have yet is restored when it appears: attributes of
+        this checkpoint and of every `AutoTrackable` below it, elements of their lists and dicts, parameters, buffers
+        and submodules of modules, parameters of optimizers. Of several restores that wait for one object, the latest
+        that has values for it counts. Tensors on the meta device wait for ``status.run_restore_ops()``.
 
         A checkpoint without an object graph, such as every one of TensorFlow 1, is restored by names: a variable takes
         the value under its own name, which is the one in its module's ``state_dict`` unless
@@ -203,7 +202,7 @@ class Checkpoint(AutoTrackable):
         """
         if save_path is None:
             self.save_counter  # noqa: B018  creates it
-            return InitializationOnlyStatus()
+            return InitializationOnlyStatus(self._discover)
         path = os.fsdecode(save_path)
         try:
             reader = CheckpointReader(saved_model_prefix(path) or path)
@@ -226,33 +225,18 @@ class Checkpoint(AutoTrackable):
         self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None = None
     ) -> LoadStatus:
         graph = read_object_graph(reader)
-        # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
-        with torch.inference_mode(False):
-            if graph is None:
-                return self._read_by_names(reader, options, optional)
-            return self._read_by_graph(graph, reader, options)
-
-    def _read_by_graph(
-        self, graph: ObjectGraph, reader: CheckpointReader, options: CheckpointOptions
-    ) -> CheckpointLoadStatus:
-        skip_slots = options.experimental_skip_slot_variables
-        matched = match(graph, self._graph_root(), self._attached(), reader.stored, skip_slot_variables=skip_slots)
-        assign_values(matched, reader, options)
-        self._own.wait_by(DeferredRestore(matched, reader, options, self))
-        return CheckpointLoadStatus(matched, self._discover, reader.file_prefix, skips_slot_variables=skip_slots)
-
-    def _read_by_names(
-        self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None
-    ) -> NameBasedLoadStatus:
+        if graph is not None:
+            restoration = Restoration(graph, reader, options, self)
+            restoration.begin(self)
+            return CheckpointLoadStatus(restoration, self._discover)
         _logger.warning(
             "%r has no object graph, so values are matched by name alone, which breaks when something is renamed. Save "
             "once with Checkpoint to have them matched by object.",
             reader.file_prefix,
         )
-        deferred = DeferredRestoreByNames(reader, options, self)
-        deferred.run()
-        self._own.wait_by(deferred)
-        return NameBasedLoadStatus(functools.partial(deferred.missing, self, optional), reader.file_prefix)
+        by_names = NameBasedRestoration(reader, options, self)
+        by_names.run()
+        return NameBasedLoadStatus(by_names, self, reader.file_prefix, optional)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -269,7 +253,9 @@ class Checkpoint(AutoTrackable):
             return counter
         if _SAVE_COUNTER not in self.__dict__:
             with torch.inference_mode(False):
-                self.__dict__[_SAVE_COUNTER] = torch.zeros((), dtype=torch.int64, device="cpu")
+                counter = torch.zeros((), dtype=torch.int64, device="cpu")
+            self._waiting().attach(_SAVE_COUNTER, counter)
+            self.__dict__[_SAVE_COUNTER] = counter
         own: torch.Tensor = self.__dict__[_SAVE_COUNTER]
         return own
 
@@ -312,17 +298,10 @@ class _Own:
 
     def __init__(self, root: object) -> None:
         self.root = root
-        self.deferred: DeferredRestore | DeferredRestoreByNames | None = None
         self.has_warned_of_unreachable = False
         self.lock = threading.RLock()
 
-    def wait_by(self, deferred: DeferredRestore | DeferredRestoreByNames) -> None:
-        """Has a restore wait for objects in place of an earlier one, which the later overrules."""
-        if self.deferred is not None:
-            self.deferred.cancel()
-        self.deferred = deferred
-
-    # A copy has a lock of its own, and nothing waits for its objects.
+    # A copy has a lock of its own.
 
     def __getstate__(self) -> tuple[object]:
         return (self.root,)

@@ -9,6 +9,7 @@
     |-- UnsupportedValueError     TypeError           a live value that cannot be saved
     |   `-- UnsavableContainerError  ValueError       a list, dict or tuple whose elements have lost their names
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
+    |-- UninitializedError        RuntimeError        nothing gives a tensor on the meta device its values
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
     `-- WriterClosedError         RuntimeError        a writer used after it finished or failed
@@ -26,6 +27,7 @@ __all__ = [
     "ShardingError",
     "TensorNotFoundError",
     "TrackckptError",
+    "UninitializedError",
     "UnsavableContainerError",
     "UnsupportedFormatError",
     "UnsupportedValueError",
@@ -71,6 +73,10 @@ class UnsavableContainerError(UnsupportedValueError, ValueError):
 
 class RestoreError(TrackckptError, RuntimeError):
     """An object raised while it took its stored state; the text names what had changed before."""
+
+
+class UninitializedError(TrackckptError, RuntimeError):
+    """A tensor on the meta device has no stored value, and its module cannot initialise it."""
 
 
 class ShardingError(TrackckptError, RuntimeError):

@@ -9,7 +9,7 @@ to the user's own attributes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "OBJECT_GRAPH_KEY",
     "PYTHON_STATE",
     "VARIABLE_VALUE",
+    "DeferredChild",
     "NoDependency",
     "Prepared",
     "PythonState",
@@ -54,6 +55,8 @@ class Prepared:
     """Gives them to the live object."""
     unused: tuple[str, ...] = ()
     """What among them has no place in the live object; the status tells of it."""
+    rest: object = None
+    """The part of the value to which this applies, if it may have a place later: see `_prepare_rest`."""
 
 
 class Trackable:
@@ -105,6 +108,10 @@ class Trackable:
             )
         return Prepared(lambda: self._restore_from_tensors(values))
 
+    def _prepare_rest(self, rest: Any, resolve: Resolve) -> Prepared:
+        """Tries again with what an earlier `_prepare_restore` left over, now that there are more objects."""
+        raise NotImplementedError
+
     def _restore_from_tensors(self, values: Mapping[str, Value]) -> None:
         """Takes the stored values over."""
         raise NotImplementedError
@@ -112,6 +119,14 @@ class Trackable:
     def _identity(self) -> Hashable:
         """Equal for two views of one object: a node exists once for each identity."""
         return id(self)
+
+    def _owner(self) -> tuple[Any, Hashable]:
+        """The live object behind the view; and which part of it this is, where it is only a part."""
+        return self, None
+
+    def _postponed(self, stored_names: Collection[str]) -> Collection[str]:
+        """Those of the stored children that are here but cannot take values before the others can."""
+        return ()
 
     def _waiting(self) -> Waiting | None:
         """What waits for children that are attached later; None where nobody would tell it of them."""
@@ -127,7 +142,15 @@ class DeferredChild(Protocol):
         ...
 
     def restore(self, child: object) -> bool:
-        """Gives the live object, and everything below it, the stored values; false where it is not trackable."""
+        """Gives the live object, and everything below it, the stored values; false where it cannot take them."""
+        ...
+
+    def read(self) -> torch.Tensor:
+        """The stored value, of an object that is a tensor."""
+        ...
+
+    def supersede(self) -> None:
+        """Says that the live object has got another value, which is newer."""
         ...
 
 
@@ -161,10 +184,31 @@ class Waiting:
             self._by_name[name].remove(child)
             if not self._by_name[name]:
                 del self._by_name[name]
+            self._rest_if_empty()
+
+    def read(self, name: str) -> torch.Tensor:
+        """The value that the child of this name, a tensor, waits for."""
+        return max(self._by_name[name], key=lambda position: position.restore_uid).read()
+
+    def supersede(self, name: str) -> None:
+        """Has the child of this name wait no longer, because it gets another value."""
+        for position in tuple(self._by_name[name]):
+            position.supersede()
+            self.discard(name, position)
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Has a function called after each child that is attached, whatever its name."""
-        self._watchers.append(watcher)
+        if watcher not in self._watchers:
+            self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """Has it called no longer."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
+            self._rest_if_empty()
+
+    def _rest_if_empty(self) -> None:
+        """Called when something waits no longer; a place for undoing what the wait needed."""
 
     def attach(self, name: str, child: object) -> None:
         """To be called before an object becomes a child; its values come from the latest restore that has any.
@@ -223,12 +267,17 @@ class SlotOwner(Trackable):
         """Every variable that it keeps any state for, and what to call it in a message."""
         raise NotImplementedError
 
+    def _keeps_slots_of(self, variable: torch.Tensor) -> bool:
+        """Whether a variable is among those that it keeps tensors for; if not, its stored slots go on waiting."""
+        return True
+
     def _slot_destinations(
         self, variable: torch.Tensor, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     ) -> Mapping[str, torch.Tensor] | None:
         """Tensors to read a variable's stored slots into: live ones, or new ones of the stored dtype and shape.
 
-        None where the owner cannot use this set of slots. Nothing changes before `_assign_slots`.
+        None where the owner cannot use this set of slots, although it keeps tensors for the variable. Nothing changes
+        before `_assign_slots`.
         """
         raise NotImplementedError
 

@@ -345,5 +345,5 @@ def test_hyper_parameters_of_an_empty_group_are_never_called_consumed(prefix: st
 
     Checkpoint(o=make(0.3)).write(prefix, FAST)
 
-    with pytest.raises(AssertionError, match="group 0 of 0 parameters"):
+    with pytest.raises(AssertionError, match="a group of 0 parameters"):
         Checkpoint(o=make(9.0)).read(prefix).assert_consumed()

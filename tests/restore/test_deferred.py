@@ -146,6 +146,17 @@ def test_children_of_a_root_and_of_its_checkpoint_are_both_noticed(prefix: str) 
     status.assert_consumed()
 
 
+def test_a_save_counter_that_is_made_after_a_read_has_the_stored_number(prefix: str) -> None:
+    """C041: as in TensorFlow, the numbers go on."""
+    saved = Checkpoint(x=ones())
+    saved.save(prefix)
+    path = saved.save(prefix)
+    checkpoint = Checkpoint(x=zeros())
+    status = checkpoint.read(path)
+    assert checkpoint.save(prefix) == f"{prefix}-3"
+    status.assert_consumed()
+
+
 def test_a_python_state_that_comes_late_takes_its_bytes_when_it_comes(prefix: str) -> None:
     """C095"""
 

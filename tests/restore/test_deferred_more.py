@@ -31,7 +31,7 @@ def no_collector() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- several restores
 
 
-def test_a_later_restore_wins_and_an_earlier_one_waits_no_more(prefix: str) -> None:
+def test_a_later_restore_wins_and_an_earlier_one_supplies_what_it_has_not(prefix: str) -> None:
     """C082"""
     old = Checkpoint(x=full(1.0), y=full(1.0)).write(prefix + "-old")
     new = Checkpoint(x=full(2.0)).write(prefix + "-new")
@@ -40,7 +40,7 @@ def test_a_later_restore_wins_and_an_earlier_one_waits_no_more(prefix: str) -> N
     checkpoint.read(new)
     checkpoint.x, checkpoint.y = zeros(), zeros()
     assert torch.equal(checkpoint.x, full(2.0))
-    assert not checkpoint.y.any()
+    assert torch.equal(checkpoint.y, full(1.0))
 
 
 @pytest.mark.parametrize("old_last", [False, True])
@@ -104,16 +104,16 @@ def test_a_mismatch_does_not_use_the_value_up(prefix: str) -> None:
     status.assert_consumed()
 
 
-def test_what_could_not_be_assigned_is_not_asserted_to_be_restored(prefix: str) -> None:
+def test_what_could_not_be_restored_is_not_attached(prefix: str) -> None:
     """C086, C128"""
     Checkpoint(x=ones()).write(prefix)
     checkpoint = Checkpoint()
     status = checkpoint.read(prefix)
     with pytest.raises(MismatchError):
         checkpoint.x = torch.zeros(3)
-    for check in (status.assert_consumed, status.assert_existing_objects_matched):
-        with pytest.raises(AssertionError, match=r"\(root\)\.x"):
-            check()
+    assert not hasattr(checkpoint, "x")
+    with pytest.raises(AssertionError, match=r"\(root\)\.x"):
+        status.assert_consumed()
 
 
 def test_damage_is_raised_by_the_assignment_and_nothing_changes(prefix: str, damage: Damage) -> None:
@@ -135,9 +135,10 @@ def test_files_that_are_gone_are_named_by_the_assignment(prefix: str) -> None:
     checkpoint = Checkpoint()
     checkpoint.read(prefix)
     os.unlink(f"{prefix}.data-00000-of-00001")
+    late = zeros()
     with pytest.raises(CheckpointNotFoundError, match=rf"{prefix}\.data-00000-of-00001"):
-        checkpoint.x = zeros()
-    assert not checkpoint.x.any()
+        checkpoint.x = late
+    assert not late.any()
 
 
 def test_a_replaced_checkpoint_is_an_error_never_other_values(prefix: str) -> None:
@@ -145,9 +146,10 @@ def test_a_replaced_checkpoint_is_an_error_never_other_values(prefix: str) -> No
     checkpoint = Checkpoint()
     checkpoint.read(prefix)
     Checkpoint(x=full(5.0), y=full(6.0)).write(prefix)
+    late = zeros()
     with pytest.raises(DataLossError):
-        checkpoint.x = zeros()
-    assert not checkpoint.x.any()
+        checkpoint.x = late
+    assert not late.any()
 
 
 # ------------------------------------------------------------------------------------- copies and references

@@ -216,7 +216,7 @@ def test_a_slot_goes_to_the_live_slot_of_its_variable() -> None:
     (node_id, key, tensor) = slots.slots["momentum_buffer"]
     assert (node_id, key) == (3, "slot")
     assert tensor is optimizer.state[weight]["momentum_buffer"]
-    assert result.bound_slot_ids == {3}
+    assert result.settled_slots == {(2, 1)}
 
 
 def test_slots_are_left_alone_when_asked_to() -> None:

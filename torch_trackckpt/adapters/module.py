@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torch_trackckpt.adapters.late_children import ModuleWaiting
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
-from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value
+from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value, Waiting
 
 __all__ = ["ModuleAdapter", "TensorAdapter"]
 
@@ -81,8 +82,22 @@ class ModuleAdapter(Adapter):
             # Not `get`, which the look-alikes of dicts in scripted modules lack.
             if name in registered:
                 child: object = registered[name]
-                return None if isinstance(child, torch.Tensor) and is_lazy(child) else child
+                return child
         return None
+
+    def _postponed(self, stored_names: Collection[str]) -> Collection[str]:
+        # A lazy module makes all of its parameters in its first forward pass, or none.
+        lazy = {name for name, child in self._trackable_children().items() if _is_lazy_tensor(child)}
+        return () if lazy <= set(stored_names) else lazy
+
+    def _waiting(self) -> Waiting | None:
+        if isinstance(self.adapted, torch.jit.ScriptModule):
+            return None
+        return ModuleWaiting.find(self.adapted) or ModuleWaiting(self.adapted)
+
+
+def _is_lazy_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and is_lazy(value)
 
 
 def _state_without_a_node(module: nn.Module) -> list[str]:
@@ -116,7 +131,8 @@ def _has_extra_state(module: nn.Module) -> bool:
 
 def _extra_state(module: nn.Module) -> StateNode:
     return StateNode(
-        identity=(id(module), "_extra_state"),
+        module,
+        "_extra_state",
         capture=lambda path_of: module.get_extra_state(),
         prepare=lambda state, resolve: _prepare_extra_state(module, state),
     )

@@ -16,13 +16,15 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from torch_trackckpt.adapters.kinds import accepted_kinds
+from torch_trackckpt.adapters.late_children import OptimizerWaiting
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
-from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner
+from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner, Waiting
 
 __all__ = ["OptimizerAdapter"]
 
@@ -53,20 +55,26 @@ class OptimizerAdapter(Adapter, SlotOwner):
         return self._extra_state() if name == "extra_state" else None
 
     def _param_groups(self) -> StateNode:
-        return StateNode((id(self.adapted), "param_groups"), self._capture_groups, self._prepare_groups)
+        return StateNode(self.adapted, "param_groups", self._capture_groups, self._prepare_groups)
 
     def _extra_state(self) -> StateNode:
-        return StateNode((id(self.adapted), "extra_state"), self._capture_extra, self._prepare_extra)
+        return StateNode(self.adapted, "extra_state", self._capture_extra, self._prepare_extra)
 
     # Slot variables.
 
     def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        # Parameters may have been added since a restore; what waited for them has to be seen, and saved.
+        if (waiting := OptimizerWaiting.find(self.adapted)) is not None:
+            waiting.look(self.adapted)
         slots: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for parameter, state in self._states():
             for name, value in state.items():
                 if self._is_slot(value):
                     slots.setdefault(name, []).append((parameter, value))
         return dict(sorted(slots.items()))
+
+    def _waiting(self) -> Waiting:
+        return OptimizerWaiting.find(self.adapted) or OptimizerWaiting(self.adapted)
 
     def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
         with_state = {id(parameter) for parameter, state in self._states() if state}
@@ -77,11 +85,12 @@ class OptimizerAdapter(Adapter, SlotOwner):
             if id(parameter) in with_state
         ]
 
+    def _keeps_slots_of(self, variable: torch.Tensor) -> bool:
+        return self._group_of(variable) is not None
+
     def _slot_destinations(
         self, variable: torch.Tensor, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     ) -> Mapping[str, torch.Tensor] | None:
-        if self._group_of(variable) is None:
-            return None
         live = {name: value for name, value in self.adapted.state.get(variable, {}).items() if self._is_slot(value)}
         # Another program's slots may not be all that this optimizer needs; an incomplete state would break its
         # next step. They are taken only in place of slots that are here already.
@@ -144,13 +153,13 @@ class OptimizerAdapter(Adapter, SlotOwner):
             if isinstance(parameter, torch.Tensor) and self._group_of(parameter) is not None
         ]
         known = {id(parameter) for parameter, _ in mine}
-        unused = tuple(path for path, parameter, _ in found if id(parameter) not in known)
+        rest = {path: values for path, parameter, values in found if id(parameter) not in known}
 
         def assign() -> None:
             for parameter, values in mine:
                 self.adapted.state[parameter].update(_on_device(values, parameter.device))
 
-        return Prepared(assign, unused)
+        return Prepared(assign, tuple(rest), rest or None)
 
     # Hyper-parameters.
 
@@ -191,12 +200,9 @@ class OptimizerAdapter(Adapter, SlotOwner):
             for index, target in targets.items():
                 _assign_group(self.adapted.param_groups[target], groups[index], members[index])
 
-        unused = [
-            f"group {index} of {len(group['params'])} parameters, none of which is known here"
-            for index, group in enumerate(groups)
-            if index not in targets
-        ]
-        return Prepared(assign, tuple(unused))
+        left = [group for index, group in enumerate(groups) if index not in targets]
+        unused = tuple(f"a group of {len(group['params'])} parameters, none of which is known here" for group in left)
+        return Prepared(assign, unused, {**stored, "groups": left} if left else None)
 
     def _check_kind(self, stored: dict[str, Any]) -> None:
         if stored["kind"] not in accepted_kinds(type(self.adapted), Optimizer):
@@ -295,7 +301,7 @@ def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tupl
     """Memory for a slot where torch.optim itself would have made it."""
     if name == "step":
         return torch.empty(shape, dtype=dtype, device="cpu")
-    if shape == tuple(variable.shape):
+    if not is_lazy(variable) and shape == tuple(variable.shape):
         return torch.empty_like(variable, dtype=dtype, requires_grad=False)
     return torch.empty(shape, dtype=dtype, device=variable.device)
 

@@ -41,7 +41,8 @@ class StateDictAdapter(StateNode):
 
     def __init__(self, adapted: Any) -> None:
         super().__init__(
-            identity=id(adapted),
+            adapted,
+            None,
             capture=lambda path_of: adapted.state_dict(),
             prepare=lambda state, resolve: Prepared(lambda: adapted.load_state_dict(state)),
         )

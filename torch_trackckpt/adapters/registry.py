@@ -23,6 +23,9 @@ class Adapter(Trackable):
     def _identity(self) -> Hashable:
         return id(self.adapted)
 
+    def _owner(self) -> tuple[Any, Hashable]:
+        return self.adapted, None
+
 
 @functools.singledispatch
 def adapt(value: object) -> Trackable | None:

@@ -24,7 +24,8 @@ class SchedulerAdapter(StateNode):
 
     def __init__(self, scheduler: LRScheduler) -> None:
         super().__init__(
-            identity=id(scheduler),
+            scheduler,
+            None,
             capture=lambda path_of: {"kind": type(scheduler).__name__, "state": scheduler.state_dict()},
             prepare=lambda stored, resolve: _prepare(scheduler, stored),
         )

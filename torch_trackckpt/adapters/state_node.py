@@ -24,18 +24,20 @@ class StateNode(Trackable):
     restore asks for them by name, places for the stored tensors.
 
     Args:
-        identity: equal for every node that stands for the same value.
+        owner: the live object that the value belongs to.
+        part: which part of the object the value is; None where it is the object's whole state.
         capture: returns the value; may refer to other saved objects by their paths.
         prepare: checks a stored value against the live object, which it does not change.
     """
 
     def __init__(
         self,
-        identity: Hashable,
+        owner: object,
+        part: str | None,
         capture: Callable[[PathOf], object],
         prepare: Callable[[Any, Resolve], Prepared],
     ) -> None:
-        self._state_identity = identity
+        self._owner_and_part = owner, part
         self._capture = capture
         self._prepare = prepare
         self._json = b""
@@ -47,10 +49,15 @@ class StateNode(Trackable):
         self._tensors = {name: self._place(name, tensor) for name, tensor in tensors.items()}
 
     def _place(self, name: str, tensor: torch.Tensor | None) -> _StateTensor:
-        return _StateTensor((self._state_identity, name), tensor)
+        owner, part = self._owner_and_part
+        return _StateTensor(owner, (part, name), tensor)
 
     def _identity(self) -> Hashable:
-        return self._state_identity
+        owner, part = self._owner_and_part
+        return id(owner) if part is None else (id(owner), part)
+
+    def _owner(self) -> tuple[Any, Hashable]:
+        return self._owner_and_part
 
     def _trackable_children(self) -> Mapping[str, object]:
         return self._tensors
@@ -68,16 +75,23 @@ class StateNode(Trackable):
         tensors = {name: place.tensor for name, place in self._tensors.items() if place.tensor is not None}
         return self._prepare(json_codec.decode(state_bytes(values), tensors), resolve)
 
+    def _prepare_rest(self, rest: Any, resolve: Resolve) -> Prepared:
+        return self._prepare(rest, resolve)
+
 
 class _StateTensor(Trackable):
     """A tensor inside a state. Never shared with another node, even if the live tensor is another's too."""
 
-    def __init__(self, identity: Hashable, tensor: torch.Tensor | None) -> None:
-        self._tensor_identity = identity
+    def __init__(self, owner: object, part: Hashable, tensor: torch.Tensor | None) -> None:
+        self._owner_and_part = owner, part
         self.tensor = tensor
 
     def _identity(self) -> Hashable:
-        return self._tensor_identity
+        owner, part = self._owner_and_part
+        return id(owner), part
+
+    def _owner(self) -> tuple[Any, Hashable]:
+        return self._owner_and_part
 
     def _attribute_names(self) -> tuple[str, ...]:
         return (VARIABLE_VALUE,)

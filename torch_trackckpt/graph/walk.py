@@ -264,6 +264,11 @@ class _Collector:
         slots_of: dict[int, list[SlotVariable]] = {}
         nodes: list[Node] = []
         for optimizer, slot_name, variable, slot in self._live.slots():
+            if not isinstance(slot, torch.Tensor):
+                raise UnsupportedValueError(
+                    f"The slot {slot_name!r} that {optimizer.readable} keeps for {variable.readable} is a "
+                    f"{type(slot).__name__}; a slot is a tensor, and has no children of its own."
+                )
             if id(slot) in self._ids:
                 raise UnsupportedValueError(
                     f"The slot {slot_name!r} that {optimizer.readable} keeps for {variable.readable} is itself part "

@@ -10,10 +10,13 @@ assign    python states, then tensors in place: file bytes go straight into cont
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
+from torch.nn.parameter import is_lazy
 
+from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.memory import memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
 from torch_trackckpt.errors import (
@@ -25,7 +28,8 @@ from torch_trackckpt.errors import (
 )
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.match import BoundValues, Match
-from torch_trackckpt.trackable import Prepared, Trackable, Value
+from torch_trackckpt.trackable import Prepared
+from torch_trackckpt.update_uid import set_update_uid
 
 __all__ = ["assign_values"]
 
@@ -59,6 +63,7 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         TensorNotFoundError: the object graph names a value that the checkpoint does not hold.
     """
     in_place, handed_over = _collect(match, reader)
+    _check_fit([*in_place, *_unmade(match, reader)], reader)
     keys = [item.stored.key for item in in_place]
     keys += [stored.key for item in handed_over for stored in item.stored.values()]
     nbytes = sum(item.stored.nbytes for item in in_place)
@@ -68,15 +73,30 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         reader.check(keys)
     prepared = _prepare(handed_over, match, reader)
     changed: list[str] = []
-    for item, decoded in zip(handed_over, prepared, strict=True):
-        _assign_one(item, decoded, changed, reader)
+    for node_id, decoded in prepared:
+        _assign_one(match.graph.readable(node_id), decoded, changed, reader)
         if decoded.unused:
-            match.incomplete.add(item.bound.node_id)
-            match.unused_attributes.setdefault(item.bound.node_id, []).extend(decoded.unused)
+            match.unused_attributes.setdefault(node_id, []).extend(decoded.unused)
+        if decoded.rest is not None:
+            match.left_over[node_id] = decoded.rest
+    for item in in_place:
+        if is_lazy(item.tensor):
+            item.tensor.materialize(item.stored.shape)
     _InPlaceReader(reader, changed).read(in_place)
     for slot_set in match.slots.values():
         slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
         slot_set.optimizer._assign_slots(slot_set.variable, slots)
+    _note(match)
+
+
+def _note(match: Match) -> None:
+    """Has the objects know by which restore they got their values."""
+    for bound in match.values.values():
+        owner, part = bound.trackable._owner()
+        set_update_uid(owner, match.uid, part)
+    for slot_set in match.slots.values():
+        optimizer, _ = slot_set.optimizer._owner()
+        set_update_uid(optimizer, match.uid, (SLOTS, id(slot_set.variable)))
 
 
 def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], list[_HandedOver]]:
@@ -93,8 +113,13 @@ def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], li
         for node_id, key, tensor in slot_set.slots.values():
             readable = match.graph.readable(node_id)
             in_place.append(_InPlace(_stored(reader, key, readable), readable, tensor))
-    _check_fit(in_place, reader)
     return in_place, handed_over
+
+
+def _unmade(match: Match, reader: CheckpointReader) -> list[_InPlace]:
+    """What waits for tensors that have no memory; that it will not fit can be known now."""
+    found = [(unmade, match.graph.readable(unmade.node_id)) for unmade in match.unmade]
+    return [_InPlace(_stored(reader, unmade.key, readable), readable, unmade.tensor) for unmade, readable in found]
 
 
 def _stored(reader: CheckpointReader, key: str, readable: str) -> StoredTensor:
@@ -123,12 +148,14 @@ def _conflicts(item: _InPlace) -> Iterator[str]:
             f"{item.readable}: tensor_name = {stored.key}; expected dtype {_name(live.dtype)} does not equal "
             f"original dtype {stored.dtype}"
         )
+    if is_lazy(live):
+        return
     if stored.shape != tuple(live.shape):
         yield (
             f"{item.readable}: received incompatible tensor with shape {list(stored.shape)} when attempting to "
             f"restore a tensor with shape {list(live.shape)} (key {stored.key})"
         )
-    if obstacle := _obstacle(live):
+    if not live.is_meta and (obstacle := _obstacle(live)):
         yield f"{item.readable}: {obstacle}"
 
 
@@ -145,36 +172,38 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -> list[Prepared]:
-    """Reads and decodes what objects take themselves; the results assign it."""
+def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -> list[tuple[int, Prepared]]:
+    """Reads and decodes what objects take themselves; the results, by node, assign it."""
     values = [{name: reader.get_tensor(stored.key) for name, stored in item.stored.items()} for item in items]
-    prepared: list[Prepared] = []
+    prepared: list[tuple[int, Prepared]] = []
     # Backwards, because a state is decoded with the tensors of its children, which follow it.
     for item, values_of_item in reversed(list(zip(items, values, strict=True))):
-        prepared.append(_prepare_one(item.bound.trackable, item.readable, values_of_item, match, reader))
+        prepare = functools.partial(item.bound.trackable._prepare_restore, values_of_item, match.resolve)
+        prepared.append((item.bound.node_id, _prepare_one(prepare, item.readable, reader)))
+    for rest in match.rest:
+        prepare = functools.partial(rest.trackable._prepare_rest, rest.value, match.resolve)
+        prepared.append((rest.node_id, _prepare_one(prepare, match.graph.readable(rest.node_id), reader)))
     return prepared[::-1]
 
 
-def _prepare_one(
-    trackable: Trackable, readable: str, values: dict[str, Value], match: Match, reader: CheckpointReader
-) -> Prepared:
+def _prepare_one(prepare: Callable[[], Prepared], readable: str, reader: CheckpointReader) -> Prepared:
     try:
-        return trackable._prepare_restore(values, match.resolve)
+        return prepare()
     except (MismatchError, DataLossError, UnsupportedFormatError) as error:
         raise type(error)(
             f"{readable} cannot be restored from {reader.file_prefix!r}; nothing has been assigned: {error}"
         ) from error
 
 
-def _assign_one(item: _HandedOver, decoded: Prepared, changed: list[str], reader: CheckpointReader) -> None:
+def _assign_one(readable: str, decoded: Prepared, changed: list[str], reader: CheckpointReader) -> None:
     """Lets an object take its state; `changed` tells which have, and this one as soon as it may have begun."""
     before = list(changed)
-    changed.append(item.readable)
+    changed.append(readable)
     try:
         decoded.assign()
     except Exception as error:
         raise RestoreError(
-            f"{item.readable} did not take its state from {reader.file_prefix!r}: {type(error).__name__}: {error}\n"
+            f"{readable} did not take its state from {reader.file_prefix!r}: {type(error).__name__}: {error}\n"
             "No tensor has been restored. These have: " + (", ".join(before) or "none")
         ) from error
 

@@ -1,201 +1,343 @@
-"""Values that wait for objects: what is attached after a restore gets its values when it is attached.
+"""One restore, from the objects that are there when it begins to the last that appears later.
 
-Attributes of `AutoTrackable` objects, `Checkpoint` among them, are noticed when they are set. What waits refers to live
-objects weakly, so that it keeps none of them alive.
+Each step binds live objects to saved nodes (`match`), gives them their values (`assign`), and leaves what found no
+live object waiting with the parent, by name (`Waiting`). An object that appears takes the next step. What waits refers
+to live objects weakly, so that it keeps none of them alive; the objects that something waits for, and the status, keep
+the restore alive. When the last of them is gone, the log tells what has not been restored.
 """
 
 from __future__ import annotations
 
-import abc
+import contextlib
+import dataclasses
+import logging
 import weakref
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 
-from torch_trackckpt.adapters import is_trackable
-from torch_trackckpt.autotrackable import AutoTrackable
+from torch_trackckpt.adapters.late_children import RegistrationHooks, is_unmade
+from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.bundle.reader import CheckpointReader
-from torch_trackckpt.graph.walk import LiveGraph
+from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
-from torch_trackckpt.restore.match import Match, match, match_late
-from torch_trackckpt.restore.name_based import Restored, graph_by_names, names_of_variables
-from torch_trackckpt.trackable import Trackable
+from torch_trackckpt.restore.bindings import Bindings, Place
+from torch_trackckpt.restore.holder import Holder
+from torch_trackckpt.restore.match import Match, Matcher, PendingSlots, Unmade, slots_of
+from torch_trackckpt.restore.materialize import Device, give_memory, take_memory
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
+from torch_trackckpt.update_uid import new_uid
 
-__all__ = ["DeferredRestore", "DeferredRestoreByNames"]
+__all__ = ["Restoration"]
 
+_MOST_NAMED = 20
 
-class Holder(Protocol):
-    """The checkpoint whose attributes count as children of the root."""
-
-    def _graph_root(self) -> object: ...
-    def _attached(self) -> Mapping[str, object]: ...
-    def _discover(self) -> LiveGraph: ...
-
-
-class _Deferred(abc.ABC):
-    """Listens to attributes that are set, until another restore takes its place."""
-
-    def __init__(self, reader: CheckpointReader, options: CheckpointOptions, holder: Any) -> None:
-        self._reader, self._options = reader, options
-        self._holder = weakref.ref(holder)
-        self._listening_to: list[weakref.ref[AutoTrackable]] = []
-
-    def listen(self, live: LiveGraph) -> None:
-        """Listens to every object that tells of its attributes."""
-        known = {id(reference()) for reference in self._listening_to}
-        for trackable in (*(node.trackable for node in live.nodes.values()), self._holder()):
-            if isinstance(trackable, AutoTrackable) and id(trackable) not in known:
-                known.add(id(trackable))
-                self._listening_to.append(weakref.ref(trackable))
-                trackable._add_listener(self.attached)
-
-    def cancel(self) -> None:
-        """Stops listening."""
-        for reference in self._listening_to:
-            if (trackable := reference()) is not None:
-                trackable._remove_listener(self.attached)
-        self._listening_to.clear()
-
-    @abc.abstractmethod
-    def attached(self, parent: AutoTrackable, name: str, child: object) -> None:
-        """Called when an attribute was set."""
+_logger = logging.getLogger("torch_trackckpt")
 
 
-def _object_of(trackable: Trackable) -> Any:
-    return getattr(trackable, "adapted", trackable)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _DeferredNode:
+    """A node that waits for its live object at a place."""
+
+    restoration: Restoration
+    node_id: int
+    place: Place
+    registration_hooks: RegistrationHooks | None
+    """What makes the parent tell of the object; kept for as long as this waits."""
+
+    @property
+    def restore_uid(self) -> int:
+        return self.restoration.uid
+
+    def restore(self, child: object) -> bool:
+        return self.restoration.restore(self.node_id, child, self.place)
+
+    def read(self) -> torch.Tensor:
+        return self.restoration.read(self.node_id)
+
+    def supersede(self) -> None:
+        self.restoration.superseded.add(self.node_id)
 
 
-def _weak(value: Any) -> weakref.ref[Any] | None:
-    """A weak reference; None for the lists and dicts that have none."""
-    try:
-        return weakref.ref(value)
-    except TypeError:
-        return None
-
-
-class DeferredRestore(_Deferred):
-    """What is left of a restore by object graph.
+class Restoration:
+    """One restore of a checkpoint with an object graph.
 
     Args:
-        matched: what was matched so far, and assigned; it is the status's, and grows.
+        graph: the saved graph.
         reader: the checkpoint.
         options: those of the restore.
         holder: the object whose attributes count as children of node 0 without being the root, if there is one.
     """
 
-    def __init__(self, matched: Match, reader: CheckpointReader, options: CheckpointOptions, holder: Holder) -> None:
-        super().__init__(reader, options, holder)
-        self._graph = matched.graph
-        self._match = weakref.ref(matched)
-        self._objects: dict[int, weakref.ref[Any] | None] = {}
-        self._has_values: set[int] = set()
-        self._remember(matched)
-        self.listen(holder._discover())
+    def __init__(
+        self, graph: ObjectGraph, reader: CheckpointReader, options: CheckpointOptions, holder: Holder
+    ) -> None:
+        self.uid = new_uid()
+        self.graph = graph
+        self.reader = reader
+        self.options = options
+        self._holder: weakref.ref[Any] = weakref.ref(holder)
+        self.bindings = Bindings(self.uid, self._at_root)
+        self.restored: set[int] = set()
+        """Nodes whose values live objects have taken."""
+        self.superseded: set[int] = set()
+        """Nodes whose objects have newer values."""
+        self.skipped: set[int] = set()
+        """Nodes that the caller left out."""
+        self.unused_attributes: dict[int, list[str]] = {}
+        """Stored attributes, or parts of them, that the live objects do not know."""
+        self.unmade: dict[int, Unmade] = {}
+        """Nodes whose live tensors have no memory yet."""
+        self.waits_at: dict[int, list[Place]] = {}
+        """Nodes that wait, or have waited, and where."""
+        self.expects_partial = True
+        self._left_over: dict[int, object] = {}
+        self._slots = slots_of(graph)
+        self._pending_slots = dict(self._slots)
+        self._pairs_of: dict[int, list[tuple[int, int]]] = {}
+        for pair in self._slots:
+            for node_id in pair:
+                self._pairs_of.setdefault(node_id, []).append(pair)
+        self._watched: set[int] = set()
+        self._streams_to: tuple[Device] | None = None
+        self._registration_hooks: weakref.ref[RegistrationHooks] | None = None
 
-    def _remember(self, matched: Match) -> None:
-        for node_id, trackable in matched.bound.items():
-            value = _object_of(trackable)
-            # A part that an adapter made up is another object each time.
-            is_made_up = trackable._identity() != id(value)
-            self._objects.setdefault(node_id, None if is_made_up else _weak(value))
-        self._has_values |= {bound.node_id for bound in matched.values.values()} | matched.bound_slot_ids
-        # A state that speaks of objects which are not there yet is taken again, with its tensors, when more come.
-        stack = list(matched.incomplete)
+    # Steps.
+
+    def begin(self, holder: Holder) -> None:
+        """Restores everything that is there.
+
+        Raises:
+            What `assign_values` raises; nothing waits then.
+        """
+        matcher = self._matcher()
+        matcher.start(holder._graph_root(), holder._attached())
+        self._take_step(matcher)
+        self.expects_partial = False
+
+    def restore(self, node_id: int, value: object, place: Place) -> bool:
+        """Restores an object that has appeared, and everything below it.
+
+        Returns:
+            False where the object cannot take values, and the node goes on waiting.
+        """
+        if node_id in self.bindings or node_id in self.superseded:
+            return True
+        matcher = self._matcher()
+        matcher.follow(node_id, value, place)
+        # It waits already.
+        matcher.match.absent = [absent for absent in matcher.match.absent if absent[1] != node_id]
+        self._take_step(matcher)
+        if self._streams_to is not None and self.unmade:
+            self.materialize(*self._streams_to)
+        return node_id in self.bindings
+
+    def look(self) -> None:
+        """Restores what has appeared where nobody told of it."""
+        live = self.bindings.live()
+        for node_id, parent in live.items():
+            for child in self.graph.nodes[node_id].children:
+                value = None if child.node_id in self.bindings else parent._lookup_dependency(child.local_name)
+                if value is not None and not is_unmade(value):
+                    self.restore(child.node_id, value, Place(node_id, child.local_name))
+
+    def materialize(self, device: Device) -> None:
+        """Gives bound tensors on the meta device their memory, in place, and their values.
+
+        Raises:
+            What `assign_values` raises; the tensors are on the meta device then.
+        """
+        matcher = self._matcher()
+        made: list[tuple[torch.Tensor, torch.Tensor]] = []
+        try:
+            for unmade in self.unmade.values():
+                tensor = self.bindings.at(unmade.place)
+                tensor = tensor if isinstance(tensor, torch.Tensor) else unmade.tensor
+                if tensor.is_meta:
+                    made.append((tensor, give_memory(tensor, device)))
+                matcher.follow(unmade.node_id, tensor, unmade.place)
+            self._take_step(matcher)
+        except BaseException:
+            for tensor, before in made:
+                take_memory(tensor, before)
+            raise
+
+    def stream(self, device: Device) -> None:
+        """Gives tensors on the meta device their memory and values as soon as they are bound, from now on."""
+        self._streams_to = (device,)
+        self.materialize(device)
+
+    def settle(self) -> None:
+        """Looks for a place for what optimizers could not take so far."""
+        self._take_step(self._matcher())
+
+    def _slots_to_pair(self, bound: Collection[int]) -> PendingSlots:
+        """The slots that concern a step: those of the objects that it binds, or all where it binds none."""
+        if not bound or len(bound) > len(self._pending_slots):
+            return self._pending_slots
+        pairs = dict.fromkeys(pair for node_id in bound for pair in self._pairs_of.get(node_id, ()))
+        return {pair: self._pending_slots[pair] for pair in pairs if pair in self._pending_slots}
+
+    def _matcher(self) -> Matcher:
+        return Matcher(
+            self.graph,
+            self.reader.stored,
+            self.uid,
+            earlier=self.bindings,
+            skip_slot_variables=self.options.experimental_skip_slot_variables,
+        )
+
+    def _take_step(self, matcher: Matcher) -> None:
+        # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
+        with torch.inference_mode(False):
+            matcher.pair_slots(self._slots_to_pair(matcher.match.bound.keys()))
+            matcher.try_again(self._left_over)
+            assign_values(matcher.match, self.reader, self.options)
+        self._accept(matcher.match)
+
+    def _accept(self, match: Match) -> None:
+        """Remembers what a step has done, and has the rest wait."""
+        restored = {bound.node_id for bound in match.values.values()}
+        for slot_set in match.slots.values():
+            restored |= {slot_id for slot_id, _, _ in slot_set.slots.values()}
+        for node_id, trackable in match.bound.items():
+            has_values = node_id in restored or node_id in match.overruled
+            self.bindings.add(node_id, trackable, match.places[node_id], has_values=has_values)
+            self.unmade.pop(node_id, None)
+        self.restored |= restored
+        self.superseded |= match.overruled
+        self.skipped |= match.skipped
+        for rest in match.rest:
+            self.unused_attributes.pop(rest.node_id, None)
+            self._left_over.pop(rest.node_id, None)
+        self.unused_attributes |= match.unused_attributes
+        self._left_over |= match.left_over
+        for pair in match.settled_slots:
+            del self._pending_slots[pair]
+        self.unmade |= {unmade.node_id: unmade for unmade in match.unmade}
+        self._wait_for_children(match)
+        if match.settled_slots or match.rest or any(isinstance(item, SlotOwner) for item in match.bound.values()):
+            self._watch_optimizers()
+
+    # Waiting.
+
+    def _wait_for_children(self, match: Match) -> None:
+        for place, node_id in match.absent:
+            for here, parent in self._parents(place):
+                waiting = parent._waiting()
+                if waiting is not None and here.name is not None:
+                    self.waits_at.setdefault(node_id, []).append(here)
+                    hooks = self._hooks() if isinstance(parent, ModuleAdapter) else None
+                    waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
+
+    def _parents(self, place: Place) -> Iterator[tuple[Place, Trackable]]:
+        """The objects that a node may become a child of: what is attached to the root counts as its child."""
+        parent = None if place.parent_id is None else self.bindings.trackable(place.parent_id)
+        if parent is not None:
+            yield place, parent
+        holder = self._holder() if place.parent_id in (None, 0) else None
+        if holder is not None and holder is not parent:
+            yield Place(None, place.name), holder
+
+    def _hooks(self) -> RegistrationHooks:
+        hooks = None if self._registration_hooks is None else self._registration_hooks()
+        if hooks is None:
+            hooks = RegistrationHooks()
+            self._registration_hooks = weakref.ref(hooks)
+        return hooks
+
+    def _watch_optimizers(self) -> None:
+        """Has optimizers tell of parameters that are added, as long as there is anything stored for such."""
+        optimizer_ids = {optimizer_id for optimizer_id, _ in self._pending_slots if optimizer_id in self.bindings}
+        optimizer_ids |= {self.bindings.place(node_id).parent_id or 0 for node_id in self._left_over}
+        for optimizer_id in self._watched | optimizer_ids:
+            optimizer = self.bindings.trackable(optimizer_id)
+            waiting = None if optimizer is None else optimizer._waiting()
+            if waiting is not None and optimizer_id in optimizer_ids:
+                waiting.watch(self.settle)
+            elif waiting is not None:
+                waiting.unwatch(self.settle)
+        self._watched = optimizer_ids
+
+    def _at_root(self, name: str | None) -> object | None:
+        holder = self._holder()
+        if holder is None:
+            return None
+        with contextlib.suppress(ReferenceError):
+            root: object = holder._graph_root() if name is None else holder._attached().get(name)
+            return root
+        return None
+
+    # What became of the values.
+
+    def read(self, node_id: int) -> torch.Tensor:
+        """The stored value of a variable."""
+        (key,) = (a.checkpoint_key for a in self.graph.nodes[node_id].attributes if a.name == VARIABLE_VALUE)
+        value = self.reader.get_tensor(key)
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def unresolved(self) -> list[int]:
+        """Nodes with values that no live object has taken, nor refused, so far."""
+        settled = self.restored | self.superseded | self.skipped
+        return [
+            node_id
+            for node_id, node in enumerate(self.graph.nodes)
+            if (node.attributes or node.registered_saver) and node_id not in settled and node_id not in self.bindings
+        ]
+
+    def waiting(self, node_ids: Iterable[int]) -> set[int]:
+        """Those nodes that would be restored if live objects of their names appeared."""
+        waiting: set[int] = set()
+        stack = [node_id for node_id, places in self.waits_at.items() if any(map(self._is_waited_at, places))]
         while stack:
             node_id = stack.pop()
-            self._has_values.discard(node_id)
-            self._objects.pop(node_id, None)
-            stack += [child.node_id for child in self._graph.nodes[node_id].children]
+            if node_id not in waiting:
+                waiting.add(node_id)
+                stack += [child.node_id for child in self.graph.nodes[node_id].children]
+        expected = waiting | set(self.bindings.live())
+        for (optimizer_id, variable_id), slots in self._pending_slots.items():
+            if optimizer_id in expected and variable_id in expected:
+                waiting |= {slot_id for slot_id, _ in slots.values()}
+        return waiting & set(node_ids)
 
-    def attached(self, parent: AutoTrackable, name: str, child: object) -> None:
-        holder = self._holder()
-        if holder is None or not is_trackable(child) or not self._waits(parent, name, holder):
+    def _is_waited_at(self, place: Place) -> bool:
+        return next(self._parents(place), None) is not None
+
+    def has_slot(self, optimizer_id: int, variable_id: int, slot_name: str) -> bool:
+        """Whether a slot was restored, or has newer values."""
+        slot_id, _ = self._slots.get((optimizer_id, variable_id), {}).get(slot_name, (None, None))
+        return slot_id in self.restored or slot_id in self.superseded
+
+    def __del__(self) -> None:
+        # While Python shuts down, parts of it may be gone already.
+        with contextlib.suppress(Exception):
+            if not self.expects_partial:
+                self._warn_of_unrestored()
+
+    def _warn_of_unrestored(self) -> None:
+        """TensorFlow's warning at deletion, as one line."""
+        values = [self.graph.readable(node_id) for node_id in self.unresolved()]
+        attributes = [
+            f"{self.graph.readable(node_id)}: {', '.join(names)}" for node_id, names in self.unused_attributes.items()
+        ]
+        if not values and not attributes:
             return
-        with torch.inference_mode(False):
-            late = match_late(
-                self._graph,
-                holder._graph_root(),
-                holder._attached(),
-                self._reader.stored,
-                objects=self._objects,
-                has_values=self._has_values,
-                skip_slot_variables=self._options.experimental_skip_slot_variables,
-            )
-            assign_values(late, self._reader, self._options)
-        self._remember(late)
-        if (matched := self._match()) is not None:
-            matched.add(late)
-        self.listen(holder._discover())
-
-    def _waits(self, parent: object, name: str, holder: object) -> bool:
-        node_ids = [node_id for node_id, reference in self._objects.items() if reference and reference() is parent]
-        if parent is holder:
-            node_ids.append(0)
-        return any(
-            child.local_name == name and child.node_id not in self._objects
-            for node_id in node_ids
-            for child in self._graph.nodes[node_id].children
+        told = []
+        if values:
+            told.append(f"values that could not be found in the restored objects: {_listed(values)}")
+        if attributes:
+            told.append(f"attributes that the restored objects do not know: {_listed(attributes)}")
+        _logger.warning(
+            "Objects are being deleted with unrestored values of %r; %s. If that is what you expect, say so with "
+            "status.expect_partial(); to see it as an error, use status.assert_consumed().",
+            self.reader.file_prefix,
+            "; ".join(told),
         )
 
 
-class DeferredRestoreByNames(_Deferred):
-    """A restore by names, of the objects that are there and of those that will be.
-
-    Args:
-        reader: the checkpoint, which has no object graph.
-        options: those of the restore.
-        holder: the object whose attributes are children of the root that are not known to it.
-    """
-
-    def __init__(self, reader: CheckpointReader, options: CheckpointOptions, holder: Holder) -> None:
-        super().__init__(reader, options, holder)
-        self.restored = Restored()
-
-    def run(self) -> None:
-        """Restores the objects that are there and have not got their values yet."""
-        holder = self._holder()
-        if holder is None:
-            return
-        live = holder._discover()
-        graph = graph_by_names(live, self._options.name_in_file, self._reader.has_tensor, self.restored)
-        skip_slots = self._options.experimental_skip_slot_variables
-        with torch.inference_mode(False):
-            matched = match(
-                graph, holder._graph_root(), holder._attached(), self._reader.stored, skip_slot_variables=skip_slots
-            )
-            assign_values(matched, self._reader, self._options)
-        for identity, bound in matched.values.items():
-            self.restored.add(identity, _object_of(bound.trackable))
-        for (owner, variable), slots in matched.slots.items():
-            for name in slots.slots:
-                self.restored.add((owner, variable, name), _object_of(slots.optimizer), slots.variable)
-        self.listen(live)
-
-    def attached(self, parent: AutoTrackable, name: str, child: object) -> None:
-        if is_trackable(child):
-            self.run()
-
-    def missing(self, holder: Holder, optional: object = None) -> list[str]:
-        """What the live objects want and the checkpoint does not have.
-
-        Args:
-            holder: the checkpoint; asking for it keeps it alive.
-            optional: a live object that need not be there.
-        """
-        self.run()
-        live = holder._discover()
-        names = names_of_variables(live)
-        missing = [
-            node.readable
-            for identity, node in live.nodes.items()
-            if identity in names and identity not in self.restored and identity != id(optional)
-        ]
-        if not self._options.experimental_skip_slot_variables:
-            missing += [
-                f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
-                for optimizer, slot_name, variable, _ in live.slots()
-                if (optimizer.trackable._identity(), variable.trackable._identity(), slot_name) not in self.restored
-            ]
-        return missing
+def _listed(names: list[str]) -> str:
+    left = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f", and {left} more" if left > 0 else "")

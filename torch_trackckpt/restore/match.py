@@ -1,31 +1,48 @@
-"""Pairs saved nodes with live objects, by local names from the root. No value is read here.
+"""Pairs saved nodes with live objects, by local names. No value is read here, and nothing changes.
 
-The rules are TensorFlow's. Breadth first from the root: a child of a bound node is bound to the live child of the
-same local name, unless the saved child is bound already; so a saved object that two paths lead to goes to the live
-object of the first path. A live object may be bound to several saved nodes; the first one with values supplies them.
+The rules are TensorFlow's. Breadth first: a child of a bound node is bound to the live child of the same local name,
+unless the saved child is bound already; so a saved object that two paths lead to goes to the live object of the first
+path. A live object may be bound to several saved nodes; the first one with values supplies them. It takes none if it
+has values of a later restore. A saved child that has no live one, or one that cannot take values yet, is left waiting.
 Then the slot variables of bound optimizers are paired, for those variables that are bound as well.
+
+A restore is matched in steps: from the root at first, and from each object that appears later. `Earlier` is what the
+steps before have bound.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import weakref
 from collections import deque
-from collections.abc import Callable, Container, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Protocol
 
 import torch
 
 from torch_trackckpt.adapters import adapt
+from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.adapters.module import TensorAdapter
 from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import UnsupportedFormatError
 from torch_trackckpt.graph.keys import escape
-from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.graph.object_graph import Child, ObjectGraph
+from torch_trackckpt.restore.bindings import Place, live_object
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
+from torch_trackckpt.update_uid import new_uid, update_uid
 
-__all__ = ["BoundValues", "Match", "SlotSet", "match", "match_late"]
+__all__ = [
+    "BoundValues",
+    "Earlier",
+    "Match",
+    "Matcher",
+    "PendingSlots",
+    "Rest",
+    "SlotSet",
+    "Unmade",
+    "match",
+    "slots_of",
+]
 
 _logger = logging.getLogger("torch_trackckpt")
 
@@ -50,48 +67,81 @@ class SlotSet:
     """By slot name: node id, checkpoint key, destination."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What a state that was restored before could not place then."""
+
+    node_id: int
+    trackable: Trackable
+    value: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Unmade:
+    """A live tensor that has no memory yet, and the place where it waits for its value."""
+
+    node_id: int
+    key: str
+    tensor: torch.Tensor
+    place: Place
+
+
+PendingSlots = Mapping[tuple[int, int], Mapping[str, tuple[int, str]]]
+"""By the node ids of optimizer and variable: slot name -> node id and checkpoint key of the slot."""
+
+
+class Earlier(Protocol):
+    """What earlier steps of the same restore have bound."""
+
+    def __contains__(self, node_id: object) -> bool: ...
+    def trackable(self, node_id: int) -> Trackable | None: ...
+    def identity(self, node_id: int) -> Hashable: ...
+
+
 @dataclasses.dataclass
 class Match:
-    """Which live object each saved node was paired with."""
+    """One step of a restore: which live objects are paired with which nodes, and what they take."""
 
     graph: ObjectGraph
+    uid: int
+    """The number of the restore."""
+    earlier: Earlier | None = None
     bound: dict[int, Trackable] = dataclasses.field(default_factory=dict)
     """Node id -> live object; without slot variables."""
+    places: dict[int, Place] = dataclasses.field(default_factory=dict)
+    """Where those objects were found."""
     values: dict[Hashable, BoundValues] = dataclasses.field(default_factory=dict)
     """Live object's identity -> what it takes."""
-    slots: dict[tuple[Hashable, Hashable], SlotSet] = dataclasses.field(default_factory=dict)
-    """Identities of optimizer and variable -> what goes to the variable's slots."""
+    slots: dict[tuple[int, int], SlotSet] = dataclasses.field(default_factory=dict)
+    """Node ids of optimizer and variable -> what goes to the variable's slots."""
+    settled_slots: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    """Those pairs whose slots need not wait any longer: they are assigned now, or the live objects do not want them."""
+    overruled: set[int] = dataclasses.field(default_factory=set)
+    """Nodes whose objects have values of a later restore."""
     unused_attributes: dict[int, list[str]] = dataclasses.field(default_factory=dict)
     """Node id -> stored attributes, or parts of them, that the live object does not know."""
     skipped: set[int] = dataclasses.field(default_factory=set)
     """Nodes that were left out because the caller skips slot variables."""
-    incomplete: set[int] = dataclasses.field(default_factory=set)
-    """Nodes whose objects did not find all that their values speak of."""
+    absent: list[tuple[Place, int]] = dataclasses.field(default_factory=list)
+    """Saved children that have no live counterpart which could take values, and where it would be."""
+    unmade: list[Unmade] = dataclasses.field(default_factory=list)
+    """Those among them that are there but have no memory."""
+    rest: list[Rest] = dataclasses.field(default_factory=list)
+    """States to be tried again."""
+    left_over: dict[int, object] = dataclasses.field(default_factory=dict)
+    """Node id -> what a state has not placed this time either; known after the values were prepared."""
 
-    def add(self, late: Match) -> None:
-        """Takes over what a later match found."""
-        for node_id, trackable in late.bound.items():
-            self.bound.setdefault(node_id, trackable)
-        for node_id in {bound.node_id for bound in late.values.values()}:
-            self.unused_attributes.pop(node_id, None)
-        self.unused_attributes.update(late.unused_attributes)
-        self.values.update(late.values)
-        for identities, slot_set in late.slots.items():
-            earlier = self.slots.get(identities)
-            slots = slot_set.slots if earlier is None else {**earlier.slots, **slot_set.slots}
-            self.slots[identities] = dataclasses.replace(slot_set, slots=slots)
-        self.skipped |= late.skipped
-
-    @property
-    def bound_slot_ids(self) -> set[int]:
-        """The nodes of all slot variables that were paired."""
-        return {node_id for slot_set in self.slots.values() for node_id, _, _ in slot_set.slots.values()}
+    def trackable(self, node_id: int) -> Trackable | None:
+        """The live object that a node is paired with, by this step or an earlier one."""
+        if node_id in self.bound or self.earlier is None:
+            return self.bound.get(node_id)
+        return self.earlier.trackable(node_id)
 
     def resolve(self, path: str) -> object | None:
         """The live object that was paired with an object path of the checkpoint."""
         node_id = self.graph.find(path)
-        trackable = None if node_id is None else self.bound.get(node_id)
-        return getattr(trackable, "adapted", trackable)
+        trackable = None if node_id is None else self.trackable(node_id)
+        return None if trackable is None else live_object(trackable)
 
 
 def match(
@@ -111,76 +161,99 @@ def match(
         stored: what the checkpoint holds under a key.
         skip_slot_variables: leaves optimizer slots alone.
     """
-    return _Matcher(graph, skip_slot_variables=skip_slot_variables).run(root, attached, stored)
+    matcher = Matcher(graph, stored, new_uid(), skip_slot_variables=skip_slot_variables)
+    matcher.start(root, attached)
+    matcher.pair_slots(slots_of(graph))
+    return matcher.match
 
 
-def match_late(
-    graph: ObjectGraph,
-    root: object,
-    attached: Mapping[str, object],
-    stored: Callable[[str], StoredTensor],
-    *,
-    objects: Mapping[int, weakref.ref[Any] | None],
-    has_values: Container[int],
-    skip_slot_variables: bool = False,
-) -> Match:
-    """Pairs what an earlier match left.
+def slots_of(graph: ObjectGraph) -> dict[tuple[int, int], dict[str, tuple[int, str]]]:
+    """Every stored slot variable that has a value."""
+    found: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}
+    for optimizer_id, node in enumerate(graph.nodes):
+        for slot in node.slot_variables:
+            for attribute in graph.nodes[slot.slot_id].attributes:
+                if attribute.name == VARIABLE_VALUE:
+                    slots = found.setdefault((optimizer_id, slot.variable_id), {})
+                    slots[slot.slot_name] = (slot.slot_id, attribute.checkpoint_key)
+    return found
+
+
+class Matcher:
+    """Makes one step.
 
     Args:
-        graph, root, attached, stored, skip_slot_variables: as for `match`.
-        objects: by node, the live object that it was paired with, if that can be known. No other takes its place.
-        has_values: nodes whose values were assigned.
-
-    Returns:
-        Everything that is bound now, with the values and slots that were not assigned yet. Slots are those of
-        optimizers and variables of which at least one is new.
+        graph: the saved graph.
+        stored: what the checkpoint holds under a key.
+        uid: the number of the restore.
+        earlier: what the steps before have bound.
+        skip_slot_variables: leaves optimizer slots alone.
     """
-    matcher = _Matcher(graph, skip_slot_variables=skip_slot_variables, objects=objects)
-    matched = matcher.run(root, attached, stored)
-    matched.values = {key: bound for key, bound in matched.values.items() if bound.node_id not in has_values}
-    matched.unused_attributes = {
-        node_id: names for node_id, names in matched.unused_attributes.items() if node_id not in has_values
-    }
-    return matched
 
-
-class _Matcher:
     def __init__(
         self,
         graph: ObjectGraph,
+        stored: Callable[[str], StoredTensor],
+        uid: int,
         *,
-        skip_slot_variables: bool,
-        objects: Mapping[int, weakref.ref[Any] | None] | None = None,
+        earlier: Earlier | None = None,
+        skip_slot_variables: bool = False,
     ) -> None:
-        self.match = Match(graph)
-        self._objects = objects or {}
+        self.match = Match(graph, uid, earlier)
         self._graph = graph
+        self._stored = stored
+        self._uid = uid
+        self._earlier = earlier
         self._skip_slot_variables = skip_slot_variables
         self._queue: deque[int] = deque()
         self._is_inconsistency_reported = False
 
-    def run(self, root: object, attached: Mapping[str, object], stored: Callable[[str], StoredTensor]) -> Match:
-        self.bind(0, root)
-        self.follow_children()
+    def start(self, root: object, attached: Mapping[str, object]) -> None:
+        """Binds the root, what is attached to it, and everything below."""
+        self.follow(0, root, Place(None, None))
         children_of_root = {child.local_name: child.node_id for child in reversed(self._graph.nodes[0].children)}
         for name, child in attached.items():
             node_id = children_of_root.get(name)
-            if node_id is not None and node_id not in self.match.bound:
-                self.bind(node_id, child)
-                self.follow_children()
-        self.pair_slots(stored)
-        return self.match
+            if node_id is not None and not self._is_bound(node_id):
+                self.follow(node_id, child, Place(None, name))
 
-    def bind(self, node_id: int, value: object) -> None:
+    def follow(self, node_id: int, value: object, place: Place) -> None:
+        """Binds an object and everything below it."""
+        self._bind(node_id, value, place)
+        while self._queue:
+            parent_id = self._queue.popleft()
+            self._follow_children(parent_id, self.match.bound[parent_id])
+
+    def _is_bound(self, node_id: int) -> bool:
+        return node_id in self.match.bound or (self._earlier is not None and node_id in self._earlier)
+
+    def _bind(self, node_id: int, value: object, place: Place) -> None:
         trackable = adapt(value)
         if trackable is None:
+            self._leave(node_id, place)
             return
-        earlier = self._objects.get(node_id)
-        if earlier is not None and earlier() is not getattr(trackable, "adapted", trackable):
+        if isinstance(value, torch.Tensor) and value.is_meta:
+            self._leave(node_id, place)
+            self._note_unmade(node_id, value, place)
             return
         self.match.bound[node_id] = trackable
+        self.match.places[node_id] = place
         self._queue.append(node_id)
         self._take_values(node_id, trackable)
+
+    def _leave(self, node_id: int, place: Place) -> None:
+        """Leaves a node waiting, if there is anything to wait for."""
+        node = self._graph.nodes[node_id]
+        has_values = node.has_checkpoint_values
+        if has_values is None:
+            has_values = bool(node.children or node.attributes or node.slot_variables or node.registered_saver)
+        if has_values and place.name is not None:
+            self.match.absent.append((place, node_id))
+
+    def _note_unmade(self, node_id: int, tensor: torch.Tensor, place: Place) -> None:
+        for attribute in self._graph.nodes[node_id].attributes:
+            if attribute.name == VARIABLE_VALUE:
+                self.match.unmade.append(Unmade(node_id, attribute.checkpoint_key, tensor, place))
 
     def _take_values(self, node_id: int, trackable: Trackable) -> None:
         attributes = self._graph.nodes[node_id].attributes
@@ -192,24 +265,28 @@ class _Matcher:
         if unused:
             self.match.unused_attributes[node_id] = unused
         # An object takes its values all together or not at all.
-        if len(keys) == len(live_names) > 0:
+        if not len(keys) == len(live_names) > 0:
+            return
+        if update_uid(*trackable._owner()) >= self._uid:
+            self.match.overruled.add(node_id)
+        else:
             self.match.values[trackable._identity()] = BoundValues(node_id, trackable, keys)
 
-    def follow_children(self) -> None:
-        while self._queue:
-            node_id = self._queue.popleft()
-            trackable = self.match.bound[node_id]
-            for child in self._graph.nodes[node_id].children:
-                if self._is_skipped(trackable, child.local_name):
-                    self._skip(child.node_id)
-                    continue
+    def _follow_children(self, node_id: int, trackable: Trackable) -> None:
+        children = self._graph.nodes[node_id].children
+        postponed = trackable._postponed([child.local_name for child in children])
+        for child in children:
+            if self._is_skipped(trackable, child.local_name):
+                self._skip(child.node_id)
+            elif self._is_bound(child.node_id):
+                self._check_consistency(child, trackable)
+            else:
+                place = Place(node_id, child.local_name)
                 live = trackable._lookup_dependency(child.local_name)
-                if live is None:
-                    continue
-                if child.node_id not in self.match.bound:
-                    self.bind(child.node_id, live)
+                if live is None or child.local_name in postponed:
+                    self._leave(child.node_id, place)
                 else:
-                    self._report_inconsistency(child.node_id, live)
+                    self._bind(child.node_id, live, place)
 
     def _is_skipped(self, trackable: Trackable, name: str) -> bool:
         return self._skip_slot_variables and isinstance(trackable, SlotOwner) and name in trackable._children_with_slots
@@ -223,57 +300,77 @@ class _Matcher:
                 self.match.skipped.add(skipped)
                 stack += [child.node_id for child in self._graph.nodes[skipped].children]
 
-    def _report_inconsistency(self, node_id: int, live: object) -> None:
-        trackable = adapt(live)
-        if (
-            self._is_inconsistency_reported
-            or trackable is None
-            or trackable._identity() == self.match.bound[node_id]._identity()
-        ):
+    def _check_consistency(self, child: Child, parent: Trackable) -> None:
+        """One saved object that two paths lead to should be one live object as well; if it is not, the log says so."""
+        live = adapt(parent._lookup_dependency(child.local_name))
+        if self._is_inconsistency_reported or live is None or live._identity() == self._identity(child.node_id):
             return
         self._is_inconsistency_reported = True
         _logger.warning(
             "Inconsistent references when loading the checkpoint into this object graph: %s is one object in the "
             "checkpoint but several in the program; only the first of them gets its values.",
-            self._graph.readable(node_id),
+            self._graph.readable(child.node_id),
         )
 
-    def pair_slots(self, stored: Callable[[str], StoredTensor]) -> None:
-        for node_id, node in enumerate(self._graph.nodes):
-            optimizer = self.match.bound.get(node_id)
-            if self._skip_slot_variables:
-                self.match.skipped |= {slot.slot_id for slot in node.slot_variables}
+    def _identity(self, node_id: int) -> Hashable:
+        if node_id in self.match.bound:
+            return self.match.bound[node_id]._identity()
+        assert self._earlier is not None
+        return self._earlier.identity(node_id)
+
+    def pair_slots(self, pending: PendingSlots) -> None:
+        """Finds a place for those stored slots whose optimizer and variable are both bound."""
+        if self._skip_slot_variables:
+            self.match.skipped |= {slot_id for slots in pending.values() for slot_id, _ in slots.values()}
+            self.match.settled_slots |= pending.keys()
+            return
+        optimizers: dict[int, Trackable | None] = {}
+        paired: set[tuple[Hashable, Hashable]] = set()
+        for (optimizer_id, variable_id), slots in pending.items():
+            if not (self._is_bound(optimizer_id) and self._is_bound(variable_id)):
                 continue
-            if not node.slot_variables or not isinstance(optimizer, SlotOwner):
-                continue
-            by_variable: dict[int, dict[str, tuple[int, str]]] = {}
-            for slot in node.slot_variables:
-                for attribute in self._graph.nodes[slot.slot_id].attributes:
-                    if attribute.name == VARIABLE_VALUE:
-                        slots = by_variable.setdefault(slot.variable_id, {})
-                        slots[slot.slot_name] = (slot.slot_id, attribute.checkpoint_key)
-            for variable_id, slots in by_variable.items():
-                self._pair_slots_of_variable(node_id, optimizer, variable_id, slots, stored)
+            if optimizer_id not in optimizers:
+                optimizers[optimizer_id] = self._with_stored_children(optimizer_id)
+            optimizer, variable = optimizers[optimizer_id], self.match.trackable(variable_id)
+            if not isinstance(optimizer, SlotOwner) or not isinstance(variable, TensorAdapter):
+                self.match.settled_slots.add((optimizer_id, variable_id))
+            elif optimizer._keeps_slots_of(variable.adapted):
+                self.match.settled_slots.add((optimizer_id, variable_id))
+                # A live variable that is bound to several nodes gets the slots of the first.
+                if (identities := (optimizer._identity(), variable._identity())) not in paired:
+                    paired.add(identities)
+                    self._pair_slots_of_variable((optimizer_id, variable_id), optimizer, variable.adapted, slots)
+
+    def _with_stored_children(self, optimizer_id: int) -> Trackable | None:
+        """A bound optimizer, whose adapter has been asked for its stored children: they tell it who saved them."""
+        optimizer = self.match.trackable(optimizer_id)
+        if optimizer is not None:
+            for child in self._graph.nodes[optimizer_id].children:
+                optimizer._lookup_dependency(child.local_name)
+        return optimizer
 
     def _pair_slots_of_variable(
         self,
-        node_id: int,
+        pair: tuple[int, int],
         optimizer: SlotOwner,
-        variable_id: int,
+        variable: torch.Tensor,
         slots: Mapping[str, tuple[int, str]],
-        stored: Callable[[str], StoredTensor],
     ) -> None:
-        variable = self.match.bound.get(variable_id)
-        if not isinstance(variable, TensorAdapter) or (node_id in self._objects and variable_id in self._objects):
+        owner, _ = optimizer._owner()
+        if update_uid(owner, (SLOTS, id(variable))) >= self._uid:
+            self.match.overruled |= {slot_id for slot_id, _ in slots.values()}
             return
-        identities = (optimizer._identity(), variable._identity())
-        if identities in self.match.slots:
-            return
-        kinds = {name: _kind(stored(key)) for name, (_, key) in slots.items()}
-        destinations = optimizer._slot_destinations(variable.adapted, kinds)
+        kinds = {name: _kind(self._stored(key)) for name, (_, key) in slots.items()}
+        destinations = optimizer._slot_destinations(variable, kinds)
         if destinations is not None:
-            paired = {name: (slot_id, key, destinations[name]) for name, (slot_id, key) in slots.items()}
-            self.match.slots[identities] = SlotSet(optimizer, variable.adapted, paired)
+            places = {name: (slot_id, key, destinations[name]) for name, (slot_id, key) in slots.items()}
+            self.match.slots[pair] = SlotSet(optimizer, variable, places)
+
+    def try_again(self, left_over: Mapping[int, object]) -> None:
+        """Has states try once more to place what they could not place before."""
+        for node_id, value in left_over.items():
+            if (trackable := self.match.trackable(node_id)) is not None:
+                self.match.rest.append(Rest(node_id, trackable, value))
 
 
 def _kind(stored: StoredTensor) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -11,33 +11,144 @@ holds under the variables' names. From there on it is restored like any other.
 from __future__ import annotations
 
 import collections
+import contextlib
 import weakref
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+import torch
+
+from torch_trackckpt.adapters.late_children import SLOTS, is_unmade
+from torch_trackckpt.autotrackable import AutoTrackable
+from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
-from torch_trackckpt.graph.walk import LiveGraph, LiveNode
+from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover
+from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.restore.assign import assign_values
+from torch_trackckpt.restore.bindings import live_object
+from torch_trackckpt.restore.holder import Holder
+from torch_trackckpt.restore.match import Matcher, slots_of
+from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner
+from torch_trackckpt.update_uid import new_uid, update_uid
 
-__all__ = ["Restored", "graph_by_names", "names_of_variables"]
+__all__ = ["NameBasedRestoration"]
 
 
-class Restored:
-    """Identities of objects that have their values; of slots, those of optimizer and variable with the slot's name.
+class NameBasedRestoration:
+    """A restore by names, of the objects that are there and of those that will be.
 
-    An identity is a place in memory, so one counts only as long as its objects live.
+    Attributes of `AutoTrackable` objects are noticed when they are set; everything else by the status's assertions.
+
+    Args:
+        reader: the checkpoint, which has no object graph.
+        options: those of the restore.
+        holder: the object whose attributes are children of the root that are not known to it.
     """
 
-    def __init__(self) -> None:
-        self._objects: dict[Hashable, tuple[weakref.ref[Any], ...]] = {}
+    def __init__(self, reader: CheckpointReader, options: CheckpointOptions, holder: Holder) -> None:
+        self._uid = new_uid()
+        self._reader, self._options = reader, options
+        self._holder = weakref.ref(holder)
 
-    def add(self, identity: Hashable, *objects: Any) -> None:
-        """Adds an identity, and whose it is."""
-        self._objects[identity] = tuple(weakref.ref(value) for value in objects)
+    def run(self) -> None:
+        """Restores the objects that are there and have not got their values yet.
 
-    def __contains__(self, identity: object) -> bool:
-        references = self._objects.get(identity)
-        return references is not None and all(reference() is not None for reference in references)
+        Raises:
+            ReferenceError: the root was given as a weak reference, and is gone.
+            What `assign_values` raises.
+        """
+        holder = self._holder()
+        if holder is None:
+            return
+        root = holder._graph_root()
+        live = discover(root, holder._attached())
+        graph = graph_by_names(live, self._options.name_in_file, self._reader.has_tensor)
+        skip_slots = self._options.experimental_skip_slot_variables
+        matcher = Matcher(graph, self._reader.stored, self._uid, skip_slot_variables=skip_slots)
+        matcher.start(root, holder._attached())
+        with torch.inference_mode(False):
+            matcher.pair_slots(slots_of(graph))
+            assign_values(matcher.match, self._reader, self._options)
+        for trackable in (*(node.trackable for node in live.nodes.values()), holder):
+            if isinstance(trackable, AutoTrackable):
+                trackable._waiting().watch(self._look)
+
+    def _look(self) -> None:
+        """An object got another child; the root may be gone by now."""
+        with contextlib.suppress(ReferenceError):
+            self.run()
+
+    def materialize(self, device: Device) -> None:
+        """Gives tensors on the meta device that the checkpoint has values for their memory and values."""
+        made = [(tensor, give_memory(tensor, device)) for tensor in self._unmade()]
+        try:
+            self.run()
+        except BaseException:
+            for tensor, before in made:
+                take_memory(tensor, before)
+            raise
+
+    def initialize(self, device: Device) -> None:
+        """As `materialize`, and initialises modules that the checkpoint has not all values for."""
+        holder = self._holder()
+        if holder is not None:
+            initialize(discover(holder._graph_root(), holder._attached()), self._unmade(), device)
+        self.materialize(device)
+
+    def _unmade(self) -> list[torch.Tensor]:
+        return [value for value, name in self._variables() if is_unmade(value) and self._is_stored(name)]
+
+    def _variables(self) -> list[tuple[Any, str]]:
+        """Live variables and their names."""
+        holder = self._holder()
+        if holder is None:
+            return []
+        live = discover(holder._graph_root(), holder._attached())
+        names = names_of_variables(live)
+        return [(live_object(live.nodes[identity].trackable), name) for identity, name in names.items()]
+
+    def _is_stored(self, name: str) -> bool:
+        return self._reader.has_tensor(self._options.name_in_file(name))
+
+    def restored_names(self) -> list[str]:
+        """The names of all variables that have their values."""
+        return [name for value, name in self._variables() if self._is_restored((value, None))]
+
+    def missing(self, holder: Holder, optional: object = None) -> list[str]:
+        """What the live objects want and the checkpoint does not have.
+
+        Args:
+            holder: the checkpoint; asking for it keeps it alive.
+            optional: a live object that need not be there.
+        """
+        self.run()
+        live = discover(holder._graph_root(), holder._attached())
+        names = names_of_variables(live)
+        missing = [
+            node.readable
+            for identity, node in live.nodes.items()
+            if identity in names and identity != id(optional) and not self._is_restored(node.trackable._owner())
+        ]
+        if not self._options.experimental_skip_slot_variables:
+            missing += [
+                f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
+                for optimizer, slot_name, variable, _ in live.slots()
+                if not self._has_slot(optimizer, slot_name, variable, names)
+            ]
+        return missing
+
+    def _has_slot(self, optimizer: LiveNode, slot_name: str, variable: LiveNode, names: Mapping[Hashable, str]) -> bool:
+        owner, _ = optimizer.trackable._owner()
+        is_stored = self._is_stored(_slot_name(names[variable.trackable._identity()], slot_name))
+        return is_stored and self._is_restored((owner, (SLOTS, id(live_object(variable.trackable)))))
+
+    def _is_restored(self, owner_and_part: tuple[Any, Hashable]) -> bool:
+        return update_uid(*owner_and_part) >= self._uid
+
+
+def _slot_name(variable_name: str, slot_name: str) -> str:
+    return f"{variable_name}/{slot_name}"
 
 
 def names_of_variables(live: LiveGraph) -> dict[Hashable, str]:
@@ -59,7 +170,6 @@ def graph_by_names(
     live: LiveGraph,
     name_in_file: Callable[[str], str],
     is_stored: Callable[[str], bool],
-    done: Container[Hashable] = (),
 ) -> ObjectGraph:
     """The live graph as a saved one.
 
@@ -67,21 +177,19 @@ def graph_by_names(
         live: the objects.
         name_in_file: from a variable's name to what the file calls it.
         is_stored: whether the file has a value of a name.
-        done: identities of objects that have their values already.
     """
     names = names_of_variables(live)
     ids = {identity: node_id for node_id, identity in enumerate(live.nodes)}
 
-    def attributes(identity: Hashable, name: str) -> tuple[Attribute, ...]:
+    def attributes(name: str) -> tuple[Attribute, ...]:
         key = name_in_file(name)
-        return (Attribute(VARIABLE_VALUE, name, key),) if identity not in done and is_stored(key) else ()
+        return (Attribute(VARIABLE_VALUE, name, key),) if is_stored(key) else ()
 
     slots_of: dict[int, list[SlotVariable]] = {}
     slot_nodes: list[Node] = []
     for optimizer, slot_name, variable, _ in live.slots():
         variable_identity = variable.trackable._identity()
-        identity = (optimizer.trackable._identity(), variable_identity, slot_name)
-        found = attributes(identity, f"{names[variable_identity]}/{slot_name}")
+        found = attributes(_slot_name(names[variable_identity], slot_name))
         if found:
             slot = SlotVariable(ids[variable_identity], slot_name, len(ids) + len(slot_nodes))
             slots_of.setdefault(ids[optimizer.trackable._identity()], []).append(slot)
@@ -89,7 +197,7 @@ def graph_by_names(
     nodes = [
         Node(
             children=_children(node, ids),
-            attributes=attributes(identity, names[identity]) if identity in names else (),
+            attributes=attributes(names[identity]) if identity in names else (),
             slot_variables=tuple(slots_of.get(ids[identity], ())),
         )
         for identity, node in live.nodes.items()

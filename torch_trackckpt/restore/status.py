@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-from torch_trackckpt.graph.walk import LiveGraph
-from torch_trackckpt.restore.match import Match
-from torch_trackckpt.trackable import SlotOwner
+import torch
+from torch.nn.parameter import is_lazy
 
-__all__ = ["CheckpointLoadStatus", "InitializationOnlyStatus", "LoadStatus", "NameBasedLoadStatus"]
+from torch_trackckpt.graph.walk import LiveGraph, LiveNode
+from torch_trackckpt.restore.bindings import live_object
+from torch_trackckpt.restore.deferred import Restoration
+from torch_trackckpt.restore.holder import Holder
+from torch_trackckpt.restore.materialize import Device, initialize
+from torch_trackckpt.restore.name_based import NameBasedRestoration
+from torch_trackckpt.restore.report import RestoreReport, ValueReport, with_hints
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner
+
+__all__ = [
+    "CheckpointLoadStatus",
+    "InitializationOnlyStatus",
+    "LoadStatus",
+    "NameBasedLoadStatus",
+    "streaming_restore",
+]
 
 _MOST_NAMED = 10
 
@@ -18,7 +32,10 @@ T = TypeVar("T")
 
 
 class LoadStatus(abc.ABC):
-    """The outcome of a restore. Each assertion returns the status, so that calls can be chained."""
+    """The outcome of a restore. Each assertion returns the status, so that calls can be chained.
+
+    ``print`` shows a table of what was restored and what was not, and notebooks show it as HTML.
+    """
 
     @abc.abstractmethod
     def assert_consumed(self) -> LoadStatus:
@@ -45,41 +62,62 @@ class LoadStatus(abc.ABC):
         """
 
     def expect_partial(self) -> LoadStatus:
-        """Says that a partial match is fine."""
+        """Says that a partial match is fine: nothing is said in the log when unrestored values are dropped."""
         return self
 
     @abc.abstractmethod
-    def run_restore_ops(self) -> None:
-        """For TensorFlow's sake: values have been restored already."""
+    def run_restore_ops(self, device: Device = None) -> None:
+        """Gives tensors on the meta device their memory and their values.
+
+        Args:
+            device: where to make them; None is torch's default device.
+        """
 
     @abc.abstractmethod
-    def initialize_or_restore(self) -> None:
-        """For TensorFlow's sake: values have been restored already."""
+    def initialize_or_restore(self, device: Device = None) -> None:
+        """As `run_restore_ops`; modules that the checkpoint has not all values for are made and initialised first, by
+        their ``reset_parameters``.
+
+        Args:
+            device: where to make them; None is torch's default device.
+
+        Raises:
+            UninitializedError: a module has no ``reset_parameters``.
+        """
+
+    @abc.abstractmethod
+    def report(self) -> RestoreReport:
+        """What became of each value, as it is now."""
+
+    def __str__(self) -> str:
+        return str(self.report())
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
 
 class CheckpointLoadStatus(LoadStatus):
     """The outcome of restoring a checkpoint with an object graph.
 
     Args:
-        match: the pairing.
+        restoration: the restore, which may still go on.
         discover: walks the live objects as they are now.
-        prefix: the checkpoint.
-        skips_slot_variables: whether slots are left out of every assertion.
     """
 
-    def __init__(
-        self, match: Match, discover: Callable[[], LiveGraph], prefix: str, *, skips_slot_variables: bool
-    ) -> None:
-        self._match = match
+    def __init__(self, restoration: Restoration, discover: Callable[[], LiveGraph]) -> None:
+        self._restoration = restoration
         self._discover = discover
-        self._prefix = prefix
-        self._skips_slot_variables = skips_slot_variables
+        self._prefix = restoration.reader.file_prefix
 
     def assert_consumed(self) -> CheckpointLoadStatus:
         return self._assert_none([*self._complaints_of_program(), *self._complaints_of_checkpoint()])
 
     def assert_existing_objects_matched(self) -> CheckpointLoadStatus:
         return self._assert_none(self._complaints_of_program())
+
+    def expect_partial(self) -> CheckpointLoadStatus:
+        self._restoration.expects_partial = True
+        return self
 
     def _assert_none(self, complaints: list[str]) -> CheckpointLoadStatus:
         if complaints:
@@ -88,16 +126,16 @@ class CheckpointLoadStatus(LoadStatus):
 
     def _complaints_of_program(self) -> list[str]:
         """What the program has and the checkpoint has not."""
-        live = self._discover()
-        bound = {trackable._identity() for trackable in self._match.bound.values()}
-        skipped = self._skipped(live)
-        unassigned: list[str] = []
-        missing: list[str] = []
-        for identity, node in live.nodes.items():
-            if identity not in self._match.values and identity not in skipped and node.trackable._attribute_names():
-                (unassigned if identity in bound else missing).append(node.readable)
-        missing += self._missing_slots(live)
+        program = _Program(self._restoration, self._discover())
+        unassigned = [node.readable for node in program.unassigned]
+        missing = [node.readable for node in program.missing] + program.missing_slots()
         complaints = []
+        if program.unmade:
+            unmade = [node.readable for node in program.unmade]
+            complaints.append(
+                f"{len(unmade)} tensors are on the meta device, and wait for their values of checkpoint "
+                f"{self._prefix!r}: {_listed(unmade)}. Call run_restore_ops() on the status."
+            )
         if unassigned:
             complaints.append(
                 f"Object{_s(unassigned)} {_listed(unassigned)} not assigned a value from checkpoint {self._prefix!r}: "
@@ -113,16 +151,17 @@ class CheckpointLoadStatus(LoadStatus):
     def _complaints_of_checkpoint(self) -> list[str]:
         """What the checkpoint has and the program has not."""
         complaints = []
-        unresolved = self._unresolved()
+        graph = self._restoration.graph
+        unresolved = self._restoration.unresolved()
         if unresolved:
             complaints.append(
                 f"Unresolved object{_s(unresolved)} in checkpoint {self._prefix!r}: "
-                f"{_listed(unresolved, self._match.graph.readable)}. The "
+                f"{_listed(unresolved, graph.readable)}. The "
                 "program has nothing of this name."
             )
         unused = [
-            f"{self._match.graph.readable(node_id)}: {', '.join(names)}"
-            for node_id, names in self._match.unused_attributes.items()
+            f"{graph.readable(node_id)}: {', '.join(names)}"
+            for node_id, names in self._restoration.unused_attributes.items()
         ]
         if unused:
             complaints.append(
@@ -132,9 +171,9 @@ class CheckpointLoadStatus(LoadStatus):
         return complaints
 
     def assert_nontrivial_match(self) -> CheckpointLoadStatus:
-        if len(self._match.bound) > 1:
+        if len(self._restoration.bindings) > 1:
             return self
-        live, graph = self._discover(), self._match.graph
+        live, graph = self._discover(), self._restoration.graph
         root, *others = live.nodes.values()
         if not any(node.trackable._attribute_names() for node in others):
             raise AssertionError(f"Nothing to load. No dependencies have been added to {root.readable} yet.")
@@ -144,42 +183,145 @@ class CheckpointLoadStatus(LoadStatus):
             f"the program has {_listed([node.readable for node in others])}."
         )
 
-    def run_restore_ops(self) -> None:
-        """Does nothing: `restore` has assigned the values."""
+    def run_restore_ops(self, device: Device = None) -> None:
+        """As `LoadStatus.run_restore_ops`. Everything else was restored at once; what has appeared since then where
+        nobody told of it, as in a plain list, is restored now."""
+        self._restoration.look()
+        self._restoration.materialize(device)
 
-    def initialize_or_restore(self) -> None:
-        """Does nothing: `restore` has assigned the values."""
+    def initialize_or_restore(self, device: Device = None) -> None:
+        self._restoration.look()
+        stored = [unmade.tensor for unmade in self._restoration.unmade.values()]
+        initialize(self._discover(), stored, device)
+        self._restoration.materialize(device)
 
-    def _unresolved(self) -> list[int]:
-        graph = self._match.graph
-        resolved = self._match.bound.keys() | self._match.bound_slot_ids | self._match.skipped
+    def report(self) -> RestoreReport:
+        restoration = self._restoration
+        program = _Program(restoration, self._discover())
+        unresolved = restoration.unresolved()
+        waits = restoration.waiting(unresolved)
+        waiting = self._values(node_id for node_id in unresolved if node_id in waits)
+        unwanted = self._values(node_id for node_id in unresolved if node_id not in waits)
+        unwanted += [
+            ValueReport(f"{restoration.graph.readable(node_id)}: {name}")
+            for node_id, names in restoration.unused_attributes.items()
+            for name in names
+        ]
+        missing = [_reported(node) for node in (*program.unassigned, *program.missing)]
+        missing += [ValueReport(name) for name in program.missing_slots()]
+        return RestoreReport(
+            self._prefix,
+            tuple(self._values(sorted(restoration.restored))),
+            with_hints(waiting, missing),
+            with_hints(unwanted, missing),
+            with_hints(missing, [*waiting, *unwanted]),
+            tuple(self._values(sorted(restoration.superseded - restoration.restored))),
+        )
+
+    def _values(self, node_ids: Iterable[int]) -> list[ValueReport]:
+        """The stored values of nodes."""
+        found = []
+        for node_id in node_ids:
+            name = self._restoration.graph.readable(node_id)
+            note = "on the meta device: call run_restore_ops()" if node_id in self._restoration.unmade else ""
+            for attribute in self._restoration.graph.nodes[node_id].attributes:
+                key = attribute.checkpoint_key
+                told = name if attribute.name == VARIABLE_VALUE else f"{name}: {attribute.name}"
+                if self._restoration.reader.has_tensor(key):
+                    stored = self._restoration.reader.stored(key)
+                    found.append(ValueReport(told, key, str(stored.dtype), stored.shape, note=note))
+                else:
+                    found.append(ValueReport(told, key))
+        return found
+
+
+class _Program:
+    """What the program holds that a restore has no values for."""
+
+    def __init__(self, restoration: Restoration, live: LiveGraph) -> None:
+        self._restoration = restoration
+        self._live = live
+        self._nodes_of: dict[Hashable, list[int]] = {}
+        for node_id, trackable in restoration.bindings.live().items():
+            self._nodes_of.setdefault(trackable._identity(), []).append(node_id)
+        settled = restoration.restored | restoration.superseded
+        skipped = self._skipped()
+        self.unassigned: list[LiveNode] = []
+        """Objects for which the checkpoint holds something of another kind."""
+        self.missing: list[LiveNode] = []
+        """Objects that the checkpoint has nothing for."""
+        self.unmade: list[LiveNode] = []
+        """Tensors without memory, whose values wait."""
+        unmade = {id(unmade.tensor) for unmade in restoration.unmade.values()}
+        for identity, node in live.nodes.items():
+            node_ids = self._nodes_of.get(identity, ())
+            if identity not in skipped and settled.isdisjoint(node_ids) and node.trackable._attribute_names():
+                found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
+                found.append(node)
+
+    def missing_slots(self) -> list[str]:
+        """Slots that the checkpoint has nothing for."""
+        if self._restoration.options.experimental_skip_slot_variables:
+            return []
         return [
-            node_id
-            for node_id, node in enumerate(graph.nodes)
-            if (node.attributes or node.registered_saver) and node_id not in resolved
+            f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
+            for optimizer, slot_name, variable, _ in self._live.slots()
+            if not any(
+                self._restoration.has_slot(optimizer_id, variable_id, slot_name)
+                for optimizer_id in self._nodes_of.get(optimizer.trackable._identity(), ())
+                for variable_id in self._nodes_of.get(variable.trackable._identity(), ())
+            )
         ]
 
-    def _skipped(self, live: LiveGraph) -> set[Hashable]:
+    def _skipped(self) -> set[Hashable]:
         """What is left out of the assertions together with the slots."""
-        if not self._skips_slot_variables:
+        if not self._restoration.options.experimental_skip_slot_variables:
             return set()
         return {
             child_id
-            for node in live.nodes.values()
+            for node in self._live.nodes.values()
             if isinstance(node.trackable, SlotOwner)
             for name, child_id in node.children
             if name in node.trackable._children_with_slots
         }
 
-    def _missing_slots(self, live: LiveGraph) -> list[str]:
-        if self._skips_slot_variables:
-            return []
-        missing = []
-        for optimizer, slot_name, variable, _ in live.slots():
-            slots = self._match.slots.get((optimizer.trackable._identity(), variable.trackable._identity()))
-            if slots is None or slot_name not in slots.slots:
-                missing.append(f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}")
-        return missing
+
+def _reported(node: LiveNode) -> ValueReport:
+    value = live_object(node.trackable)
+    if not isinstance(value, torch.Tensor) or is_lazy(value):
+        return ValueReport(node.readable, dtype=type(value).__name__)
+    return ValueReport(node.readable, dtype=str(value.dtype).removeprefix("torch."), shape=tuple(value.shape))
+
+
+def streaming_restore(status: LoadStatus, device: Device = None) -> None:
+    """Has values land as soon as there is a module for them. TensorFlow's ``streaming_restore``.
+
+    Tensors on the meta device that are bound get their memory and values now, and those of modules that are attached
+    later when these are attached, so that a large model can be made and filled one part at a time. Other objects are
+    restored at once in any case.
+
+    Args:
+        status: what `Checkpoint.restore` or `Checkpoint.read` returned.
+        device: where to make the tensors; None is torch's default device.
+
+    Raises:
+        TypeError: the status is that of a checkpoint without an object graph, or of none.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from torch_trackckpt import Checkpoint, streaming_restore
+        >>> path = Checkpoint(net=torch.nn.Linear(2, 1)).write(tempfile.mkdtemp() + "/ckpt")
+        >>> checkpoint = Checkpoint()
+        >>> streaming_restore(checkpoint.read(path))
+        >>> checkpoint.net = torch.nn.Linear(2, 1, device="meta")
+        >>> checkpoint.net.weight.device
+        device(type='cpu')
+    """
+    if not isinstance(status, CheckpointLoadStatus):
+        raise TypeError(
+            f"streaming_restore needs the status of a checkpoint with an object graph, not a {type(status).__name__}."
+        )
+    status._restoration.stream(device)
 
 
 class NameBasedLoadStatus(LoadStatus):
@@ -190,13 +332,20 @@ class NameBasedLoadStatus(LoadStatus):
     python states, which no such checkpoint has, are left as they are.
 
     Args:
-        missing: what the program wants and the checkpoint has not.
+        restoration: the restore.
+        holder: the checkpoint object that it was called on.
         prefix: the checkpoint.
+        optional: a live object that need not be in the checkpoint.
     """
 
-    def __init__(self, missing: Callable[[], list[str]], prefix: str) -> None:
-        self._missing = missing
+    def __init__(self, restoration: NameBasedRestoration, holder: Holder, prefix: str, optional: object = None) -> None:
+        self._restoration = restoration
+        self._holder = holder
         self._prefix = prefix
+        self._optional = optional
+
+    def _missing(self) -> list[str]:
+        return self._restoration.missing(self._holder, self._optional)
 
     def assert_consumed(self) -> NameBasedLoadStatus:
         return self.assert_existing_objects_matched()
@@ -214,17 +363,27 @@ class NameBasedLoadStatus(LoadStatus):
     def assert_nontrivial_match(self) -> NameBasedLoadStatus:
         return self.assert_existing_objects_matched()
 
-    def run_restore_ops(self) -> None:
-        """Restores what was attached meanwhile."""
-        self._missing()
+    def run_restore_ops(self, device: Device = None) -> None:
+        self._restoration.materialize(device)
 
-    def initialize_or_restore(self) -> None:
-        """Restores what was attached meanwhile."""
-        self._missing()
+    def initialize_or_restore(self, device: Device = None) -> None:
+        self._restoration.initialize(device)
+
+    def report(self) -> RestoreReport:
+        missing = tuple(ValueReport(name) for name in self._missing())
+        restored = tuple(ValueReport(name) for name in self._restoration.restored_names())
+        return RestoreReport(self._prefix, restored, only_in_program=missing)
 
 
 class InitializationOnlyStatus(LoadStatus):
-    """The outcome of ``restore(None)``: there was nothing to restore from."""
+    """The outcome of ``restore(None)``: there was nothing to restore from.
+
+    Args:
+        discover: walks the live objects as they are now.
+    """
+
+    def __init__(self, discover: Callable[[], LiveGraph]) -> None:
+        self._discover = discover
 
     def _refuse(self) -> AssertionError:
         return AssertionError("No checkpoint specified (save_path=None); nothing is being restored.")
@@ -238,11 +397,19 @@ class InitializationOnlyStatus(LoadStatus):
     def assert_nontrivial_match(self) -> LoadStatus:
         raise self._refuse()
 
-    def run_restore_ops(self) -> None:
+    def run_restore_ops(self, device: Device = None) -> None:
         raise self._refuse()
 
-    def initialize_or_restore(self) -> None:
-        """Nothing waits to be initialised: torch's modules are when they are made."""
+    def initialize_or_restore(self, device: Device = None) -> None:
+        """Makes and initialises modules on the meta device; others were initialised when they were made."""
+        initialize(self._discover(), (), device)
+
+    def report(self) -> RestoreReport:
+        live = self._discover().nodes.values()
+        return RestoreReport(
+            "no checkpoint",
+            only_in_program=tuple(_reported(node) for node in live if node.trackable._attribute_names()),
+        )
 
 
 def _s(names: Sequence[object]) -> str:

@@ -1,0 +1,110 @@
+"""Which live objects the nodes of a checkpoint were paired with, without keeping any of them alive.
+
+An object is remembered by a weak reference. Where there can be none (lists, parts of an optimizer), or where one would
+do harm (tensors, see `update_uid`), it is looked up again, under the name by which it was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from torch_trackckpt.adapters import adapt
+from torch_trackckpt.trackable import Trackable
+from torch_trackckpt.update_uid import update_uid
+
+__all__ = ["Bindings", "Place", "live_object"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where an object is found: a child of the object that a node was paired with.
+
+    The root itself has no parent and no name; what is attached to it has no parent.
+    """
+
+    parent_id: int | None
+    name: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Binding:
+    identity: Hashable
+    reference: weakref.ref[Any] | None
+    place: Place
+    has_values: bool
+
+
+class Bindings:
+    """Node ids and their live objects.
+
+    Args:
+        uid: the number of the restore.
+        at_root: the live object at a place that has no parent; None where it is gone.
+    """
+
+    def __init__(self, uid: int, at_root: Callable[[str | None], object | None]) -> None:
+        self._uid = uid
+        self._at_root = at_root
+        self._bindings: dict[int, _Binding] = {}
+
+    def add(self, node_id: int, trackable: Trackable, place: Place, *, has_values: bool) -> None:
+        """Pairs a node with an object, which may have values of this restore or a later one."""
+        value, part = trackable._owner()
+        reference = None if part is not None or isinstance(value, torch.Tensor) else _weak(value)
+        self._bindings[node_id] = _Binding(trackable._identity(), reference, place, has_values)
+
+    def __contains__(self, node_id: object) -> bool:
+        return node_id in self._bindings
+
+    def __len__(self) -> int:
+        return len(self._bindings)
+
+    def identity(self, node_id: int) -> Hashable:
+        """The identity of the object that a node was paired with, which means something while the object lives."""
+        return self._bindings[node_id].identity
+
+    def place(self, node_id: int) -> Place:
+        """Where the object was found that a node was paired with."""
+        return self._bindings[node_id].place
+
+    def trackable(self, node_id: int) -> Trackable | None:
+        """The object that a node was paired with; None if it was paired with none, or the object is gone."""
+        binding = self._bindings.get(node_id)
+        if binding is None:
+            return None
+        value = binding.reference() if binding.reference is not None else self.at(binding.place)
+        trackable = adapt(value)
+        if trackable is None or trackable._identity() != binding.identity:
+            return None
+        # Another tensor may be where the first one was in memory, but it has not its number.
+        is_another = isinstance(value, torch.Tensor) and binding.has_values and update_uid(value) < self._uid
+        return None if is_another else trackable
+
+    def live(self) -> dict[int, Trackable]:
+        """Every node whose object lives."""
+        found = {node_id: self.trackable(node_id) for node_id in self._bindings}
+        return {node_id: trackable for node_id, trackable in found.items() if trackable is not None}
+
+    def at(self, place: Place) -> object | None:
+        """Whatever is at a place now."""
+        if place.parent_id is None:
+            return self._at_root(place.name)
+        parent = self.trackable(place.parent_id)
+        return None if parent is None or place.name is None else parent._lookup_dependency(place.name)
+
+
+def live_object(trackable: Trackable) -> Any:
+    """What a trackable stands for."""
+    return getattr(trackable, "adapted", trackable)
+
+
+def _weak(value: Any) -> weakref.ref[Any] | None:
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return None

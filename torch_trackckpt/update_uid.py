@@ -1,0 +1,71 @@
+"""Which restore gave a live object its values last: TensorFlow's ``_update_uid``.
+
+Every restore has a number, and a later one a larger number. An object takes values only from a later restore than the
+one that it has values of, in whatever order the objects appear that several restores wait for.
+
+The number stays with the object, as long as that lives. A tensor carries it as an attribute: a weak reference would
+make torch refuse to swap the tensor for another (``torch.utils.swap_tensors``, which ``Module.to`` uses for some kinds
+of parameters). Other objects may write all their attributes into a ``state_dict``, so theirs is kept by a finalizer.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+__all__ = ["new_uid", "set_update_uid", "update_uid"]
+
+_NEVER = -1
+_ATTRIBUTE = "_trackckpt_update_uid"
+
+
+def new_uid() -> int:
+    """A number for a restore that begins now; larger than those of all before."""
+    return time.monotonic_ns()
+
+
+def update_uid(owner: Any, part: Hashable = None) -> int:
+    """The number of the restore that an object, or a part of it, has its values of; -1 if of none."""
+    if isinstance(owner, torch.Tensor):
+        uid: int = vars(owner).get(_ATTRIBUTE, _NEVER)
+        return uid
+    numbers = _numbers_of(owner)
+    return _NEVER if numbers is None else numbers.by_part.get(part, _NEVER)
+
+
+def set_update_uid(owner: Any, uid: int, part: Hashable = None) -> None:
+    """Notes which restore an object, or a part of it, has its values of. An object of which there can be no weak
+    references is restored by whoever comes last."""
+    if isinstance(owner, torch.Tensor):
+        vars(owner)[_ATTRIBUTE] = uid
+        return
+    numbers = _numbers_of(owner)
+    if numbers is None:
+        try:
+            numbers = _Numbers(owner)
+        except TypeError:
+            return
+    numbers.by_part[part] = uid
+
+
+class _Numbers(weakref.finalize):  # type: ignore[type-arg]
+    """Lives as long as its object; `weakref.finalize` sees to that, and finds it through the object's references."""
+
+    __slots__ = ("by_part",)
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner, int)
+        self.atexit = False
+        self.by_part: dict[Hashable, int] = {}
+
+
+def _numbers_of(owner: Any) -> _Numbers | None:
+    try:
+        references = weakref.getweakrefs(owner)
+    except TypeError:
+        return None
+    return next((ref.__callback__ for ref in references if isinstance(ref.__callback__, _Numbers)), None)
