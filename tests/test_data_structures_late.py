@@ -1,12 +1,14 @@
 """What is put into a tracked list or dict gets the values that wait under its name."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
-from torch_trackckpt import AutoTrackable, NoDependency
+from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.trackable import Waiting
 
@@ -126,3 +128,92 @@ def test_nothing_waits_for_the_elements_of_a_copy() -> None:
     for twin in (copy.copy(tracked), copy.deepcopy(tracked)):
         twin.append(torch.tensor(1.0))
         assert twin == [1.0]
+
+
+# -------------------------------------------------------------------------------------------------- with files
+
+
+def scalar(value: float = 0.0) -> torch.Tensor:
+    return torch.tensor(float(value))
+
+
+def test_elements_that_are_appended_after_a_restore_are_filled_from_the_elements_of_their_index(prefix: str) -> None:
+    """C092"""
+    Checkpoint(l=[scalar(1), 5, [scalar(2)], thing(x=scalar(3))]).write(prefix)
+    live = Checkpoint(l=[scalar()])
+    status = live.read(prefix)
+    assert live.l == [1.0]
+    live.l += [None, [scalar()]]
+    with pytest.raises(AssertionError, match=r"\(root\)\.l\.3\.x"):
+        status.assert_consumed()
+    live.l.append(AutoTrackable())
+    live.l[3].x = scalar()
+    assert (live.l[2], live.l[3].x) == ([2.0], 3.0)
+    status.assert_consumed()
+    live.l.append(scalar(9))
+    assert live.l[4] == 9.0
+
+
+def test_entries_that_are_added_after_a_restore_are_filled_from_the_entries_of_their_key(prefix: str) -> None:
+    """C093"""
+    Checkpoint(d={"a": scalar(1), "b": {"c": scalar(2)}}).write(prefix)
+    live = Checkpoint(d={})
+    status = live.read(prefix)
+    live.d["a"] = scalar()
+    live.d.setdefault("b", {})["c"] = scalar()
+    assert live.d == {"a": 1.0, "b": {"c": 2.0}}
+    status.assert_consumed()
+    live.d["z"] = scalar(9)
+    assert live.d["z"] == 9.0
+
+
+def test_a_list_that_is_assigned_after_a_restore_and_filled_by_append_is_filled(prefix: str) -> None:
+    """C094"""
+    Checkpoint(l=[scalar(1), scalar(2)], t=([scalar(3)],)).write(prefix)
+    live = Checkpoint()
+    status = live.read(prefix)
+    live.l = []
+    for _ in range(2):
+        live.l.append(scalar())
+    live.t = ([],)
+    live.t[0].extend([scalar()])
+    assert (live.l, live.t) == ([1.0, 2.0], ([3.0],))
+    status.assert_consumed()
+
+
+def test_an_entry_that_replaces_a_restored_one_keeps_its_value(prefix: str) -> None:
+    """C093"""
+    Checkpoint(d={"a": scalar(1)}, l=[scalar(2)]).write(prefix)
+    live = Checkpoint(d={"a": scalar()}, l=[])
+    live.read(prefix).expect_partial()
+    live.d["a"] = scalar(7)
+    live.l.append(scalar())
+    live.l[0] = scalar(8)
+    assert (live.d, live.l) == ({"a": 7.0}, [8.0])
+
+
+def test_a_shape_that_does_not_fit_is_an_error_where_the_element_is_put_in(prefix: str) -> None:
+    """C092"""
+    Checkpoint(l=[torch.ones(2)]).write(prefix)
+    live = Checkpoint(l=[])
+    live.read(prefix).expect_partial()
+    with pytest.raises(ValueError, match="shape"):
+        live.l.append(torch.zeros(3))
+    assert live.l == []
+    live.l.append(torch.zeros(2))
+    assert torch.equal(live.l[0], torch.ones(2))
+
+
+def test_a_container_that_is_waited_for_is_freed_at_once_when_it_is_dropped(prefix: str) -> None:
+    """C092: without the cycle collector."""
+    Checkpoint(l=[scalar(1)], d={"a": scalar(2)}).write(prefix)
+    live = Checkpoint(l=[], d={})
+    live.read(prefix).expect_partial()
+    references = [weakref.ref(live.l), weakref.ref(live.d)]
+    gc.collect()
+    gc.disable()
+    try:
+        live.l, live.d = None, None
+        assert [reference() for reference in references] == [None, None]
+    finally:
+        gc.enable()
