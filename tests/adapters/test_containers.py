@@ -126,8 +126,28 @@ def test_a_list_is_restored_from_a_tuple_and_a_dict_of_the_same_names(prefix: st
     assert as_dict == {"0": torch.tensor(1), "1": torch.tensor(2)}
 
 
+def test_a_list_is_restored_into_a_tuple_and_a_dict_of_the_same_names(prefix: str) -> None:
+    """C195"""
+    Checkpoint(c=[torch.tensor(1), torch.tensor(2)]).write(prefix)
+    as_dict, as_tuple = {"0": torch.tensor(0), "1": torch.tensor(0)}, (torch.tensor(0), torch.tensor(0))
+    Checkpoint(c=as_dict).read(prefix).assert_consumed().assert_existing_objects_matched()
+    Checkpoint(c=as_tuple).read(prefix).assert_consumed().assert_existing_objects_matched()
+    assert as_dict == {"0": torch.tensor(1), "1": torch.tensor(2)}
+    assert as_tuple == (torch.tensor(1), torch.tensor(2))
+
+
+def test_a_longer_list_keeps_what_the_checkpoint_has_nothing_for(prefix: str) -> None:
+    """C196"""
+    Checkpoint(c=[torch.tensor(1)]).write(prefix)
+    live = [torch.tensor(0), torch.tensor(5)]
+    status = Checkpoint(c=live).read(prefix)
+    assert live == [torch.tensor(1), torch.tensor(5)]
+    with pytest.raises(AssertionError, match=r"\(root\)\.c\.1"):
+        status.assert_existing_objects_matched()
+
+
 def test_a_shorter_list_takes_what_it_has_room_for(prefix: str) -> None:
-    """C127"""
+    """C127, C196"""
     Checkpoint(c=[torch.tensor(1), torch.tensor(2)]).write(prefix)
     short = [torch.tensor(0)]
     status = Checkpoint(c=short).read(prefix)
