@@ -33,6 +33,7 @@ format: $(VENV)/tools
 
 benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/save_restore.py
+	$(BIN)/python benchmarks/async_stall.py
 	$(BIN)/python benchmarks/many_keys.py
 
 clean:

@@ -1,12 +1,13 @@
 """Fixtures of all tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from held import HeldStorage
 
-from torch_trackckpt import _native
+from torch_trackckpt import _native, checkpoint
 
 Damage = Callable[[str, str], None]
 
@@ -39,3 +40,12 @@ def damage() -> Damage:
             file.write(bytes([byte ^ 1]))
 
     return flip
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStorage]:
+    """Through which every save of the test writes; nothing is written before its release."""
+    storage = HeldStorage()
+    monkeypatch.setattr(checkpoint, "LocalStorage", lambda *, durable: storage)
+    yield storage
+    storage.release()

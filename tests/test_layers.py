@@ -14,7 +14,7 @@ PACKAGE = Path(torch_trackckpt.__file__).parent
 # Lower never imports higher; within a line, a unit imports only those written before it.
 LEVELS = (
     ("errors", "trackable", "update_uid", "_native"),
-    ("storage", "bundle", "sharding", "options"),
+    ("storage", "bundle", "sharding", "options", "preemption", "metrics"),
     ("adapters",),
     ("container_record", "data_structures", "autotrackable"),
     ("graph",),

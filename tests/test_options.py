@@ -1,10 +1,13 @@
 """What a caller can choose, and when a wrong choice is refused."""
 
+import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 
-from torch_trackckpt import CheckpointOptions
+from torch_trackckpt import Checkpoint, CheckpointOptions
 
 
 def test_by_default_saves_are_durable_and_restores_check_on_the_way_with_slots() -> None:
@@ -15,6 +18,36 @@ def test_by_default_saves_are_durable_and_restores_check_on_the_way_with_slots()
     assert options.experimental_skip_slot_variables is False
     assert list(options.experimental_write_callbacks) == []
     assert options.experimental_io_device is None
+    assert options.experimental_sharding_callback is None
+    assert options.is_async is options.enable_async is options.experimental_enable_async_checkpoint is False
+    assert options.progress is None
+
+
+@pytest.mark.parametrize("name", ["enable_async", "experimental_enable_async_checkpoint"])
+def test_saves_are_asynchronous_by_either_name_and_each_name_stays_as_it_was_given(name: str) -> None:
+    """C302"""
+    options = CheckpointOptions(**{name: True})
+    assert options.is_async
+    assert options.enable_async is (name == "enable_async")
+    assert options.experimental_enable_async_checkpoint is not options.enable_async
+
+
+def test_a_progress_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(ValueError, match="progress must be a function of two numbers of bytes, not 'bar'"):
+        CheckpointOptions(progress="bar")
+
+
+def test_a_device_for_input_and_output_is_accepted_and_changes_nothing(tmp_path: Path) -> None:
+    """C311"""
+    for name, device in (("with", "/job:localhost"), ("without", None)):
+        x = torch.arange(3)
+        options = CheckpointOptions(experimental_io_device=device)
+        path = Checkpoint(x=x).save(tmp_path / name / "ckpt", options)
+        x.zero_()
+        Checkpoint(x=x).restore(path, options).assert_existing_objects_matched()
+        assert x.tolist() == [0, 1, 2]
+    for file in (tmp_path / "with").iterdir():
+        assert file.read_bytes() == (tmp_path / "without" / file.name).read_bytes()
 
 
 def test_an_unknown_option_is_refused() -> None:
@@ -71,9 +104,15 @@ def test_a_copy_has_the_same_callbacks_and_other_values_where_asked() -> None:
 
     def callback() -> None: ...
 
-    copy = dataclasses.replace(CheckpointOptions(experimental_write_callbacks=[callback]), durable=False)
-    assert list(copy.experimental_write_callbacks) == [callback]
-    assert copy.durable is False
+    options = CheckpointOptions(experimental_write_callbacks=[callback])
+    other = dataclasses.replace(options, durable=False)
+    assert other.experimental_write_callbacks == (callback,)
+    assert other.experimental_write_callbacks[0] is callback
+    assert other.durable is False
+    assert copy.copy(options).experimental_write_callbacks[0] is callback
+    more = dataclasses.replace(options, experimental_write_callbacks=[callback, callback])
+    assert len(more.experimental_write_callbacks) == 2
+    assert options.experimental_write_callbacks == (callback,)
 
 
 def test_a_list_of_callbacks_that_changes_later_does_not_change_the_options() -> None:

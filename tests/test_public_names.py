@@ -29,6 +29,7 @@ def test_the_public_names_are_these() -> None:
         "NoDependency",
         "PythonState",
         "RNGState",
+        "SaveOnSignal",
         "Trackable",
         "__version__",
         "latest_checkpoint",
@@ -37,6 +38,7 @@ def test_the_public_names_are_these() -> None:
         "load_checkpoint",
         "load_variable",
         "merge_checkpoints",
+        "preemption_save_context",
         "register_adapter",
     ]
     assert all(hasattr(torch_trackckpt, name) for name in torch_trackckpt.__all__)

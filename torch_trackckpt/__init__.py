@@ -8,6 +8,7 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.graph.walk import list_objects
 from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.preemption import SaveOnSignal, preemption_save_context
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
 from torch_trackckpt.restore.materialize import gather_initializers
 from torch_trackckpt.restore.status import streaming_restore
@@ -25,6 +26,7 @@ __all__ = [
     "NoDependency",
     "PythonState",
     "RNGState",
+    "SaveOnSignal",
     "Trackable",
     "__version__",
     "gather_initializers",
@@ -34,6 +36,7 @@ __all__ = [
     "load_checkpoint",
     "load_variable",
     "merge_checkpoints",
+    "preemption_save_context",
     "register_adapter",
     "streaming_restore",
 ]

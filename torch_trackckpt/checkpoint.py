@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.walk import LiveGraph, Snapshot, discover, walk
+from torch_trackckpt.metrics import CheckpointMetrics, Transfer
 from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.preemption import in_preemption_save_context
 from torch_trackckpt.restore.deferred import Restoration
 from torch_trackckpt.restore.name_based import NameBasedRestoration
 from torch_trackckpt.restore.status import (
@@ -29,8 +33,9 @@ from torch_trackckpt.restore.status import (
     NameBasedLoadStatus,
 )
 from torch_trackckpt.save.commit import commit, recover
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
+from torch_trackckpt.save.pending import PendingSave, can_be_pending
+from torch_trackckpt.save.plan import SavePlan, make_plan
+from torch_trackckpt.save.staging import StagingBuffer, stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
@@ -115,6 +120,11 @@ class Checkpoint(AutoTrackable):
         values before the call returns, because bytes go to the file from the tensors' own memory; a change through
         torch is noticed, and no checkpoint is made then. One process at a time may save to a directory.
 
+        With ``enable_async`` the call returns as soon as it has copied all values. A thread makes the files, calls the
+        write callbacks and updates the state file; the interpreter waits for it at its exit. A save waits for the one
+        before it. TensorFlow counts such saves apart, in a counter that the caller does not see; here all saves take
+        their numbers from `save_counter`.
+
         Args:
             file_prefix: the path that the files begin with; the number follows, as in ``run/ckpt-1``.
             options: see `CheckpointOptions`.
@@ -126,18 +136,15 @@ class Checkpoint(AutoTrackable):
             UnsupportedValueError: something cannot be saved; the text names it. Nothing was written.
             ValueChangedError: another thread changed a value. Nothing is left of what was written.
             OSError: the system refuses. The previous checkpoints and the state file are as before.
+            Exception: whatever the asynchronous save before failed with; this one has not begun, the next will.
         """
         options = options or CheckpointOptions()
-        with self._own.lock:
+        with self._own.turn():
             counter = self.save_counter
             with torch.no_grad():
                 counter += 1
             path = f"{os.fsdecode(file_prefix)}-{int(counter)}"
-            self._write(path, options)
-            options.run_write_callbacks(path)
-            write_checkpoint_state(
-                os.path.dirname(path), CheckpointState(path, (path,)), LocalStorage(durable=options.durable)
-            )
+            self._write(path, options, updates_state=True)
         return path
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
@@ -153,23 +160,43 @@ class Checkpoint(AutoTrackable):
             The path.
 
         Raises:
-            UnsupportedValueError, ValueChangedError, OSError: as `save`.
+            UnsupportedValueError, ValueChangedError, OSError, Exception: as `save`.
         """
-        options = options or CheckpointOptions()
         path = os.fsdecode(file_prefix)
-        with self._own.lock:
-            self._write(path, options)
-            options.run_write_callbacks(path)
+        with self._own.turn():
+            self._write(path, options or CheckpointOptions(), updates_state=False)
         return path
 
-    def _write(self, prefix: str, options: CheckpointOptions) -> None:
-        storage = LocalStorage(durable=options.durable)
+    def sync(self) -> None:
+        """Waits until an asynchronous save is complete. TensorFlow's ``Checkpoint.sync``.
+
+        The next `save`, `write`, `restore` or `read` of this checkpoint waits by itself; another `Checkpoint`, or
+        another process, needs this first. Without a pending save it returns at once.
+
+        Raises:
+            Exception: whatever the save failed with; once.
+        """
+        self._own.wait_for_pending()
+
+    @property
+    def io_metrics(self) -> CheckpointMetrics:
+        """How often, how long and how much this checkpoint has saved and restored."""
+        return self._own.metrics
+
+    def _write(self, path: str, options: CheckpointOptions, *, updates_state: bool) -> None:
+        metrics = self._own.metrics
+        write = metrics.begin(path)
         snapshot = walk(self._graph_root(), self._attached())
         self._warn_of_unreachable(snapshot)
         plan = make_plan(snapshot.values, options.experimental_sharding_callback)
-        recover(prefix, storage)
-        files = write_shards(stage(plan), prefix, storage, durable=options.durable, live=plan.items)
-        commit(files, prefix, storage)
+        complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
+        if _becomes_pending(path, options):
+            plan = self._own.staging.snapshot(plan)
+            # The program may change its directory meanwhile, and drop this checkpoint: the thread does not need it.
+            place = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+            self._own.pending = PendingSave(path, lambda: metrics.wrote(complete(plan, place), in_background=True))
+        else:
+            metrics.wrote(complete(plan, path), in_background=False)
 
     # Restoring.
 
@@ -200,6 +227,7 @@ class Checkpoint(AutoTrackable):
             DataLossError: the files are damaged; see `CheckpointOptions.verify` for when live values may have changed.
             UnsupportedFormatError: the files are of a version that is not read.
         """
+        self.sync()
         if save_path is None:
             self.save_counter  # noqa: B018  creates it
             return InitializationOnlyStatus(self._discover)
@@ -219,6 +247,7 @@ class Checkpoint(AutoTrackable):
         Raises:
             As `restore`.
         """
+        self.sync()
         return self._read(CheckpointReader(save_path), options or CheckpointOptions())
 
     def _read(
@@ -227,7 +256,8 @@ class Checkpoint(AutoTrackable):
         graph = read_object_graph(reader)
         if graph is not None:
             restoration = Restoration(graph, reader, options, self)
-            restoration.begin(self)
+            with self._own.metrics.reading(reader.file_prefix) as transfer:
+                transfer.num_bytes = restoration.begin(self)
             return CheckpointLoadStatus(restoration, self._discover)
         _logger.warning(
             "%r has no object graph, so values are matched by name alone, which breaks when something is renamed. Save "
@@ -235,7 +265,8 @@ class Checkpoint(AutoTrackable):
             reader.file_prefix,
         )
         by_names = NameBasedRestoration(reader, options, self)
-        by_names.run()
+        with self._own.metrics.reading(reader.file_prefix) as transfer:
+            transfer.num_bytes = by_names.run()
         return NameBasedLoadStatus(by_names, self, reader.file_prefix, optional)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -293,6 +324,36 @@ class Checkpoint(AutoTrackable):
             )
 
 
+def _becomes_pending(path: str, options: CheckpointOptions) -> bool:
+    """Whether a save is left to a thread: where that was asked for, and the process has the time."""
+    if not options.is_async:
+        return False
+    if in_preemption_save_context():
+        _logger.warning("The save to %r is synchronous, although enable_async is set: it is the last one.", path)
+        return False
+    if not can_be_pending():
+        _logger.warning("The save to %r is synchronous, although enable_async is set: Python is exiting.", path)
+        return False
+    return True
+
+
+def _complete(
+    plan: SavePlan, place: str, *, write: Transfer, options: CheckpointOptions, updates_state: bool
+) -> Transfer:
+    """Makes the files of a save, and then what names them; returns the write, with its size."""
+    storage = LocalStorage(durable=options.durable)
+    recover(place, storage)
+    files = write_shards(
+        stage(plan), place, storage, durable=options.durable, live=plan.items, progress=options.progress
+    )
+    write.num_bytes = files.num_bytes
+    commit(files, place, storage)
+    options.run_write_callbacks(write.path)
+    if updates_state:
+        write_checkpoint_state(os.path.dirname(place), CheckpointState(place, (place,)), storage)
+    return write
+
+
 class _Own:
     """What a checkpoint keeps for itself, out of sight of its children."""
 
@@ -300,8 +361,35 @@ class _Own:
         self.root = root
         self.has_warned_of_unreachable = False
         self.lock = threading.RLock()
+        self.staging = StagingBuffer()
+        self.pending: PendingSave | None = None
+        self.metrics = CheckpointMetrics()
 
-    # A copy has a lock of its own.
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """A time in which no other save of the checkpoint runs or is pending."""
+        self._refuse_pending_save_itself()
+        with self.metrics.stalling(), self.lock:
+            self.wait_for_pending()
+            yield
+
+    def wait_for_pending(self) -> None:
+        """Waits for the pending save; its error is raised once, unless there is no time left for it."""
+        self._refuse_pending_save_itself()
+        if self.pending is not None and in_preemption_save_context():
+            self.pending.join()
+        elif self.pending is not None:
+            self.pending.wait()
+
+    def _refuse_pending_save_itself(self) -> None:
+        # It must not even ask for the lock, whose holder may be waiting for it.
+        if self.pending is not None and self.pending.is_this_thread:
+            raise RuntimeError(
+                "A write callback, or progress, of an asynchronous save used the checkpoint that is being saved, which "
+                "would wait for this very save; use another Checkpoint, or save synchronously."
+            )
+
+    # A copy has a lock, metrics and pending saves of its own.
 
     def __getstate__(self) -> tuple[object]:
         return (self.root,)

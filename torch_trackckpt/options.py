@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from torch_trackckpt.sharding import ShardingCallback
 
-__all__ = ["CheckpointOptions"]
+__all__ = ["CheckpointOptions", "Progress"]
+
+Progress = Callable[[int, int], Any]
+"""Is told the bytes that are done, and the bytes of all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,8 +22,8 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify``, a write callback that cannot be called with the path alone, or a
-            sharding callback that is none.
+        ValueError: for an unknown ``verify``, a write callback that cannot be called with the path alone, a
+            sharding callback that is none, or a ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
     Example:
@@ -53,12 +56,26 @@ class CheckpointOptions:
     ``fc.weight``, to its name in the file, such as ``dense/kernel``. A mapping leaves names that it does not have as
     they are. Slot variables are asked for as ``fc.weight/exp_avg``."""
 
+    experimental_enable_async_checkpoint: bool = False
+    """Saving only: `save` and `write` return as soon as they have copied the values, and a thread writes them. The
+    memory for the copy, as much as the checkpoint, is kept by the `Checkpoint` for the next one."""
+
+    enable_async: bool = False
+    """The same as ``experimental_enable_async_checkpoint``; `is_async` tells whether either is set."""
+
+    progress: Progress | None = None
+    """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the
+    last time with both equal; about every 64 MiB, or after each value where one is larger. An asynchronous save calls
+    it in its own thread. What it raises ends the save or restore."""
+
     experimental_io_device: Any = None
     """Accepted for TensorFlow's sake; it has no effect."""
 
     def __post_init__(self) -> None:
         if self.verify not in ("during", "before"):
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
+        if self.progress is not None and not callable(self.progress):
+            raise ValueError(f"progress must be a function of two numbers of bytes, not {self.progress!r}.")
         # A copy, so that a list that the caller goes on changing does not change what was checked.
         object.__setattr__(self, "experimental_write_callbacks", tuple(self.experimental_write_callbacks))
         sharding = self.experimental_sharding_callback
@@ -72,6 +89,11 @@ class CheckpointOptions:
                     "A write callback takes no argument or the path alone, but the parameters of "
                     f"{callback!r} are {inspect.signature(callback)}."
                 )
+
+    @property
+    def is_async(self) -> bool:
+        """Whether saves are asynchronous, by either name of the option."""
+        return self.enable_async or self.experimental_enable_async_checkpoint
 
     def name_in_file(self, name: str) -> str:
         """What `name_map` makes of a name."""

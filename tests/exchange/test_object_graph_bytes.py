@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_trackckpt import Checkpoint
+from torch_trackckpt import Checkpoint, CheckpointOptions
 
 from .conftest import TensorFlow, Text
 
@@ -87,6 +87,21 @@ def test_numbered_checkpoints_are_written_as_tensorflow_writes_them(tensorflow: 
     ours = checkpoint.save(tmp_path / "ours")
     theirs = tensorflow.save(tmp_path / "theirs", x=torch.ones(2), times=2)
     assert files_at(ours) == files_at(theirs)
+
+
+def test_asynchronous_checkpoints_are_those_that_tensorflow_saves_at_once(
+    tensorflow: TensorFlow, tmp_path: Path
+) -> None:
+    """C313, C322, C332: number, files and state file."""
+    x = torch.ones(2)
+    checkpoint = Checkpoint(x=x)
+    for _ in range(2):
+        ours = checkpoint.save(tmp_path / "ours" / "ckpt", CheckpointOptions(enable_async=True))
+    x.zero_()
+    checkpoint.sync()
+    theirs = tensorflow.save(tmp_path / "theirs" / "ckpt", x=torch.ones(2), times=2)
+    assert files_at(ours) == files_at(theirs)
+    assert tensorflow.latest_checkpoint(tmp_path / "ours") == ours
 
 
 def as_tree(module: nn.Module) -> SimpleNamespace:

@@ -1,14 +1,17 @@
-"""From live tensors to memory that can be written: as it is where possible, else by bounded copies."""
+"""From live tensors to memory that can be written: as it is where possible, else by copies."""
 
-import itertools
-
+import numpy as np
 import pytest
 import torch
+from stored_dtypes import DTYPES
 
+from torch_trackckpt.bundle.memory import takes_file_bytes
+from torch_trackckpt.errors import ValueChangedError
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save import staging
 from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
+from torch_trackckpt.save.staging import StagingBuffer, stage
+from torch_trackckpt.sharding import MaxShardSizePolicy
 
 
 def batches_of(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
@@ -44,13 +47,147 @@ def test_any_other_layout_is_copied_to_its_row_major_values(tensor: torch.Tensor
     assert torch.equal(staged, tensor)
 
 
-def test_copies_are_made_a_bounded_number_of_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "STAGING_BYTES", 64)
+def test_values_are_handed_over_and_copied_a_bounded_number_of_bytes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "BATCH_BYTES", 64)
     strided = [torch.full((16,), float(number))[::2] for number in range(5)]
-    contiguous = [torch.ones(1000) for _ in range(5)]
+    large = [torch.ones(17), torch.ones(16)]
 
-    batches = batches_of(*itertools.chain.from_iterable(zip(strided, contiguous, strict=True)))
+    batches = batches_of(strided[0], *large, *strided[1:])
 
-    copied = [sum(tensor.nbytes for tensor in batch if tensor.numel() == 8) for batch in batches]
-    assert copied == [64, 64, 32]
-    assert [tensor.numel() for batch in batches for tensor in batch] == [8, 1000] * 5
+    assert [[tensor.numel() for tensor in batch] for batch in batches] == [[8], [17], [16], [8, 8], [8, 8]]
+
+
+# ------------------------------------------------------------------------------------------ the buffer of a snapshot
+
+
+def snapshot_of(buffer: StagingBuffer, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    plan = buffer.snapshot(make_plan([NamedValue(str(index), tensor) for index, tensor in enumerate(tensors)]))
+    return [torch.as_tensor(item.value) for item in plan.items]
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    return bytes(plain.reshape(-1).view(torch.uint8).tolist())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_value_of_every_dtype_is_copied_bit_for_bit(dtype: torch.dtype, device: torch.device) -> None:
+    """C314"""
+    raw = torch.arange(48, dtype=torch.uint8)
+    live = (raw % 2 == 0 if dtype is torch.bool else raw.view(dtype)).to(device)
+    (copy,) = snapshot_of(StagingBuffer(), live)
+    assert (copy.dtype, copy.shape, copy.device.type) == (live.dtype, live.shape, "cpu")
+    assert bits(copy) == bits(live)
+
+
+LAYOUTS = {
+    "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
+    "strided": lambda: torch.arange(8, dtype=torch.int16)[1::3],
+    "expanded": lambda: torch.ones(1).expand(3, 4),
+    "channels last": lambda: torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "conjugate": lambda: torch.tensor([1 + 2j, 3 - 4j]).conj(),
+    "negative": lambda: torch.tensor([1 + 2j, 3 - 4j]).conj().imag,
+    "empty": lambda: torch.empty(0, 3),
+    "scalar": lambda: torch.tensor(7, dtype=torch.int64),
+    "parameter": lambda: torch.nn.Parameter(torch.ones(2)),
+    "with a history": lambda: torch.nn.Parameter(torch.ones(2)) * 2,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_value_of_every_layout_is_copied_to_row_major_memory_of_the_buffer(layout: str, device: torch.device) -> None:
+    """C026, C314"""
+    live = LAYOUTS[layout]().to(device)
+    first, copy, last = snapshot_of(StagingBuffer(), torch.ones(3, dtype=torch.bool), live, torch.ones(1))
+    assert takes_file_bytes(copy)
+    assert not copy.requires_grad
+    assert torch.equal(copy, live.detach().cpu())
+    assert first.tolist() == [True] * 3
+    assert last.tolist() == [1.0]
+
+
+def test_values_made_in_inference_mode_are_copied_in_and_outside_of_it() -> None:
+    buffer = StagingBuffer()
+    with torch.inference_mode():
+        live = torch.arange(3)
+        (inside,) = snapshot_of(buffer, live)
+        assert inside.tolist() == [0, 1, 2]
+    (outside,) = snapshot_of(buffer, live)
+    assert outside.tolist() == [0, 1, 2]
+    assert not outside.is_inference()
+
+
+def test_a_default_device_of_the_caller_is_not_that_of_the_buffer() -> None:
+    plan = make_plan([NamedValue("x", torch.ones(2))])
+    with torch.device("meta"):
+        (copied,) = StagingBuffer().snapshot(plan).items
+    assert torch.equal(torch.as_tensor(copied.value), torch.ones(2))
+
+
+def test_a_snapshot_does_not_follow_its_values() -> None:
+    """C314: strings neither, whose arrays the program may change in place."""
+    tensor, strings = torch.zeros(3), np.array([b"old", b"old"], dtype=object)
+    plan = StagingBuffer().snapshot(make_plan([NamedValue("t", tensor), NamedValue("s", strings)]))
+    tensor.fill_(1)
+    strings[0] = b"new"
+    copied_tensor, copied_strings = (item.value for item in plan.items)
+    assert torch.equal(torch.as_tensor(copied_tensor), torch.zeros(3))
+    assert list(copied_strings) == [b"old", b"old"]
+
+
+def test_each_value_begins_at_a_cache_line_and_the_buffer_is_no_larger_than_that_takes() -> None:
+    buffer = StagingBuffer()
+    copies = snapshot_of(buffer, torch.ones(3), torch.ones(1, dtype=torch.bool), torch.ones(20, dtype=torch.float64))
+    assert [copy.data_ptr() - copies[0].data_ptr() for copy in copies] == [0, 64, 128]
+    assert copies[0].data_ptr() % 64 == 0
+    assert buffer.num_bytes == 64 + 64 + 192
+
+
+def test_the_buffer_is_used_again_and_replaced_when_it_is_too_small_or_far_too_large() -> None:
+    buffer = StagingBuffer()
+    assert buffer.num_bytes == 0
+    (first,) = snapshot_of(buffer, torch.ones(256))
+    (same,) = snapshot_of(buffer, torch.ones(200))
+    assert same.data_ptr() == first.data_ptr()
+    snapshot_of(buffer, torch.ones(512))
+    assert buffer.num_bytes == 2048
+    snapshot_of(buffer, torch.ones(16))
+    assert buffer.num_bytes == 64
+
+
+def test_parts_of_a_sharded_plan_stay_in_their_shards() -> None:
+    live = torch.arange(12.0).reshape(6, 2)
+    plan = make_plan([NamedValue("x", live), NamedValue("s", b"text")], MaxShardSizePolicy(24))
+    copied = StagingBuffer().snapshot(plan)
+    assert [[(item.key, item.dtype, item.part) for item in shard.items] for shard in copied.shards] == [
+        [(item.key, item.dtype, item.part) for item in shard.items] for shard in plan.shards
+    ]
+    for item, copy in zip(plan.items, copied.items, strict=True):
+        if isinstance(item.value, torch.Tensor):
+            assert torch.equal(torch.as_tensor(copy.value), item.value)
+        else:
+            assert copy.value == item.value
+
+
+def test_a_value_that_another_thread_changes_while_it_is_copied_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C058"""
+    live = torch.ones(3)
+    copy = staging._copy
+
+    def changed_by_another_thread(tensors: list[torch.Tensor], slots: list[torch.Tensor]) -> None:
+        copy(tensors, slots)
+        live.add_(1)
+
+    monkeypatch.setattr(staging, "_copy", changed_by_another_thread)
+    with pytest.raises(ValueChangedError, match=r"1 values changed .* the first is 0"):
+        snapshot_of(StagingBuffer(), live)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_buffer_is_pinned_where_a_value_comes_from_a_device() -> None:
+    buffer = StagingBuffer()
+    (plain,) = snapshot_of(buffer, torch.ones(4))
+    assert not plain.is_pinned()
+    pinned, other = snapshot_of(buffer, torch.ones(4, device="cuda"), torch.ones(4))
+    assert pinned.is_pinned()
+    assert other.is_pinned()

@@ -26,7 +26,7 @@ from torch_trackckpt.errors import (
     TensorNotFoundError,
     UnsupportedFormatError,
 )
-from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.options import CheckpointOptions, Progress
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared
 from torch_trackckpt.update_uid import set_update_uid
@@ -38,6 +38,9 @@ VERIFIED_BEFORE_BYTES = 64 << 20
 
 STAGING_BYTES = 32 << 20
 """How much is read at once for destinations that are not contiguous CPU memory (one tensor may be larger)."""
+
+PROGRESS_BYTES = 64 << 20
+"""How often the caller learns of the progress, if asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +57,11 @@ class _HandedOver:
     stored: dict[str, StoredTensor]
 
 
-def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOptions) -> None:
+def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOptions) -> int:
     """Gives every matched live object its stored values.
+
+    Returns:
+        How many bytes of values were read.
 
     Raises:
         MismatchError: shapes, dtypes or parameter groups do not fit; nothing has changed.
@@ -82,11 +88,14 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     for item in in_place:
         if is_lazy(item.tensor):
             item.tensor.materialize(item.stored.shape)
-    _InPlaceReader(reader, changed).read(in_place)
+    num_decoded = sum(stored.nbytes for item in handed_over for stored in item.stored.values())
+    progress = _Progress(options.progress, num_decoded, num_decoded + nbytes)
+    _InPlaceReader(reader, changed, progress).read(in_place)
     for slot_set in match.slots.values():
         slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
         slot_set.optimizer._assign_slots(slot_set.variable, slots)
     _note(match)
+    return num_decoded + nbytes
 
 
 def _note(match: Match) -> None:
@@ -208,23 +217,56 @@ def _assign_one(readable: str, decoded: Prepared, changed: list[str], reader: Ch
         ) from error
 
 
+class _Progress:
+    """Tells the caller how far a restore is.
+
+    Args:
+        tell: what the caller wants called, if anything.
+        num_done: how many bytes are done already.
+        num_bytes: how many there are.
+    """
+
+    def __init__(self, tell: Progress | None, num_done: int, num_bytes: int) -> None:
+        self._tell = tell
+        self._num_done = num_done
+        self._num_bytes = num_bytes
+        if num_done == num_bytes:
+            self.add([])
+
+    @property
+    def is_wanted(self) -> bool:
+        return self._tell is not None
+
+    def add(self, items: list[_InPlace]) -> None:
+        """These have been read."""
+        self._num_done += sum(item.stored.nbytes for item in items)
+        if self._tell is not None:
+            self._tell(self._num_done, self._num_bytes)
+
+
 class _InPlaceReader:
     """Reads values into live tensors, and knows which of them have changed when something fails.
 
     Args:
         reader: the checkpoint.
         changed: what to call the objects that have been changed already.
+        progress: learns of each batch.
     """
 
-    def __init__(self, reader: CheckpointReader, changed: list[str]) -> None:
+    def __init__(self, reader: CheckpointReader, changed: list[str], progress: _Progress) -> None:
         self._reader = reader
         self._changed = changed
+        self._progress = progress
 
     def read(self, items: list[_InPlace]) -> None:
         try:
-            self._read_direct([item for item in items if takes_file_bytes(item.tensor)])
-            for batch in _batches([item for item in items if not takes_file_bytes(item.tensor)]):
+            direct = [item for item in items if takes_file_bytes(item.tensor)]
+            for batch in _batches(direct, PROGRESS_BYTES) if self._progress.is_wanted else [direct]:
+                self._read_direct(batch)
+                self._progress.add(batch)
+            for batch in _batches([item for item in items if not takes_file_bytes(item.tensor)], STAGING_BYTES):
                 self._read_staged(batch)
+                self._progress.add(batch)
         except OSError as error:
             if not self._changed:
                 raise
@@ -255,11 +297,11 @@ class _InPlaceReader:
             self._changed.append(item.readable)
 
 
-def _batches(items: list[_InPlace]) -> Iterator[list[_InPlace]]:
+def _batches(items: list[_InPlace], limit: int) -> Iterator[list[_InPlace]]:
     batch: list[_InPlace] = []
     nbytes = 0
     for item in items:
-        if batch and nbytes + item.stored.nbytes > STAGING_BYTES:
+        if batch and nbytes + item.stored.nbytes > limit:
             yield batch
             batch, nbytes = [], 0
         batch.append(item)

@@ -106,16 +106,17 @@ class Restoration:
 
     # Steps.
 
-    def begin(self, holder: Holder) -> None:
-        """Restores everything that is there.
+    def begin(self, holder: Holder) -> int:
+        """Restores everything that is there, and returns how many bytes of values that took.
 
         Raises:
             What `assign_values` raises; nothing waits then.
         """
         matcher = self._matcher()
         matcher.start(holder._graph_root(), holder._attached())
-        self._take_step(matcher)
+        num_bytes = self._take_step(matcher)
         self.expects_partial = False
+        return num_bytes
 
     def restore(self, node_id: int, value: object, place: Place) -> bool:
         """Restores an object that has appeared, and everything below it.
@@ -189,13 +190,14 @@ class Restoration:
             skip_slot_variables=self.options.experimental_skip_slot_variables,
         )
 
-    def _take_step(self, matcher: Matcher) -> None:
+    def _take_step(self, matcher: Matcher) -> int:
         # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
         with torch.inference_mode(False):
             matcher.pair_slots(self._slots_to_pair(matcher.match.bound.keys()))
             matcher.try_again(self._left_over)
-            assign_values(matcher.match, self.reader, self.options)
+            num_bytes = assign_values(matcher.match, self.reader, self.options)
         self._accept(matcher.match)
+        return num_bytes
 
     def _accept(self, match: Match) -> None:
         """Remembers what a step has done, and has the rest wait."""

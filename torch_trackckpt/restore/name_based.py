@@ -51,8 +51,8 @@ class NameBasedRestoration:
         self._reader, self._options = reader, options
         self._holder = weakref.ref(holder)
 
-    def run(self) -> None:
-        """Restores the objects that are there and have not got their values yet.
+    def run(self) -> int:
+        """Restores the objects that are there and have not got their values yet; returns how many bytes that took.
 
         Raises:
             ReferenceError: the root was given as a weak reference, and is gone.
@@ -60,7 +60,7 @@ class NameBasedRestoration:
         """
         holder = self._holder()
         if holder is None:
-            return
+            return 0
         root = holder._graph_root()
         live = discover(root, holder._attached())
         graph = graph_by_names(live, self._options.name_in_file, self._reader.has_tensor)
@@ -69,10 +69,11 @@ class NameBasedRestoration:
         matcher.start(root, holder._attached())
         with torch.inference_mode(False):
             matcher.pair_slots(slots_of(graph))
-            assign_values(matcher.match, self._reader, self._options)
+            num_bytes = assign_values(matcher.match, self._reader, self._options)
         for trackable in (*(node.trackable for node in live.nodes.values()), holder):
             if isinstance(trackable, AutoTrackable):
                 trackable._waiting().watch(self._look)
+        return num_bytes
 
     def _look(self) -> None:
         """An object got another child; the root may be gone by now."""

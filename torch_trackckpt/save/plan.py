@@ -36,6 +36,13 @@ class WriteItem:
     part: TensorSlice | None = None
     """Which part the value is of what has the key; None for the whole."""
 
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the tensor, or of all strings together."""
+        if isinstance(self.value, torch.Tensor):
+            return self.value.nbytes
+        return len(self.value) if isinstance(self.value, bytes) else sum(map(len, self.value.ravel()))
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:

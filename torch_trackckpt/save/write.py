@@ -13,8 +13,9 @@ import torch
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
-from torch_trackckpt.errors import ValueChangedError
+from torch_trackckpt.options import Progress
 from torch_trackckpt.save.plan import WriteItem
+from torch_trackckpt.save.unchanged import unchanged
 from torch_trackckpt.storage.base import Storage
 
 __all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
@@ -27,6 +28,11 @@ class WrittenFiles:
     data: tuple[tuple[str, str], ...]
     index: tuple[str, str]
 
+    @property
+    def num_bytes(self) -> int:
+        """Their sizes together; to be asked before they are committed, while they have their temporary names."""
+        return sum(os.path.getsize(temporary) for temporary, _ in (*self.data, self.index))
+
 
 def write_shards(
     shards: Iterable[Iterator[tuple[WriteItem, ...]]],
@@ -35,6 +41,7 @@ def write_shards(
     *,
     durable: bool,
     live: Sequence[WriteItem],
+    progress: Progress | None = None,
 ) -> WrittenFiles:
     """Writes the data file of each staged shard, and one index for all.
 
@@ -46,26 +53,44 @@ def write_shards(
         durable: whether the files are on the disk when this returns.
         live: the values before they were staged. None of them may change until everything is written, or the
             checkpoint would hold values of different moments, or a value that its checksum does not fit.
+        progress: called after each batch with the bytes written so far and those of all values together.
 
     Raises:
         ValueChangedError: a tensor changed.
         OSError: the system refuses.
     """
     shards = tuple(shards)
-    versions = _versions(live)
+    if progress is not None:
+        shards = tuple(_reported(shards, sum(item.num_bytes for item in live), progress))
     storage.make_directory(os.path.dirname(prefix))
     written: list[WrittenFiles] = []
     try:
-        for number, batches in enumerate(shards):
-            final = data_name(prefix, number, len(shards)), index_name(prefix)
-            written.append(_write_shard(batches, *final, durable=durable))
-        _check_unchanged(versions, live)
+        with unchanged(live):
+            for number, batches in enumerate(shards):
+                final = data_name(prefix, number, len(shards)), index_name(prefix)
+                written.append(_write_shard(batches, *final, durable=durable))
         return written[0] if len(written) == 1 else _united(written, storage, durable=durable)
     except BaseException:
         for files in written:
             for temporary, _ in (*files.data, files.index):
                 storage.remove(temporary)
         raise
+
+
+def _reported(
+    shards: tuple[Iterator[tuple[WriteItem, ...]], ...], total_bytes: int, progress: Progress
+) -> Iterator[Iterator[tuple[WriteItem, ...]]]:
+    """The same shards; when the next batch is asked for, the one before has been written."""
+    done_bytes = 0
+
+    def reported(batches: Iterator[tuple[WriteItem, ...]]) -> Iterator[tuple[WriteItem, ...]]:
+        nonlocal done_bytes
+        for batch in batches:
+            yield batch
+            done_bytes += sum(item.num_bytes for item in batch)
+            progress(done_bytes, total_bytes)
+
+    return map(reported, shards)
 
 
 def _write_shard(batches: Iterator[tuple[WriteItem, ...]], data: str, index: str, *, durable: bool) -> WrittenFiles:
@@ -111,21 +136,3 @@ def _write_item(writer: BundleWriter, item: WriteItem) -> None:
         writer.add_strings(item.key, item.value, item.part)
     elif item.part is not None:
         writer.add_slice(item.key, item.value, item.part, item.dtype)
-
-
-def _versions(items: Sequence[WriteItem]) -> list[int | None]:
-    """The counters by which torch notices changes in place; a part of a tensor shares the tensor's."""
-    return [
-        item.value._version if isinstance(item.value, torch.Tensor) and not item.value.is_inference() else None
-        for item in items
-    ]
-
-
-def _check_unchanged(versions: list[int | None], items: Sequence[WriteItem]) -> None:
-    now = _versions(items)
-    changed = [item.key for item, old, new in zip(items, versions, now, strict=True) if old != new]
-    if changed:
-        raise ValueChangedError(
-            f"{len(changed)} values changed while they were being saved, the first is {changed[0]}; no checkpoint has "
-            "been made. Let no other thread train while a save is running."
-        )

@@ -1,0 +1,63 @@
+"""A save whose values are taken, and which a thread of its own completes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+
+__all__ = ["PendingSave", "can_be_pending"]
+
+_logger = logging.getLogger("torch_trackckpt")
+
+
+def can_be_pending() -> bool:
+    """Whether a thread that is started now will be waited for: not once the interpreter has begun to exit."""
+    return threading.main_thread().is_alive()
+
+
+class PendingSave:
+    """Runs the rest of a save in a thread that outlives its maker and that the interpreter waits for at its exit.
+
+    After a fork it is the parent's; the child finds it complete.
+
+    Args:
+        path: what is being saved, for messages.
+        complete: what is left to do.
+    """
+
+    def __init__(self, path: str, complete: Callable[[], None]) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        # A daemon thread would be stopped in the middle of a file when the interpreter exits.
+        self._thread = threading.Thread(target=self._run, args=(complete,), name=f"save {path}", daemon=False)
+        self._thread.start()
+
+    def _run(self, complete: Callable[[], None]) -> None:
+        try:
+            complete()
+        except BaseException as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(f"This comes from the asynchronous save to {self._path!r}.")
+            # Nobody may ever ask again.
+            _logger.error("The asynchronous save to %r failed.", self._path, exc_info=error)
+            self._error = error
+
+    @property
+    def is_this_thread(self) -> bool:
+        """Whether it is the pending save itself that asks, in one of its callbacks."""
+        return threading.current_thread() is self._thread
+
+    def join(self) -> None:
+        """Waits until it is over, well or not."""
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Waits until it is over, and raises the error with which it failed, to the first who waits."""
+        self.join()
+        with self._lock:
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
