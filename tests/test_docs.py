@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["reading", "saving", "views"]
+PAGES = ["containers", "reading", "saving", "views"]
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_blocks_of_a_page_run_as_one_program(page: str) -> None:
-    """C340, C345: from the root of the repository, as the paths in them say."""
+    """C200, C340, C345: from the root of the repository, as the paths in them say."""
     text = (ROOT / "docs" / f"{page}.md").read_text()
     blocks = _BLOCK.findall(text)
     assert len(blocks) == text.count("```python") > 0

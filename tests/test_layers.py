@@ -16,6 +16,7 @@ LEVELS = (
     ("errors", "trackable", "update_uid", "_native"),
     ("storage", "bundle", "sharding", "options", "preemption", "metrics"),
     ("adapters",),
+    ("container_record", "data_structures", "autotrackable"),
     ("graph",),
     ("save", "restore"),
     ("state_file", "reading", "checkpoint", "views", "frozen", "capture"),
@@ -25,6 +26,9 @@ NEVER_EACH_OTHER = {frozenset({"save", "restore"})}
 # The lines of the table that are narrower than their level.
 ONLY = {
     "adapters": {"errors", "options", "trackable", "update_uid", "_native"},
+    "container_record": {"trackable", "adapters"},
+    "data_structures": {"errors", "trackable", "adapters", "container_record"},
+    "autotrackable": {"trackable", "data_structures"},
     "inspection": {"trackable", "reading", "checkpoint", "state_file", "bundle", "graph", "storage", "errors"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from torch_trackckpt.adapters import RNGState, register_adapter
+from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.capture import capture_dependencies
 from torch_trackckpt.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ from torch_trackckpt.restore.materialize import gather_initializers
 from torch_trackckpt.restore.status import streaming_restore
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import latest_checkpoint
-from torch_trackckpt.trackable import AutoTrackable, NoDependency, PythonState, Trackable
+from torch_trackckpt.trackable import NoDependency, PythonState, Trackable
 from torch_trackckpt.views import CheckpointView, TrackableView, object_metadata
 
 __version__ = version("torch_trackckpt")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from torch_trackckpt.adapters import adapt, is_trackable
+from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
@@ -38,7 +39,7 @@ from torch_trackckpt.save.staging import StagingBuffer, stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
-from torch_trackckpt.trackable import AutoTrackable, Trackable
+from torch_trackckpt.trackable import Trackable
 
 __all__ = ["Checkpoint"]
 
@@ -82,6 +83,12 @@ class Checkpoint(AutoTrackable):
         for name, value in sorted(kwargs.items()):
             self._check_argument(name, value)
             setattr(self, name, value)
+        self._keep_root()
+
+    def _keep_root(self) -> None:
+        """The root is the caller's own object, even if it is a plain list or dict, and is its own attribute."""
+        if self._own.root is not None:
+            self.__dict__["root"] = self._own.root
 
     def _check_argument(self, name: str, value: object) -> None:
         own = getattr(type(self), name, None)
@@ -275,6 +282,7 @@ class Checkpoint(AutoTrackable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__["_own"] = copy.copy(self._own)
+        self._keep_root()
 
     # The graph.
 

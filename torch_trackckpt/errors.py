@@ -7,8 +7,10 @@
     |-- UnsupportedFormatError    ValueError          sound files of a kind that is not read
     |-- MismatchError             ValueError          stored and live values do not fit together
     |-- UnsupportedValueError     TypeError           a live value that cannot be saved
+    |   `-- UnsavableContainerError  ValueError       a list, dict or tuple whose elements have lost their names
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
     |-- UninitializedError        RuntimeError        nothing gives a tensor on the meta device its values
+    |-- ShardingError             RuntimeError        a sharding callback did not hand back what it got
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
     |-- StructureChangedError     RuntimeError        the object graph is not the one that was frozen
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
@@ -29,6 +31,7 @@ __all__ = [
     "TensorNotFoundError",
     "TrackckptError",
     "UninitializedError",
+    "UnsavableContainerError",
     "UnsupportedFormatError",
     "UnsupportedValueError",
     "ValueChangedError",
@@ -65,6 +68,10 @@ class MismatchError(TrackckptError, ValueError):
 
 class UnsupportedValueError(TrackckptError, TypeError):
     """A live value cannot be saved; no file has been written."""
+
+
+class UnsavableContainerError(UnsupportedValueError, ValueError):
+    """The elements of a list, dict or tuple could not be found again under their names; no file has been written."""
 
 
 class RestoreError(TrackckptError, RuntimeError):

@@ -1,17 +1,16 @@
 """What the object graph knows of an object: named children, and values of its own.
 
-A class takes part by deriving from `Trackable` (or `AutoTrackable`, whose attributes are its children); an
-object of a foreign class is shown to the graph by an adapter, which is a `Trackable` that stands for it.
+A class takes part by deriving from `Trackable` (or from `autotrackable.AutoTrackable`, whose attributes are its
+children); an object of a foreign class is shown to the graph by an adapter, which is a `Trackable` that stands for it.
 The underscored methods are TensorFlow's names where TensorFlow has the method: they leave every plain name
 to the user's own attributes.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Collection, Hashable, Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ __all__ = [
     "OBJECT_GRAPH_KEY",
     "PYTHON_STATE",
     "VARIABLE_VALUE",
-    "AutoTrackable",
     "DeferredChild",
     "NoDependency",
     "Prepared",
@@ -28,6 +26,7 @@ __all__ = [
     "Resolve",
     "SlotOwner",
     "Trackable",
+    "TrackedContainer",
     "Value",
     "Waiting",
 ]
@@ -46,8 +45,6 @@ Value = torch.Tensor | bytes | np.ndarray[Any, np.dtype[np.object_]]
 
 Resolve = Callable[[str], object | None]
 """Finds the live object that was matched with an object path of the checkpoint."""
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,8 +286,17 @@ class SlotOwner(Trackable):
         raise NotImplementedError
 
 
+class TrackedContainer:
+    """A list or dict that took the place of a plain one when it was assigned; see `data_structures`."""
+
+    plain_type: ClassVar[type]
+    """What it stands for: where it is encoded or pickled, it is this."""
+
+
 class NoDependency:
     """Marks a value that is assigned to an `AutoTrackable` but is no part of its checkpoints.
+
+    An element of a list, or an entry of a dict, of such an attribute may be marked as well.
 
     Example:
         >>> from torch_trackckpt import AutoTrackable, NoDependency
@@ -304,99 +310,3 @@ class NoDependency:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-class _Bookkeeping:
-    """What an `AutoTrackable` knows of its attributes; made when first needed, so that a subclass may
-    leave out the call of its base's ``__init__``."""
-
-    def __init__(self) -> None:
-        self.untracked: set[str] = set()
-        self.explicit: dict[str, object] = {}
-        self.waiting = Waiting()
-
-    def __copy__(self) -> _Bookkeeping:
-        twin = _Bookkeeping()
-        twin.untracked, twin.explicit = set(self.untracked), dict(self.explicit)
-        return twin
-
-
-class AutoTrackable(Trackable):
-    """An object whose attributes are its children, in the order of their first assignment.
-
-    Attributes that are not trackable (numbers, text, functions) are ignored. TensorFlow's
-    ``tf.__internal__.tracking.AutoTrackable``.
-
-    Example:
-        >>> import torch
-        >>> from torch_trackckpt import AutoTrackable
-        >>> thing = AutoTrackable()
-        >>> thing.layer = torch.nn.Linear(2, 1)
-        >>> list(thing._trackable_children())
-        ['layer']
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, NoDependency):
-            self._bookkeeping().untracked.add(name)
-            value = value.value
-        else:
-            self._bookkeeping().untracked.discard(name)
-            self._bookkeeping().waiting.attach(name, value)
-        self._forget_explicit(name)
-        super().__setattr__(name, value)
-        self._bookkeeping().waiting.attached()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A shallow copy gets the original's bookkeeping; it needs its own.
-        getattr(super(), "__setstate__", self.__dict__.update)(state)
-        if isinstance(bookkeeping := self.__dict__.get("_tracking"), _Bookkeeping):
-            self.__dict__["_tracking"] = copy.copy(bookkeeping)
-
-    def _waiting(self) -> Waiting:
-        return self._bookkeeping().waiting
-
-    def __delattr__(self, name: str) -> None:
-        super().__delattr__(name)
-        self._forget_explicit(name)
-
-    def _forget_explicit(self, name: str) -> None:
-        if "_tracking" in self.__dict__:
-            self._bookkeeping().explicit.pop(name, None)
-
-    def _bookkeeping(self) -> _Bookkeeping:
-        bookkeeping: _Bookkeeping = self.__dict__.setdefault("_tracking", _Bookkeeping())
-        return bookkeeping
-
-    def _track_trackable(self, trackable: T, name: str, overwrite: bool = False) -> T:
-        """Makes an object a child under a name of the caller's choice; returns the object.
-
-        Raises:
-            ValueError: another child has the name, and ``overwrite`` is false.
-        """
-        present = self._trackable_children().get(name)
-        if present is not None and present is not trackable and not overwrite:
-            raise ValueError(
-                f"{type(self).__name__} already has a child called {name!r} ({present!r}); "
-                "choose another name or pass overwrite=True."
-            )
-        self._bookkeeping().waiting.attach(name, trackable)
-        self._bookkeeping().explicit[name] = trackable
-        self._bookkeeping().waiting.attached()
-        return trackable
-
-    def _lookup_dependency(self, name: str) -> object | None:
-        bookkeeping = self._bookkeeping()
-        if name in bookkeeping.explicit:
-            return bookkeeping.explicit[name]
-        value = None if name in bookkeeping.untracked else vars(self).get(name)
-        return None if value is bookkeeping else value
-
-    def _trackable_children(self) -> Mapping[str, object]:
-        bookkeeping = self._bookkeeping()
-        children = {
-            name: value
-            for name, value in vars(self).items()
-            if value is not bookkeeping and name not in bookkeeping.untracked
-        }
-        return children | bookkeeping.explicit

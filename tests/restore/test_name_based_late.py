@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -35,12 +36,12 @@ def test_what_is_attached_later_is_restored_when_it_is_attached(prefix: str) -> 
 def test_what_cannot_tell_of_new_parts_is_restored_by_the_assertion(prefix: str) -> None:
     """C334"""
     write_named(prefix, {"weight": scalar(1), "items.1": scalar(2)})
-    module, items = nn.ParameterDict(), [AutoTrackable()]
+    module, items = nn.ParameterDict(), OrderedDict({"0": AutoTrackable()})
     status = Checkpoint(module=module, items=items).read(prefix)
     module["weight"] = scalar()
-    items.append(scalar())  # type: ignore[arg-type]
+    items["1"] = scalar()  # type: ignore[assignment]
     status.assert_consumed()
-    assert (module["weight"], items[1]) == (1, 2)
+    assert (module["weight"], items["1"]) == (1, 2)
 
 
 def test_a_value_is_given_once(prefix: str) -> None:

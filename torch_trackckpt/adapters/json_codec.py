@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from torch_trackckpt.errors import DataLossError, UnsupportedFormatError, UnsupportedValueError
+from torch_trackckpt.trackable import TrackedContainer
 
 __all__ = ["decode", "encode"]
 
@@ -104,7 +105,8 @@ class _Encoder:
         }
 
     def encode(self, value: Any, where: str) -> object:
-        handler = self._by_type.get(type(value))
+        kind = value.plain_type if isinstance(value, TrackedContainer) else type(value)
+        handler = self._by_type.get(kind)
         if handler is not None:
             return handler(value, where)
         if isinstance(value, torch.Tensor):

@@ -246,7 +246,7 @@ def encode_state(node: LiveNode, state: StateNode, live: LiveGraph) -> None:
 
 
 def _cannot_be_saved(node: LiveNode, error: UnsupportedValueError) -> UnsupportedValueError:
-    return UnsupportedValueError(f"{node.readable} cannot be saved: {error}")
+    return type(error)(f"{node.readable} cannot be saved: {error}")
 
 
 def _module_depth(trackable: Trackable, names: tuple[str, ...], inherited: int | None) -> int | None:

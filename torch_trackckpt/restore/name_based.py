@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from torch_trackckpt.adapters.late_children import SLOTS, is_unmade
+from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover, live_object
@@ -27,7 +28,7 @@ from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Matcher, slots_of
 from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory
-from torch_trackckpt.trackable import VARIABLE_VALUE, AutoTrackable, SlotOwner
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, TrackedContainer
 from torch_trackckpt.update_uid import new_uid, update_uid
 
 __all__ = ["NameBasedRestoration"]
@@ -36,7 +37,8 @@ __all__ = ["NameBasedRestoration"]
 class NameBasedRestoration:
     """A restore by names, of the objects that are there and of those that will be.
 
-    Attributes of `AutoTrackable` objects are noticed when they are set; everything else by the status's assertions.
+    Attributes of `AutoTrackable` objects and elements of their lists and dicts are noticed when they are set;
+    everything else by the status's assertions.
 
     Args:
         reader: the checkpoint, which has no object graph.
@@ -69,7 +71,7 @@ class NameBasedRestoration:
             matcher.pair_slots(slots_of(graph))
             num_bytes = assign_values(matcher.match, self._reader, self._options)
         for trackable in (*(node.trackable for node in live.nodes.values()), holder):
-            if isinstance(trackable, AutoTrackable):
+            if isinstance(trackable, AutoTrackable) or isinstance(live_object(trackable), TrackedContainer):
                 trackable._waiting().watch(self._look)
         return num_bytes
 

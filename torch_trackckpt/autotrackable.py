@@ -1,0 +1,120 @@
+"""Objects whose attributes are their children in the object graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch_trackckpt.data_structures import wrap
+from torch_trackckpt.trackable import NoDependency, Trackable, Waiting
+
+__all__ = ["AutoTrackable"]
+
+T = TypeVar("T")
+
+
+class _Bookkeeping:
+    """What an `AutoTrackable` knows of its attributes; made when first needed, so that a subclass may
+    leave out the call of its base's ``__init__``."""
+
+    def __init__(self) -> None:
+        self.untracked: set[str] = set()
+        self.explicit: dict[str, object] = {}
+        self.waiting = Waiting()
+
+    def __copy__(self) -> _Bookkeeping:
+        twin = _Bookkeeping()
+        twin.untracked, twin.explicit = set(self.untracked), dict(self.explicit)
+        return twin
+
+
+class AutoTrackable(Trackable):
+    """An object whose attributes are its children, in the order of their first assignment.
+
+    Attributes that are not trackable (numbers, text, functions) are ignored. A plain list or dict is replaced by a
+    tracked one of equal content when it is assigned, also inside of a tuple; from then on, change the attribute, not
+    the object that was assigned (see `data_structures`). TensorFlow's ``tf.__internal__.tracking.AutoTrackable``.
+
+    Example:
+        >>> import torch
+        >>> from torch_trackckpt import AutoTrackable
+        >>> thing = AutoTrackable()
+        >>> thing.layer = torch.nn.Linear(2, 1)
+        >>> list(thing._trackable_children())
+        ['layer']
+        >>> thing.layers = [thing.layer]
+        >>> thing.layers.append(torch.nn.Linear(1, 1))
+        >>> len(thing.layers), isinstance(thing.layers, list)
+        (2, True)
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, NoDependency):
+            self._bookkeeping().untracked.add(name)
+            value = value.value
+        else:
+            value = wrap(value)
+            self._bookkeeping().untracked.discard(name)
+            self._bookkeeping().waiting.attach(name, value)
+        self._forget_explicit(name)
+        super().__setattr__(name, value)
+        self._bookkeeping().waiting.attached()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A shallow copy gets the original's bookkeeping; it needs its own.
+        getattr(super(), "__setstate__", self.__dict__.update)(state)
+        if isinstance(bookkeeping := self.__dict__.get("_tracking"), _Bookkeeping):
+            self.__dict__["_tracking"] = copy.copy(bookkeeping)
+        # Tracked containers are pickled as plain ones.
+        wrapped: dict[int, Any] = {}
+        for name in vars(self).keys() - self._bookkeeping().untracked - {"_tracking"}:
+            self.__dict__[name] = wrap(self.__dict__[name], wrapped)
+
+    def _waiting(self) -> Waiting:
+        return self._bookkeeping().waiting
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._forget_explicit(name)
+
+    def _forget_explicit(self, name: str) -> None:
+        if "_tracking" in self.__dict__:
+            self._bookkeeping().explicit.pop(name, None)
+
+    def _bookkeeping(self) -> _Bookkeeping:
+        bookkeeping: _Bookkeeping = self.__dict__.setdefault("_tracking", _Bookkeeping())
+        return bookkeeping
+
+    def _track_trackable(self, trackable: T, name: str, overwrite: bool = False) -> T:
+        """Makes an object a child under a name of the caller's choice; returns the object.
+
+        Raises:
+            ValueError: another child has the name, and ``overwrite`` is false.
+        """
+        present = self._trackable_children().get(name)
+        if present is not None and present is not trackable and not overwrite:
+            raise ValueError(
+                f"{type(self).__name__} already has a child called {name!r} ({present!r}); "
+                "choose another name or pass overwrite=True."
+            )
+        self._bookkeeping().waiting.attach(name, trackable)
+        self._bookkeeping().explicit[name] = trackable
+        self._bookkeeping().waiting.attached()
+        return trackable
+
+    def _lookup_dependency(self, name: str) -> object | None:
+        bookkeeping = self._bookkeeping()
+        if name in bookkeeping.explicit:
+            return bookkeeping.explicit[name]
+        value = None if name in bookkeeping.untracked else vars(self).get(name)
+        return None if value is bookkeeping else value
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        bookkeeping = self._bookkeeping()
+        children = {
+            name: value
+            for name, value in vars(self).items()
+            if value is not bookkeeping and name not in bookkeeping.untracked
+        }
+        return children | bookkeeping.explicit
