@@ -18,7 +18,7 @@ LEVELS = (
     ("adapters",),
     ("graph",),
     ("save", "restore"),
-    ("state_file", "reading", "checkpoint"),
+    ("fallback", "retention", "state_file", "reading", "checkpoint", "ledger", "pruning", "manager", "waiting"),
     ("inspection",),
 )
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}

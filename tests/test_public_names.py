@@ -24,6 +24,7 @@ def test_the_public_names_are_these() -> None:
     assert torch_trackckpt.__all__ == [
         "AutoTrackable",
         "Checkpoint",
+        "CheckpointManager",
         "CheckpointOptions",
         "CheckpointReader",
         "NoDependency",
@@ -31,6 +32,8 @@ def test_the_public_names_are_these() -> None:
         "RNGState",
         "Trackable",
         "__version__",
+        "checkpoints_iterator",
+        "get_checkpoint_state",
         "latest_checkpoint",
         "list_objects",
         "list_variables",
@@ -38,6 +41,7 @@ def test_the_public_names_are_these() -> None:
         "load_variable",
         "merge_checkpoints",
         "register_adapter",
+        "update_checkpoint_state",
     ]
     assert all(hasattr(torch_trackckpt, name) for name in torch_trackckpt.__all__)
 

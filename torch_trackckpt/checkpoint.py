@@ -125,16 +125,23 @@ class Checkpoint(AutoTrackable):
         """
         options = options or CheckpointOptions()
         with self._own.lock:
-            counter = self.save_counter
-            with torch.no_grad():
-                counter += 1
-            path = f"{os.fsdecode(file_prefix)}-{int(counter)}"
+            path = f"{os.fsdecode(file_prefix)}-{self._spend_number()}"
             self._write(path, options)
             options.run_write_callbacks(path)
             write_checkpoint_state(
                 os.path.dirname(path), CheckpointState(path, (path,)), LocalStorage(durable=options.durable)
             )
         return path
+
+    def _spend_number(self) -> int:
+        """The number of the next save. Whoever saves under it holds the lock until then."""
+        counter = self.save_counter
+        with torch.no_grad():
+            counter += 1
+        return int(counter)
+
+    def sync(self) -> None:
+        """Waits until every save is complete; at once, because each is when its call returns."""
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Saves under exactly this path: no number, no state file. `read` is its counterpart.
