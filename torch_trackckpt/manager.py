@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import operator
+import math
 import os
 import threading
 import time
@@ -108,11 +108,7 @@ class CheckpointManager:
         self._rule = _pruning_rule(max_to_keep, keep_checkpoint_every_n_hours, retention)
         self._metrics = frozenset() if retention is None else retention.metrics
         self._step_counter = step_counter
-        self._interval = (
-            None
-            if checkpoint_interval is None
-            else checked_integer("checkpoint_interval", checkpoint_interval, least=0)
-        )
+        self._interval = _integer_or_none("checkpoint_interval", checkpoint_interval, least=0)
         self._last_step = last_checkpoint_step
         self._init_fn = init_fn
         self._clock = clock
@@ -183,7 +179,7 @@ class CheckpointManager:
             UnsupportedValueError, ValueChangedError, OSError: as `Checkpoint.save`.
         """
         options = options or CheckpointOptions()
-        number = None if checkpoint_number is None else operator.index(checkpoint_number)
+        number = _integer_or_none("checkpoint_number", checkpoint_number, least=-math.inf)
         measured = self._checked_metrics(metrics)
         # The checkpoint's own lock: the number, and the step that counts as saved, belong to one save at a time.
         with self._checkpoint._own.lock:
@@ -325,11 +321,13 @@ def _pruning_rule(
                 "alone, as in retention=KeepLatest(3) | KeepEveryHours(1)."
             )
         return ByPolicy(retention)
-    if max_to_keep is not None:
-        max_to_keep = checked_integer("max_to_keep, unless it is None to keep all,", max_to_keep)
     if keep_every_n_hours is not None and not keep_every_n_hours >= 0:
         raise ValueError(f"keep_checkpoint_every_n_hours must not be negative, but is {keep_every_n_hours!r}.")
-    return MaxToKeep(max_to_keep, keep_every_n_hours)
+    return MaxToKeep(_integer_or_none("max_to_keep (None keeps all)", max_to_keep, least=1), keep_every_n_hours)
+
+
+def _integer_or_none(what: str, number: SupportsIndex | None, *, least: float) -> int | None:
+    return None if number is None else checked_integer(what, number, least=least)
 
 
 def _as_step(value: Any) -> int:

@@ -219,11 +219,11 @@ class KeepEveryHours(Retention):
         return f"KeepEveryHours({self.num_hours})"
 
 
-def checked_integer(what: str, number: SupportsIndex, *, least: int = 1) -> int:
+def checked_integer(what: str, number: SupportsIndex, *, least: float = 1) -> int:
     """The number as an int.
 
     Raises:
-        ValueError: it is less than the least.
+        ValueError: it is less than ``least``.
         TypeError: it is no integer.
     """
     try:
@@ -231,5 +231,5 @@ def checked_integer(what: str, number: SupportsIndex, *, least: int = 1) -> int:
     except TypeError:
         raise TypeError(f"{what} must be an integer, not {number!r}.") from None
     if value < least:
-        raise ValueError(f"{what} must be {'positive' if least else 'at least 0'}, but is {value}.")
+        raise ValueError(f"{what} must be at least {least}, but is {value}.")
     return value
