@@ -22,7 +22,7 @@ class LateCheckpoint(Checkpoint):
     def write(self, file_prefix: Any, options: CheckpointOptions | None = None) -> str:
         assert options is not None
         path = super().write(file_prefix, FAST)
-        thread = threading.Thread(target=lambda: self._late.wait() and options.run_write_callbacks(path))  # type: ignore[func-returns-value]
+        thread = threading.Thread(target=lambda: self._late.wait() and options.run_write_callbacks(path), daemon=True)
         self._threads.append(thread)
         thread.start()
         return path
