@@ -3,7 +3,6 @@
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,23 +13,22 @@ FAST = CheckpointOptions(durable=False)
 
 
 class LateCheckpoint(Checkpoint):
-    """Runs the callbacks of a save in another thread, as an asynchronous save does."""
+    """Leaves the callbacks of its saves to another thread, as an asynchronous save does; `sync` waits for that."""
 
     def hold(self) -> None:
-        self.__dict__["_late"], self.__dict__["_threads"] = threading.Event(), []
+        self.__dict__["_late"] = []
 
-    def write(self, file_prefix: Any, options: CheckpointOptions | None = None) -> str:
+    def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         assert options is not None
         path = super().write(file_prefix, FAST)
-        thread = threading.Thread(target=lambda: self._late.wait() and options.run_write_callbacks(path), daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        self._late.append(lambda: options.run_write_callbacks(path))
         return path
 
     def sync(self) -> None:
-        self._late.set()
-        for thread in self._threads:
-            thread.join()
+        thread = threading.Thread(target=lambda: [run() for run in self._late])
+        thread.start()
+        thread.join()
+        self._late.clear()
 
 
 def test_a_save_whose_bookkeeping_comes_later_is_waited_for(tmp_path: Path) -> None:
@@ -50,8 +48,8 @@ def test_a_save_whose_bookkeeping_comes_later_is_waited_for(tmp_path: Path) -> N
 
     manager.sync()
 
-    assert len(manager.checkpoints) == 2
-    assert manager.latest_checkpoint == latest_checkpoint(tmp_path) == manager.checkpoints[-1]
+    assert manager.checkpoints == paths[1:]
+    assert manager.latest_checkpoint == latest_checkpoint(tmp_path) == paths[-1]
     assert len(list(tmp_path.glob("*.index"))) == 2
 
 
@@ -64,6 +62,27 @@ def test_a_restore_waits_for_saves_first(tmp_path: Path) -> None:
     x.zero_()
     assert manager.restore_or_initialize() == path
     assert x == 1
+
+
+@pytest.mark.parametrize("directory", ["run", "."])
+def test_a_program_may_change_its_directory_before_the_bookkeeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    checkpoint = LateCheckpoint()
+    checkpoint.hold()
+    manager = CheckpointManager(checkpoint, directory, max_to_keep=1)
+    for _ in range(2):
+        path = manager.save()
+    monkeypatch.chdir(tmp_path / "there")
+    manager.sync()
+    assert manager.checkpoints == [path] == [os.path.join(directory, "ckpt-2")]
+    assert list((tmp_path / "there").iterdir()) == []
+    monkeypatch.chdir(tmp_path / "here")
+    assert latest_checkpoint(directory) == path
+    assert len(list(Path(directory).iterdir())) == 3
 
 
 def save_five(manager: CheckpointManager) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -124,7 +125,7 @@ class Checkpoint(AutoTrackable):
             OSError: the system refuses. The previous checkpoints and the state file are as before.
         """
         options = options or CheckpointOptions()
-        with self._own.lock:
+        with self._own.turn():
             path = f"{os.fsdecode(file_prefix)}-{self._spend_number()}"
             self._write(path, options)
             options.run_write_callbacks(path)
@@ -134,7 +135,7 @@ class Checkpoint(AutoTrackable):
         return path
 
     def _spend_number(self) -> int:
-        """The number of the next save. Whoever saves under it holds the lock until then."""
+        """The number of the next save, which begins in the same `_Own.turn`."""
         counter = self.save_counter
         with torch.no_grad():
             counter += 1
@@ -160,7 +161,7 @@ class Checkpoint(AutoTrackable):
         """
         options = options or CheckpointOptions()
         path = os.fsdecode(file_prefix)
-        with self._own.lock:
+        with self._own.turn():
             self._write(path, options)
             options.run_write_callbacks(path)
         return path
@@ -314,6 +315,12 @@ class _Own:
         self.deferred: DeferredRestore | DeferredRestoreByNames | None = None
         self.has_warned_of_unreachable = False
         self.lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """A time in which no other save of the checkpoint runs."""
+        with self.lock:
+            yield
 
     def wait_by(self, deferred: DeferredRestore | DeferredRestoreByNames) -> None:
         """Has a restore wait for objects in place of an earlier one, which the later overrules."""

@@ -65,6 +65,12 @@ class Ledger:
             self.latest, tuple(saved for saved in self.active if saved.path not in paths), last_preserved
         )
 
+    def seen_from(self, here: str) -> Ledger:
+        """The ledger with paths that are no longer relative to the program's directory, but begin with that."""
+        active = (dataclasses.replace(saved, path=os.path.join(here, saved.path)) for saved in self.active)
+        latest = None if self.latest is None else os.path.join(here, self.latest)
+        return self._listing(latest, tuple(active), self.last_preserved)
+
     def _listing(self, latest: str | None, active: tuple[SavedCheckpoint, ...], last_preserved: float) -> Ledger:
         return Ledger(latest, active, last_preserved, tuple(saved.path for saved in reversed(active)))
 

@@ -181,9 +181,12 @@ class CheckpointManager:
         options = options or CheckpointOptions()
         number = _integer_or_none("checkpoint_number", checkpoint_number, least=-math.inf)
         measured = self._checked_metrics(metrics)
-        # The checkpoint's own lock: the number, and the step that counts as saved, belong to one save at a time.
-        with self._checkpoint._own.lock:
-            step = self._current_step()
+        step = self._current_step()
+        # Asked first, because a save that is not due waits for none that is pending.
+        if not self._is_due(step, check_interval):
+            return None
+        with self._checkpoint._own.turn():
+            # Another thread may have saved the step meanwhile.
             if not self._is_due(step, check_interval):
                 return None
             counted = self._checkpoint._spend_number()
@@ -217,25 +220,28 @@ class CheckpointManager:
 
     def _with_bookkeeping(self, options: CheckpointOptions, step: int, metrics: dict[str, float]) -> CheckpointOptions:
         storage = LocalStorage(durable=options.durable)
+        # The program may change its directory while a save is pending.
+        here = "" if os.path.isabs(self._directory) else os.getcwd()
 
         def record(path: str) -> None:
             with self._lock:
-                self._record(SavedCheckpoint(path, self._clock(), step, metrics), storage)
+                self._record(SavedCheckpoint(path, self._clock(), step, metrics), here, storage)
 
         callbacks = (*options.experimental_write_callbacks, record)
         return dataclasses.replace(options, experimental_write_callbacks=callbacks)
 
-    def _record(self, saved: SavedCheckpoint, storage: Storage) -> None:
-        self._replace_ledger(self._ledger.with_newest(saved), storage)
+    def _record(self, saved: SavedCheckpoint, here: str, storage: Storage) -> None:
+        self._replace_ledger(self._ledger.with_newest(saved), here, storage)
         leaving = self._rule.leaving(self._ledger)
         for old in leaving.deleted:
-            remove_checkpoint(old.path, storage)
+            remove_checkpoint(os.path.join(here, old.path), storage)
         if leaving.deleted or leaving.preserved:
             remaining = self._ledger.without((*leaving.deleted, *leaving.preserved), leaving.last_preserved)
-            self._replace_ledger(remaining, storage)
+            self._replace_ledger(remaining, here, storage)
 
-    def _replace_ledger(self, ledger: Ledger, storage: Storage) -> None:
-        write_ledger(ledger, self._directory, storage, with_records=self._rule.needs_records)
+    def _replace_ledger(self, ledger: Ledger, here: str, storage: Storage) -> None:
+        directory = os.path.join(here, self._directory)
+        write_ledger(ledger.seen_from(here), directory, storage, with_records=self._rule.needs_records)
         self._ledger = ledger
 
     def sync(self) -> None:
