@@ -162,7 +162,8 @@ class CheckpointManager:
 
         The checkpoint's ``save_counter`` rises by one. Old checkpoints are deleted once the new one is durable and the
         state file names it. If the save fails, everything is as before but for the counter; TensorFlow counts the step
-        as saved even so.
+        as saved even so. Where `Checkpoint.write` leaves the files to another thread, that one does the bookkeeping as
+        well, `sync` waits for both, and the step counts as saved at once.
 
         Args:
             checkpoint_number: what to call the checkpoint instead of the save counter.
