@@ -19,7 +19,20 @@ LEVELS = (
     ("container_record", "data_structures", "autotrackable"),
     ("graph",),
     ("save", "restore"),
-    ("state_file", "reading", "checkpoint", "views", "frozen", "capture"),
+    (
+        "fallback",
+        "retention",
+        "state_file",
+        "reading",
+        "checkpoint",
+        "views",
+        "frozen",
+        "capture",
+        "ledger",
+        "pruning",
+        "manager",
+        "waiting",
+    ),
     ("inspection",),
 )
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}

@@ -24,6 +24,7 @@ def test_the_public_names_are_these() -> None:
     assert torch_trackckpt.__all__ == [
         "AutoTrackable",
         "Checkpoint",
+        "CheckpointManager",
         "CheckpointOptions",
         "CheckpointReader",
         "CheckpointView",
@@ -35,8 +36,10 @@ def test_the_public_names_are_these() -> None:
         "TrackableView",
         "__version__",
         "capture_dependencies",
+        "checkpoints_iterator",
         "frozen_saver",
         "gather_initializers",
+        "get_checkpoint_state",
         "latest_checkpoint",
         "list_objects",
         "list_variables",
@@ -47,6 +50,7 @@ def test_the_public_names_are_these() -> None:
         "preemption_save_context",
         "register_adapter",
         "streaming_restore",
+        "update_checkpoint_state",
     ]
     assert all(hasattr(torch_trackckpt, name) for name in torch_trackckpt.__all__)
 

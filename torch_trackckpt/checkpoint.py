@@ -140,12 +140,16 @@ class Checkpoint(AutoTrackable):
         """
         options = options or CheckpointOptions()
         with self._own.turn():
-            counter = self.save_counter
-            with torch.no_grad():
-                counter += 1
-            path = f"{os.fsdecode(file_prefix)}-{int(counter)}"
+            path = f"{os.fsdecode(file_prefix)}-{self._spend_number()}"
             self._write(path, options, updates_state=True)
         return path
+
+    def _spend_number(self) -> int:
+        """The number of the next save, which begins in the same `_Own.turn`."""
+        counter = self.save_counter
+        with torch.no_grad():
+            counter += 1
+        return int(counter)
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Saves under exactly this path: no number, no state file. `read` is its counterpart.
@@ -371,17 +375,26 @@ class _Own:
         self.root = root
         self.has_warned_of_unreachable = False
         self.lock = threading.RLock()
+        self.turn_of: int | None = None
+        """The thread that saves."""
         self.staging = StagingBuffer()
         self.pending: PendingSave | None = None
         self.metrics = CheckpointMetrics()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """A time in which no other save of the checkpoint runs or is pending."""
+        """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write."""
         self._refuse_pending_save_itself()
-        with self.metrics.stalling(), self.lock:
-            self.wait_for_pending()
+        if self.turn_of == threading.get_ident():
             yield
+            return
+        with self.metrics.stalling(), self.lock:
+            self.turn_of = threading.get_ident()
+            try:
+                self.wait_for_pending()
+                yield
+            finally:
+                self.turn_of = None
 
     def wait_for_pending(self) -> None:
         """Waits for the pending save; its error is raised once, unless there is no time left for it."""

@@ -57,6 +57,9 @@ class TensorNotFoundError(TrackckptError, KeyError):
 class DataLossError(TrackckptError, OSError):
     """A file of the checkpoint is damaged: a checksum, a length or a structure is wrong."""
 
+    overwritten: tuple[str, ...] = ()
+    """Which live objects had been changed when a restore found the damage."""
+
 
 class UnsupportedFormatError(TrackckptError, ValueError):
     """The files are sound but of a version or kind that this package does not read."""

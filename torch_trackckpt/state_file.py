@@ -1,7 +1,7 @@
 """The text file ``checkpoint``, which names the newest checkpoint of a directory and all that are kept.
 
-It is a `CheckpointState` message (`torch_trackckpt.graph.messages`) in protobuf's text form. Paths are stored as
-relative to its directory, so that the directory can be moved.
+It is a `CheckpointState` message (`torch_trackckpt.graph.messages`) in protobuf's text form. Saving stores paths as
+relative to its directory, so that the directory can be moved; others may have stored absolute ones.
 """
 
 from __future__ import annotations
@@ -10,15 +10,26 @@ import dataclasses
 import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from google.protobuf import text_format
 
 from torch_trackckpt.bundle.file_names import checkpoint_exists, index_name
+from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.fallback import first_sound
 from torch_trackckpt.graph.messages import CheckpointStateMessage
 from torch_trackckpt.storage.base import Storage
+from torch_trackckpt.storage.local import LocalStorage
 
-__all__ = ["CheckpointState", "get_checkpoint_state", "latest_checkpoint", "write_checkpoint_state"]
+__all__ = [
+    "CheckpointState",
+    "find_listed",
+    "get_checkpoint_state",
+    "latest_checkpoint",
+    "update_checkpoint_state",
+    "write_checkpoint_state",
+]
 
 STATE_FILE = "checkpoint"
 
@@ -38,36 +49,114 @@ class CheckpointState:
     last_preserved_timestamp: float = 0.0
     """When the last checkpoint that is kept for good was made."""
 
+    def newest_first(self) -> list[str]:
+        """Every checkpoint, once: the newest, then the others from the youngest to the oldest."""
+        return list(dict.fromkeys([self.model_checkpoint_path, *reversed(self.all_model_checkpoint_paths)]))
+
 
 def write_checkpoint_state(directory: str, state: CheckpointState, storage: Storage) -> None:
-    """Replaces the state file of a directory.
+    """Replaces the state file of a directory; paths are stored as relative to it.
 
     Raises:
         RuntimeError: a checkpoint has the path of the state file itself.
     """
-    path = os.path.join(directory, STATE_FILE)
-    paths = [state.model_checkpoint_path, *state.all_model_checkpoint_paths]
-    if any(os.path.abspath(other) == os.path.abspath(path) for other in paths):
-        raise RuntimeError(f"A checkpoint has the path of the state file, {path!r}; save it under another name.")
-    message = CheckpointStateMessage(
+    stored = dataclasses.replace(
+        state,
         model_checkpoint_path=_relative(state.model_checkpoint_path, directory),
-        all_model_checkpoint_paths=[_relative(other, directory) for other in state.all_model_checkpoint_paths],
-        all_model_checkpoint_timestamps=state.all_model_checkpoint_timestamps,
-        last_preserved_timestamp=state.last_preserved_timestamp,
+        all_model_checkpoint_paths=tuple(_relative(path, directory) for path in state.all_model_checkpoint_paths),
     )
+    _put(os.path.join(directory, STATE_FILE), stored, storage)
+
+
+def update_checkpoint_state(
+    save_dir: str | os.PathLike[str],
+    model_checkpoint_path: str | os.PathLike[str],
+    all_model_checkpoint_paths: Sequence[str | os.PathLike[str]] | None = None,
+    latest_filename: str | None = None,
+    all_model_checkpoint_timestamps: Sequence[float] | None = None,
+    last_preserved_timestamp: float | None = None,
+) -> None:
+    """Writes a state file by hand. TensorFlow's ``tf.compat.v1.train.update_checkpoint_state``.
+
+    `Checkpoint.save` and `CheckpointManager` do this themselves, and store paths that are relative to the directory.
+    Here they are stored as given; only where the directory and a path are both relative, the path becomes relative to
+    the directory. The file is replaced in one step, and nothing that is passed is changed.
+
+    Args:
+        save_dir: the directory of the state file.
+        model_checkpoint_path: the newest checkpoint.
+        all_model_checkpoint_paths: every checkpoint, oldest first. The newest is added unless it is the last.
+        latest_filename: the name of the state file, if it is not ``checkpoint``.
+        all_model_checkpoint_timestamps: when each was made, in seconds since 1970.
+        last_preserved_timestamp: when the last one that is kept for good was made, in seconds since 1970.
+
+    Raises:
+        ValueError: there is not one time for each path.
+        RuntimeError: a checkpoint has the path of the state file itself.
+        OSError: the system refuses; the previous state file is as before.
+
+    Example:
+        >>> import tempfile
+        >>> from torch_trackckpt import Checkpoint, latest_checkpoint, update_checkpoint_state
+        >>> directory = tempfile.mkdtemp()
+        >>> path = Checkpoint().write(directory + "/best")
+        >>> update_checkpoint_state(directory, path)
+        >>> latest_checkpoint(directory) == path
+        True
+    """
+    directory = os.fsdecode(save_dir)
+    newest = os.fsdecode(model_checkpoint_path)
+    paths = [os.fsdecode(path) for path in all_model_checkpoint_paths or ()]
+    if paths[-1:] != [newest]:
+        paths.append(newest)
+    timestamps = tuple(all_model_checkpoint_timestamps or ())
+    if timestamps and len(timestamps) != len(paths):
+        raise ValueError(
+            f"There are {len(timestamps)} all_model_checkpoint_timestamps for {len(paths)} checkpoints, the newest "
+            f"included; pass one for each of {paths}."
+        )
+    stored = [path if os.path.isabs(directory) else _relative_unless_absolute(path, directory) for path in paths]
+    _put(
+        os.path.join(directory, latest_filename or STATE_FILE),
+        CheckpointState(stored[-1], tuple(stored), timestamps, last_preserved_timestamp or 0.0),
+        LocalStorage(),
+    )
+
+
+def _put(path: str, stored: CheckpointState, storage: Storage) -> None:
+    """Replaces a state file; paths are as they are to be stored."""
+    if any(
+        os.path.abspath(_joined(other, path)) == os.path.abspath(path)
+        for other in (stored.model_checkpoint_path, *stored.all_model_checkpoint_paths)
+    ):
+        raise RuntimeError(f"A checkpoint has the path of the state file, {path!r}; save it under another name.")
+    message = CheckpointStateMessage(**dataclasses.asdict(stored))
     storage.put(path, text_format.MessageToString(message, as_utf8=True).encode())
 
 
 def get_checkpoint_state(
     checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None
 ) -> CheckpointState | None:
-    """What the state file of a directory says, with paths joined to the directory.
+    """What the state file of a directory says, with paths joined to the directory. TensorFlow's
+    ``tf.train.get_checkpoint_state``.
+
+    Args:
+        checkpoint_dir: the directory that checkpoints were saved in.
+        latest_filename: the name of the state file, if it is not ``checkpoint``.
 
     Returns:
         None where there is no state file; also, with a warning, where it cannot be understood.
 
     Raises:
         ValueError: it names no newest checkpoint.
+
+    Example:
+        >>> import tempfile
+        >>> from torch_trackckpt import Checkpoint, get_checkpoint_state
+        >>> directory = tempfile.mkdtemp()
+        >>> path = Checkpoint().save(directory + "/ckpt")
+        >>> get_checkpoint_state(directory).all_model_checkpoint_paths == (path,)
+        True
     """
     path = os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE)
     try:
@@ -98,12 +187,17 @@ def _content(path: str) -> str:
     return Path(path).read_bytes().decode()
 
 
-def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None) -> str | None:
+def latest_checkpoint(
+    checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None, *, verify: bool = False
+) -> str | None:
     """The path of the newest checkpoint of a directory. TensorFlow's ``tf.train.latest_checkpoint``.
 
     Args:
         checkpoint_dir: the directory that checkpoints were saved in.
         latest_filename: the name of the state file, if it is not ``checkpoint``.
+        verify: whether to read the checkpoint and check every checksum. Where it is damaged or not there, the next
+            older one that the state file lists is tried, and the log says which were passed over and why. TensorFlow
+            has no such check.
 
     Returns:
         A path for `Checkpoint.restore`, or None where there is no checkpoint, or where (as the log then says) the
@@ -113,6 +207,7 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
 
     Raises:
         ValueError: the state file names no checkpoint.
+        CheckpointNotFoundError, DataLossError: with ``verify``, if no checkpoint that the state file lists is sound.
 
     Example:
         >>> import tempfile
@@ -121,14 +216,28 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
         >>> latest_checkpoint(directory) is None
         True
         >>> path = Checkpoint().save(directory + "/ckpt")
-        >>> latest_checkpoint(directory) == path
+        >>> latest_checkpoint(directory) == latest_checkpoint(directory, verify=True) == path
         True
     """
     state = get_checkpoint_state(checkpoint_dir, latest_filename)
     if state is None:
         return None
+    if verify:
+        paths = (find_listed(path, checkpoint_dir, latest_filename) or path for path in state.newest_first())
+        return first_sound(paths, lambda path: CheckpointReader(path).verify())
+    found = find_listed(state.model_checkpoint_path, checkpoint_dir, latest_filename)
+    if found is None:
+        _logger.error(
+            "The state file of %r names %r, but there is no such checkpoint.",
+            os.fsdecode(checkpoint_dir),
+            state.model_checkpoint_path,
+        )
+    return found
+
+
+def find_listed(path: str, checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None) -> str | None:
+    """Where a checkpoint is that the state file of a directory lists; see `latest_checkpoint`. None: nowhere."""
     directory = os.path.dirname(os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE))
-    path = state.model_checkpoint_path
     if _is_there(path, directory, latest_filename):
         return path
     # The path may be another system's. One that ends in a separator is a prefix without a name.
@@ -141,7 +250,6 @@ def latest_checkpoint(checkpoint_dir: str | os.PathLike[str], latest_filename: s
             path,
         )
         return moved
-    _logger.error("The state file of %r names %r, but there is no such checkpoint.", os.fsdecode(checkpoint_dir), path)
     return None
 
 
@@ -153,6 +261,10 @@ def _is_there(path: str, directory: str, latest_filename: str | None) -> bool:
 
 def _relative(path: str, directory: str) -> str:
     return os.path.relpath(path, directory or ".")
+
+
+def _relative_unless_absolute(path: str, directory: str) -> str:
+    return path if os.path.isabs(path) else _relative(path, directory)
 
 
 def _joined(path: str, state_path: str) -> str:

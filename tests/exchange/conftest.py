@@ -34,6 +34,7 @@ TIMEOUT_SECONDS = 120.0
 collect_ignore = [
     "container_functions.py",
     "functions.py",
+    "manager_functions.py",
     "name_functions.py",
     "reading_functions.py",
     "sharding_functions.py",

@@ -13,7 +13,7 @@ import torch
 from torch_trackckpt import Checkpoint, CheckpointReader, checkpoint, latest_checkpoint
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.walk import NamedValue
-from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.commit import commit, recover, remove_checkpoint
 from torch_trackckpt.save.plan import make_plan
 from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import WrittenFiles, write_shards
@@ -283,6 +283,36 @@ def test_a_replacement_is_durable_after_each_of_its_four_steps(tmp_path: Path) -
         "rename ckpt.index.next ckpt.index",
         "sync",
     ]
+
+
+# --------------------------------------------------------------------------------------------- removal
+
+
+@pytest.mark.parametrize("case", ["free", "same shards", "fewer shards", "more shards"])
+def test_wherever_a_removal_stops_a_reader_finds_the_whole_checkpoint_or_none(tmp_path: Path, case: str) -> None:
+    """C234: also of a checkpoint whose replacement was interrupted, at any point."""
+    before, publish, _, _ = CASES[case]
+    whole = [published(stage, tmp_path / name)[1] for name, stage in (("old", before), ("new", publish))]
+    for first, (crashed, _) in enumerate(interruptions(tmp_path, before, publish, Died)):
+        for second in itertools.count(1):
+            folder = tmp_path / f"{first} {second}"
+            shutil.copytree(os.path.dirname(crashed), folder)
+            try:
+                remove_checkpoint(str(folder / "ckpt"), FailingStorage(second, Died))
+            except Died:
+                assert contents(str(folder / "ckpt")) in [*whole, None]
+            else:
+                assert os.listdir(folder) == []
+                break
+            finally:
+                shutil.rmtree(folder)
+
+
+def test_a_removal_of_the_index_is_durable_before_any_data_is_removed(tmp_path: Path) -> None:
+    prefix, _ = published(one_shard(1), tmp_path / "run")
+    storage = FailingStorage(0, OSError)
+    remove_checkpoint(prefix, storage)
+    assert changes(storage) == ["remove ckpt.index", "sync", "remove ckpt.data-00000-of-00001"]
 
 
 # ----------------------------------------------------------------------------------------- whole programs

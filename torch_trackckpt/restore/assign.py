@@ -270,10 +270,12 @@ class _InPlaceReader:
         except OSError as error:
             if not self._changed:
                 raise
-            raise DataLossError(
+            loss = DataLossError(
                 f"{error}\nThese had been overwritten before the damage was found; restore another checkpoint, or use "
                 "CheckpointOptions(verify='before') to check everything first:\n  " + "\n  ".join(self._changed)
-            ) from error
+            )
+            loss.overwritten = tuple(self._changed)
+            raise loss from error
 
     def _read_direct(self, items: list[_InPlace]) -> None:
         num_changed = len(items)

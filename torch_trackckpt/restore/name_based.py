@@ -70,9 +70,13 @@ class NameBasedRestoration:
         with torch.inference_mode(False):
             matcher.pair_slots(slots_of(graph))
             num_bytes = assign_values(matcher.match, self._reader, self._options)
-        for trackable in (*(node.trackable for node in live.nodes.values()), holder):
-            if isinstance(trackable, AutoTrackable) or isinstance(live_object(trackable), TrackedContainer):
-                trackable._waiting().watch(self._look)
+        told = [node.trackable for node in live.nodes.values()]
+        if isinstance(holder, AutoTrackable):
+            told.append(holder)
+        for trackable in told:
+            is_telling = isinstance(live_object(trackable), (AutoTrackable, TrackedContainer))
+            if is_telling and (waiting := trackable._waiting()) is not None:
+                waiting.watch(self._look)
         return num_bytes
 
     def _look(self) -> None:

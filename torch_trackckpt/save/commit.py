@@ -24,7 +24,7 @@ from torch_trackckpt.bundle.file_names import NEXT, TEMPORARY, index_name
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Storage
 
-__all__ = ["commit", "recover"]
+__all__ = ["commit", "recover", "remove_checkpoint"]
 
 
 def commit(files: WrittenFiles, prefix: str, storage: Storage) -> None:
@@ -59,6 +59,22 @@ def recover(prefix: str, storage: Storage) -> None:
     for path in _files_of(prefix, storage):
         if not is_committed or path.endswith(NEXT) or TEMPORARY in path.removeprefix(prefix):
             storage.remove(path)
+
+
+def remove_checkpoint(prefix: str, storage: Storage) -> None:
+    """Removes the files of a checkpoint, and what is left of saves to its prefix; any of them may be gone already.
+
+    The indexes go first, so that a reader finds either the whole checkpoint or none: without the one that is being
+    replaced, the one that replaces it is whole, but not the other way round.
+    """
+    files = _files_of(prefix, storage)
+    indexes = [path for path in (index_name(prefix), index_name(prefix) + NEXT) if path in files]
+    for path in indexes:
+        storage.remove(path)
+    if indexes:
+        storage.sync_directory(prefix)
+    for path in set(files) - set(indexes):
+        storage.remove(path)
 
 
 def _finish_replacement(prefix: str, storage: Storage) -> None:

@@ -1,0 +1,356 @@
+"""Saves a checkpoint under rising numbers into one directory, deletes old ones, and finds the newest one that is sound.
+
+A save is `Checkpoint.write` with one more write callback, the last, which does the bookkeeping once the files are
+durable:
+
+    record the checkpoint -> write the state file -> delete what is not kept -> write the state file again
+
+The state file thus always names a checkpoint that is whole. With asynchronous options the callback runs in another
+thread, maybe after the next save has been asked for: it shares with `save` nothing but the ledger, which it replaces
+under a lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat, SupportsIndex, SupportsInt
+
+import torch
+
+from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.errors import DataLossError
+from torch_trackckpt.fallback import first_sound
+from torch_trackckpt.ledger import Ledger, read_ledger, write_ledger
+from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.pruning import ByPolicy, MaxToKeep, PruningRule
+from torch_trackckpt.retention import Retention, SavedCheckpoint, checked_integer
+from torch_trackckpt.save.commit import remove_checkpoint
+from torch_trackckpt.state_file import find_listed
+from torch_trackckpt.storage.base import Storage
+from torch_trackckpt.storage.local import LocalStorage
+
+__all__ = ["CheckpointManager"]
+
+StepCounter = torch.Tensor | SupportsInt | Callable[[], torch.Tensor | SupportsInt]
+
+_logger = logging.getLogger("torch_trackckpt")
+
+
+class CheckpointManager:
+    """Numbers, deletes and finds the checkpoints of a directory. TensorFlow's ``tf.train.CheckpointManager``.
+
+    What it knows is in the directory, so that a later manager goes on, be it this package's or TensorFlow's. One
+    manager at a time may save to a directory; anyone may read.
+
+    Args:
+        checkpoint: what is saved and restored.
+        directory: where; made by the first save.
+        max_to_keep: how many checkpoints stay; None keeps all. (In TensorFlow it must be given.)
+        keep_checkpoint_every_n_hours: a checkpoint that would be deleted is kept for good, and leaves `checkpoints`, if
+            it was made at least so long after the last one that was.
+        checkpoint_name: what file names begin with; may name a subdirectory.
+        step_counter: the training step: a tensor, a number, or a callable that returns one.
+        checkpoint_interval: the least number of steps between two saves.
+        init_fn: called by `restore_or_initialize` where there is no checkpoint.
+        last_checkpoint_step: the step from which the first interval counts.
+        retention: instead of ``max_to_keep`` and ``keep_checkpoint_every_n_hours``: what to keep, as policies of
+            `torch_trackckpt.retention`. What they do not keep is deleted after the next save. Not in TensorFlow.
+        clock: tells the time in seconds since 1970.
+
+    Raises:
+        ValueError: an argument is out of range; both kinds of retention are given; ``checkpoint_interval`` is without
+            ``step_counter``; or the directory's state file names no checkpoint.
+        TypeError: an argument is of another type.
+        DataLossError: the file with the steps and metrics of the directory's checkpoints is damaged.
+
+    Example:
+        >>> import os, tempfile, torch
+        >>> from torch_trackckpt import Checkpoint, CheckpointManager
+        >>> directory = tempfile.mkdtemp()
+        >>> manager = CheckpointManager(Checkpoint(x=torch.ones(2)), directory, max_to_keep=2)
+        >>> for _ in range(3):
+        ...     path = manager.save()
+        >>> [os.path.basename(path) for path in manager.checkpoints]
+        ['ckpt-2', 'ckpt-3']
+        >>> manager.restore_or_initialize() == manager.latest_checkpoint == path
+        True
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        directory: str | os.PathLike[str],
+        max_to_keep: int | None = None,
+        keep_checkpoint_every_n_hours: float | None = None,
+        checkpoint_name: str = "ckpt",
+        step_counter: StepCounter | None = None,
+        checkpoint_interval: int | None = None,
+        init_fn: Callable[[], object] | None = None,
+        last_checkpoint_step: int | None = None,
+        *,
+        retention: Retention | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(f"CheckpointManager: checkpoint must be a Checkpoint, not a {type(checkpoint).__name__}.")
+        if checkpoint_interval is not None and step_counter is None:
+            raise ValueError("CheckpointManager: checkpoint_interval counts steps; pass a step_counter as well.")
+        self._checkpoint = checkpoint
+        self._directory = os.fsdecode(directory)
+        self._prefix = os.path.join(self._directory, checkpoint_name)
+        self._rule = _pruning_rule(max_to_keep, keep_checkpoint_every_n_hours, retention)
+        self._metrics = frozenset() if retention is None else retention.metrics
+        self._step_counter = step_counter
+        self._interval = _integer_or_none("checkpoint_interval", checkpoint_interval, least=0)
+        self._last_step = last_checkpoint_step
+        self._init_fn = init_fn
+        self._clock = clock
+        self._lock = threading.Lock()
+        now = clock()
+        self._ledger = self._rule.recovered(read_ledger(self._directory, now), now)
+
+    # What is there.
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is saved and restored."""
+        return self._checkpoint
+
+    @property
+    def directory(self) -> str:
+        """Where the checkpoints are."""
+        return self._directory
+
+    @property
+    def checkpoint_interval(self) -> int | None:
+        """The least number of steps between two saves."""
+        return self._interval
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The paths of the managed checkpoints, oldest first; those that are preserved are not among them."""
+        return [saved.path for saved in self._ledger.active]
+
+    @property
+    def records(self) -> list[SavedCheckpoint]:
+        """The managed checkpoints, oldest first, with their times, steps and metrics. Not in TensorFlow."""
+        return list(self._ledger.active)
+
+    @property
+    def latest_checkpoint(self) -> str | None:
+        """The path of the newest checkpoint; None where there is none."""
+        return self._ledger.latest
+
+    # Saving.
+
+    def save(
+        self,
+        checkpoint_number: SupportsIndex | None = None,
+        check_interval: bool = True,
+        options: CheckpointOptions | None = None,
+        *,
+        metrics: Mapping[str, SupportsFloat] | None = None,
+    ) -> str | None:
+        """Saves if it is time to, and deletes what is not to be kept any more.
+
+        The checkpoint's ``save_counter`` rises by one. Old checkpoints are deleted once the new one is durable and the
+        state file names it. If the save fails, everything is as before but for the counter; TensorFlow counts the step
+        as saved even so. Where `Checkpoint.write` leaves the files to another thread, that one does the bookkeeping as
+        well, `sync` waits for both, and the step counts as saved at once.
+
+        Args:
+            checkpoint_number: what to call the checkpoint instead of the save counter.
+            check_interval: whether to wait for ``checkpoint_interval``. The same step is not saved twice in any case.
+            options: see `CheckpointOptions`; its write callbacks run before the bookkeeping.
+            metrics: numbers to remember with the checkpoint, by name, such as ``{"loss": 0.1}``. Not in TensorFlow.
+
+        Returns:
+            The path of the new checkpoint, or None if none was due.
+
+        Raises:
+            TypeError: the number is no integer, or a metric no number.
+            ValueError: the metrics lack one that the retention policy compares, or the step counter is no integer.
+            UnsupportedValueError, ValueChangedError, OSError: as `Checkpoint.save`.
+        """
+        options = options or CheckpointOptions()
+        number = _integer_or_none("checkpoint_number", checkpoint_number, least=-math.inf)
+        measured = self._checked_metrics(metrics)
+        step = self._current_step()
+        # Asked first, because a save that is not due waits for none that is pending.
+        if not self._is_due(step, check_interval):
+            return None
+        with self._checkpoint._own.turn():
+            # Another thread may have saved the step meanwhile.
+            if not self._is_due(step, check_interval):
+                return None
+            counted = self._checkpoint._spend_number()
+            number = counted if number is None else number
+            with_bookkeeping = self._with_bookkeeping(options, number if step is None else step, measured)
+            path = self._checkpoint.write(f"{self._prefix}-{number}", with_bookkeeping)
+            self._last_step = step
+        return path
+
+    def _checked_metrics(self, metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
+        if metrics is None:
+            return {}
+        lacking = sorted(self._metrics - metrics.keys())
+        if lacking:
+            raise ValueError(
+                f"The metrics lack {', '.join(lacking)}, which the retention policy compares; they have "
+                f"{', '.join(sorted(metrics)) or 'none'}. To save without a comparison, give no metrics at all."
+            )
+        return {name: _as_metric(name, value) for name, value in metrics.items()}
+
+    def _current_step(self) -> int | None:
+        counter = self._step_counter
+        return None if counter is None else _as_step(counter() if callable(counter) else counter)
+
+    def _is_due(self, step: int | None, check_interval: bool) -> bool:
+        if self._interval is None or self._last_step is None or step is None:
+            return True
+        return step != self._last_step and not (check_interval and step < self._last_step + self._interval)
+
+    # Bookkeeping; maybe in another thread.
+
+    def _with_bookkeeping(self, options: CheckpointOptions, step: int, metrics: dict[str, float]) -> CheckpointOptions:
+        storage = LocalStorage(durable=options.durable)
+        # The program may change its directory while a save is pending.
+        here = "" if os.path.isabs(self._directory) else os.getcwd()
+
+        def record(path: str) -> None:
+            with self._lock:
+                self._record(SavedCheckpoint(path, self._clock(), step, metrics), here, storage)
+
+        callbacks = (*options.experimental_write_callbacks, record)
+        return dataclasses.replace(options, experimental_write_callbacks=callbacks)
+
+    def _record(self, saved: SavedCheckpoint, here: str, storage: Storage) -> None:
+        self._replace_ledger(self._ledger.with_newest(saved), here, storage)
+        leaving = self._rule.leaving(self._ledger)
+        for old in leaving.deleted:
+            remove_checkpoint(os.path.join(here, old.path), storage)
+        if leaving.deleted or leaving.preserved:
+            remaining = self._ledger.without((*leaving.deleted, *leaving.preserved), leaving.last_preserved)
+            self._replace_ledger(remaining, here, storage)
+
+    def _replace_ledger(self, ledger: Ledger, here: str, storage: Storage) -> None:
+        directory = os.path.join(here, self._directory)
+        write_ledger(ledger.seen_from(here), directory, storage, with_records=self._rule.needs_records)
+        self._ledger = ledger
+
+    def sync(self) -> None:
+        """Waits until every save is complete, its bookkeeping included."""
+        self._checkpoint.sync()
+
+    # Restoring.
+
+    def restore_or_initialize(self, *, options: CheckpointOptions | None = None) -> str | None:
+        """Restores the newest checkpoint that is sound; where there is none at all, calls ``init_fn``.
+
+        Where files of the newest are damaged or missing, the next older one that the state file lists is restored, and
+        the log says which were passed over and why; TensorFlow raises. To find damage costs nothing beyond the restore
+        itself: in a checkpoint of more than 64 MiB it may be found when some values have been read already. They are
+        then overwritten from the older checkpoint, which must have every value that the damaged one has; with
+        ``CheckpointOptions(verify="before")``, everything is checked before anything changes. What waits for objects
+        that are still to be made is checked when they take it.
+
+        Args:
+            options: as for `Checkpoint.restore`. Not in TensorFlow.
+
+        Returns:
+            The path of the checkpoint that was restored, or None if there was none.
+
+        Raises:
+            CheckpointNotFoundError, DataLossError: there are checkpoints, but none is sound. Nothing is initialized.
+            MismatchError, RestoreError, UnsupportedFormatError: as `Checkpoint.restore`; no older one is tried.
+        """
+        self.sync()
+        if self._ledger.listed:
+            paths = (find_listed(path, self._directory) or path for path in self._ledger.listed)
+            restored = first_sound(paths, _Restoring(self._checkpoint, options).restore)
+            self._last_step = self._current_step()
+            return restored
+        if self._init_fn is not None:
+            self._init_fn()
+            _logger.info("There is no checkpoint in %r; init_fn was called.", self._directory)
+        return None
+
+
+class _Restoring:
+    """Restores one checkpoint after the other until one is sound, and leaves no value of a damaged one."""
+
+    def __init__(self, checkpoint: Checkpoint, options: CheckpointOptions | None) -> None:
+        self._checkpoint = checkpoint
+        self._options = options
+        self._half_restored: list[str] = []
+
+    def restore(self, path: str) -> None:
+        for damaged in self._half_restored:
+            _check_covers(path, damaged)
+        try:
+            self._checkpoint.restore(path, self._options)
+        except DataLossError as error:
+            if error.overwritten:
+                self._half_restored.append(path)
+            raise
+
+
+def _check_covers(path: str, damaged: str) -> None:
+    """Checks that to restore one checkpoint overwrites everything that another may have brought."""
+    lacking = sorted(CheckpointReader(damaged).keys() - CheckpointReader(path).keys())
+    if lacking:
+        raise DataLossError(
+            f"live values had been overwritten from {damaged!r} when damage was found in it, and {path!r} lacks "
+            f"{len(lacking)} of its keys, the first is {lacking[0]}, so that they might stay; restart the program, and "
+            "restore with CheckpointOptions(verify='before')."
+        )
+
+
+# Arguments.
+
+
+def _pruning_rule(
+    max_to_keep: int | None, keep_every_n_hours: float | None, retention: Retention | None
+) -> PruningRule:
+    if retention is not None:
+        if not isinstance(retention, Retention):
+            raise TypeError(f"retention must be a policy of torch_trackckpt.retention, not {retention!r}.")
+        if max_to_keep is not None or keep_every_n_hours is not None:
+            raise ValueError(
+                "retention stands for max_to_keep and keep_checkpoint_every_n_hours; pass either these, or retention "
+                "alone, as in retention=KeepLatest(3) | KeepEveryHours(1)."
+            )
+        return ByPolicy(retention)
+    if keep_every_n_hours is not None and not keep_every_n_hours >= 0:
+        raise ValueError(f"keep_checkpoint_every_n_hours must not be negative, but is {keep_every_n_hours!r}.")
+    return MaxToKeep(_integer_or_none("max_to_keep (None keeps all)", max_to_keep, least=1), keep_every_n_hours)
+
+
+def _integer_or_none(what: str, number: SupportsIndex | None, *, least: float) -> int | None:
+    return None if number is None else checked_integer(what, number, least=least)
+
+
+def _as_step(value: Any) -> int:
+    """A step as an int; optimizers of torch count in tensors of floats."""
+    number = value.item() if isinstance(value, torch.Tensor) else value
+    try:
+        step = int(number)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"The step counter must give a whole number, not {value!r}.") from None
+    if step != number:
+        raise ValueError(f"The step counter must give a whole number, not {value!r}.")
+    return step
+
+
+def _as_metric(name: str, value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"The metric {name!r} must be a number, not {value!r}.") from error
