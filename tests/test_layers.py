@@ -16,7 +16,7 @@ LEVELS = (
     ("errors", "trackable", "update_uid", "_native"),
     ("storage", "bundle", "sharding", "options", "preemption", "metrics"),
     ("adapters",),
-    ("container_record", "data_structures", "autotrackable"),
+    ("tracking",),
     ("graph",),
     ("save", "restore"),
     (
@@ -28,10 +28,7 @@ LEVELS = (
         "views",
         "frozen",
         "capture",
-        "ledger",
-        "pruning",
-        "manager",
-        "waiting",
+        "management",
     ),
     ("inspection",),
 )
@@ -39,9 +36,7 @@ NEVER_EACH_OTHER = {frozenset({"save", "restore"})}
 # The lines of the table that are narrower than their level.
 ONLY = {
     "adapters": {"errors", "options", "trackable", "update_uid", "_native"},
-    "container_record": {"trackable", "adapters"},
-    "data_structures": {"errors", "trackable", "adapters", "container_record"},
-    "autotrackable": {"trackable", "data_structures"},
+    "tracking": {"errors", "trackable", "adapters"},
     "inspection": {"trackable", "reading", "checkpoint", "state_file", "bundle", "graph", "storage", "errors"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -3,13 +3,13 @@
 from importlib.metadata import version
 
 from torch_trackckpt.adapters import RNGState, register_adapter
-from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.capture import capture_dependencies
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.frozen import frozen_saver
 from torch_trackckpt.graph.walk import list_objects
-from torch_trackckpt.manager import CheckpointManager
+from torch_trackckpt.management.manager import CheckpointManager
+from torch_trackckpt.management.waiting import checkpoints_iterator
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import SaveOnSignal, preemption_save_context
 from torch_trackckpt.reading import list_variables, load_checkpoint, load_variable
@@ -18,8 +18,8 @@ from torch_trackckpt.restore.status import streaming_restore
 from torch_trackckpt.save.merge import merge_checkpoints
 from torch_trackckpt.state_file import get_checkpoint_state, latest_checkpoint, update_checkpoint_state
 from torch_trackckpt.trackable import NoDependency, PythonState, Trackable
+from torch_trackckpt.tracking.autotrackable import AutoTrackable
 from torch_trackckpt.views import CheckpointView, TrackableView, object_metadata
-from torch_trackckpt.waiting import checkpoints_iterator
 
 __version__ = version("torch_trackckpt")
 

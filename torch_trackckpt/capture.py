@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from torch_trackckpt.adapters import adapt
-from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.graph.walk import discover, live_object
+from torch_trackckpt.tracking.autotrackable import AutoTrackable
 
 __all__ = ["capture_dependencies"]
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from torch_trackckpt.adapters import adapt, is_trackable
-from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
@@ -40,6 +39,7 @@ from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import Trackable
+from torch_trackckpt.tracking.autotrackable import AutoTrackable
 
 __all__ = ["Checkpoint"]
 

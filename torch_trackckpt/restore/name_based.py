@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from torch_trackckpt.adapters.late_children import SLOTS, is_unmade
-from torch_trackckpt.autotrackable import AutoTrackable
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover, live_object
@@ -29,6 +28,7 @@ from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Matcher, slots_of
 from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, TrackedContainer
+from torch_trackckpt.tracking.autotrackable import AutoTrackable
 from torch_trackckpt.update_uid import new_uid, update_uid
 
 __all__ = ["NameBasedRestoration"]

@@ -6,8 +6,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch_trackckpt.data_structures import wrap
 from torch_trackckpt.trackable import NoDependency, Trackable, Waiting
+from torch_trackckpt.tracking.data_structures import wrap
 
 __all__ = ["AutoTrackable"]
 

@@ -40,7 +40,7 @@ def wait_for_new_checkpoint(
     Example:
         >>> import tempfile
         >>> from torch_trackckpt import Checkpoint
-        >>> from torch_trackckpt.waiting import wait_for_new_checkpoint
+        >>> from torch_trackckpt.management.waiting import wait_for_new_checkpoint
         >>> directory = tempfile.mkdtemp()
         >>> path = Checkpoint().save(directory + "/ckpt")
         >>> wait_for_new_checkpoint(directory) == path

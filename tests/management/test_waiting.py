@@ -12,7 +12,7 @@ import pytest
 from clocks import FakeClock
 
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, checkpoints_iterator
-from torch_trackckpt.waiting import wait_for_new_checkpoint
+from torch_trackckpt.management.waiting import wait_for_new_checkpoint
 
 FAST = CheckpointOptions(durable=False)
 

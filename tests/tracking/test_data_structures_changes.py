@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, list_objects
-from torch_trackckpt.data_structures import wrap
 from torch_trackckpt.errors import UnsavableContainerError, UnsupportedValueError
 from torch_trackckpt.graph.walk import walk
+from torch_trackckpt.tracking.data_structures import wrap
 
 
 def saved_paths(root: object) -> list[str]:

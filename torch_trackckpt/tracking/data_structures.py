@@ -27,9 +27,9 @@ from typing import Any, SupportsIndex
 
 from torch_trackckpt.adapters.containers import PLAIN_TYPES, DictAdapter, SequenceAdapter, rebuilt
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
-from torch_trackckpt.container_record import ContainerRecord
 from torch_trackckpt.errors import UnsavableContainerError
 from torch_trackckpt.trackable import NoDependency, TrackedContainer, Value, Waiting
+from torch_trackckpt.tracking.container_record import ContainerRecord
 
 __all__ = ["TrackedDict", "TrackedList", "wrap"]
 
@@ -48,7 +48,7 @@ def wrap(value: Any, wrapped: dict[int, Any] | None = None) -> Any:
         any; and every other object itself.
 
     Example:
-        >>> from torch_trackckpt.data_structures import wrap
+        >>> from torch_trackckpt.tracking.data_structures import wrap
         >>> tracked = wrap([1, {"a": 2}])
         >>> tracked, type(tracked).__name__, type(tracked[1]).__name__
         ([1, {'a': 2}], 'TrackedList', 'TrackedDict')

@@ -12,8 +12,8 @@ from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, list_objects
 from torch_trackckpt.adapters import adapt
-from torch_trackckpt.data_structures import TrackedList, wrap
 from torch_trackckpt.graph.walk import walk
+from torch_trackckpt.tracking.data_structures import TrackedList, wrap
 
 
 def saved_paths(root: object) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from typing import Protocol
 
-from torch_trackckpt.ledger import Ledger
+from torch_trackckpt.management.ledger import Ledger
 from torch_trackckpt.retention import Retention, SavedCheckpoint
 
 __all__ = ["ByPolicy", "Leaving", "MaxToKeep", "PruningRule"]

@@ -27,9 +27,9 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.errors import DataLossError
 from torch_trackckpt.fallback import first_sound
-from torch_trackckpt.ledger import Ledger, read_ledger, write_ledger
+from torch_trackckpt.management.ledger import Ledger, read_ledger, write_ledger
+from torch_trackckpt.management.pruning import ByPolicy, MaxToKeep, PruningRule
 from torch_trackckpt.options import CheckpointOptions
-from torch_trackckpt.pruning import ByPolicy, MaxToKeep, PruningRule
 from torch_trackckpt.retention import Retention, SavedCheckpoint, checked_integer
 from torch_trackckpt.save.commit import remove_checkpoint
 from torch_trackckpt.state_file import find_listed
