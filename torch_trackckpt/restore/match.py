@@ -369,7 +369,10 @@ class Matcher:
     def try_again(self, left_over: Mapping[int, object]) -> None:
         """Has states try once more to place what they could not place before."""
         for node_id, value in left_over.items():
-            if (trackable := self.match.trackable(node_id)) is not None:
+            trackable = self.match.trackable(node_id)
+            if trackable is not None and update_uid(*trackable._owner()) > self._uid:
+                self.match.overruled.add(node_id)
+            elif trackable is not None:
                 self.match.rest.append(Rest(node_id, trackable, value))
 
 
