@@ -189,7 +189,9 @@ def test_a_shared_submodule_that_comes_under_both_of_its_names_is_restored_once(
     assert hooks_of_torch() == 0
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, functools.partial(torch.compile, backend="eager")], ids=["parallel", "compiled"])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, functools.partial(torch.compile, backend="eager")], ids=["parallel", "compiled"]
+)
 def test_a_wrapped_module_is_restored_when_it_comes(prefix: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
     """C072, C075"""
     Checkpoint(net=nn.Sequential(linear(1.0), linear(1.0))).write(prefix)
