@@ -346,6 +346,27 @@ def test_slots_of_a_parameter_that_the_optimizer_never_gets_are_named(prefix: st
         status.assert_consumed()
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(["first", "second", "optimizer"])), ids="-".join)
+def test_the_slots_of_a_parameter_that_was_two_come_from_where_its_value_came(
+    prefix: str, order: tuple[str, ...]
+) -> None:
+    """C123, C136: two saved parameters, tied in the program."""
+    saved = {"first": linear(1.0), "second": linear(2.0)}
+    theirs = Adam(parameters_of(*saved.values()))
+    train(theirs)
+    Checkpoint(**saved, optimizer=theirs).write(prefix)
+    first, second = linear(), linear()
+    second.weight = first.weight
+    parts = {"first": first, "second": second, "optimizer": Adam([first.weight])}
+    checkpoint = Checkpoint()
+    checkpoint.read(prefix).expect_partial()
+    for name in order:
+        setattr(checkpoint, name, parts[name])
+    source = saved[next(name for name in order if name != "optimizer")]
+    assert torch.equal(first.weight, source.weight)
+    assert is_same_state(slots_of(checkpoint.optimizer, first.weight), slots_of(theirs, source.weight))
+
+
 # ------------------------------------------------------------------------------------------- two files
 
 

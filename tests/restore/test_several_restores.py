@@ -376,6 +376,19 @@ def test_slots_find_their_parameter_after_it_was_swapped(prefix: str, late: tupl
     status.assert_consumed()
 
 
+@pytest.mark.usefixtures("swapping")
+def test_a_restore_by_names_does_not_come_again_over_what_was_swapped_and_trained(prefix: str) -> None:
+    """C080: it looks at everything again when an attribute is set."""
+    write_named(prefix, {"weight": torch.full((2, 2), 1.0), "x": full(1.0)})
+    checkpoint = Checkpoint(net=layer())
+    checkpoint.read(prefix)
+    checkpoint.net.double().float()
+    with torch.no_grad():
+        checkpoint.net.weight.fill_(7.0)
+    checkpoint.x = zeros()
+    assert values(checkpoint.net.weight, checkpoint.x) == [7.0, 1.0]
+
+
 def test_a_restored_tensor_can_be_swapped_by_hand(prefix: str) -> None:
     Checkpoint(net=layer(1.0), x=full(1.0)).write(prefix)
     checkpoint = Checkpoint(net=layer())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,10 @@ class Bindings:
 
     def __contains__(self, node_id: object) -> bool:
         return node_id in self._bindings
+
+    def __iter__(self) -> Iterator[int]:
+        """The nodes, in the order in which they were paired."""
+        return iter(self._bindings)
 
     def __len__(self) -> int:
         return len(self._bindings)
