@@ -3,9 +3,10 @@
 Every restore has a number, and a later one a larger number. An object takes values only from a later restore than the
 one that it has values of, in whatever order the objects appear that several restores wait for.
 
-The number stays with the object, as long as that lives. A tensor carries it as an attribute: a weak reference would
-make torch refuse to swap the tensor for another (``torch.utils.swap_tensors``, which ``Module.to`` uses for some kinds
-of parameters). Other objects may write all their attributes into a ``state_dict``, so theirs is kept by a finalizer.
+The number stays with the object, as long as that lives; a copy has none. A tensor carries it as an attribute: a weak
+reference would make torch refuse to swap the tensor for another (``torch.utils.swap_tensors``, which ``Module.to`` uses
+for some kinds of parameters; the number is lost then). Other objects may write all their attributes into a
+``state_dict``, so theirs is kept by a finalizer.
 """
 
 from __future__ import annotations
