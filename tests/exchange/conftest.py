@@ -35,6 +35,7 @@ collect_ignore = [
     "container_functions.py",
     "functions.py",
     "manager_functions.py",
+    "matching_functions.py",
     "name_functions.py",
     "reading_functions.py",
     "sharding_functions.py",

@@ -102,7 +102,6 @@ class Restoration:
                 self._pairs_of.setdefault(node_id, []).append(pair)
         self._watched: set[int] = set()
         self._streams_to: tuple[Device] | None = None
-        self._registration_hooks: weakref.ref[RegistrationHooks] | None = None
 
     # Steps.
 
@@ -211,9 +210,9 @@ class Restoration:
         self.restored |= restored
         self.superseded |= match.overruled
         self.skipped |= match.skipped
-        for rest in match.rest:
-            self.unused_attributes.pop(rest.node_id, None)
-            self._left_over.pop(rest.node_id, None)
+        for node_id in {rest.node_id for rest in match.rest} | match.overruled:
+            self.unused_attributes.pop(node_id, None)
+            self._left_over.pop(node_id, None)
         self.unused_attributes |= match.unused_attributes
         self._left_over |= match.left_over
         for pair in match.settled_slots:
@@ -231,7 +230,7 @@ class Restoration:
                 waiting = parent._waiting()
                 if waiting is not None and here.name is not None:
                     self.waits_at.setdefault(node_id, []).append(here)
-                    hooks = self._hooks() if isinstance(parent, ModuleAdapter) else None
+                    hooks = RegistrationHooks.shared() if isinstance(parent, ModuleAdapter) else None
                     waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
 
     def _parents(self, place: Place) -> Iterator[tuple[Place, Trackable]]:
@@ -242,13 +241,6 @@ class Restoration:
         holder = self._holder() if place.parent_id in (None, 0) else None
         if holder is not None and holder is not parent:
             yield Place(None, place.name), holder
-
-    def _hooks(self) -> RegistrationHooks:
-        hooks = None if self._registration_hooks is None else self._registration_hooks()
-        if hooks is None:
-            hooks = RegistrationHooks()
-            self._registration_hooks = weakref.ref(hooks)
-        return hooks
 
     def _watch_optimizers(self) -> None:
         """Has optimizers tell of parameters that are added, as long as there is anything stored for such."""

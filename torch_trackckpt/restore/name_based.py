@@ -29,7 +29,7 @@ from torch_trackckpt.restore.match import Matcher, slots_of
 from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, TrackedContainer
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
-from torch_trackckpt.update_uid import new_uid, update_uid
+from torch_trackckpt.update_uid import new_uid, set_update_uid, update_uid
 
 __all__ = ["NameBasedRestoration"]
 
@@ -50,6 +50,8 @@ class NameBasedRestoration:
         self._uid = new_uid()
         self._reader, self._options = reader, options
         self._holder = weakref.ref(holder)
+        self._given: set[tuple[str, int]] = set()
+        """The names that have been restored, and the places in memory of the objects that were."""
 
     def run(self) -> int:
         """Restores the objects that are there and have not got their values yet; returns how many bytes that took.
@@ -63,6 +65,7 @@ class NameBasedRestoration:
             return 0
         root = holder._graph_root()
         live = discover(root, holder._attached())
+        self._number_swapped(live)
         graph = graph_by_names(live, self._options.name_in_file, self._reader.has_tensor)
         skip_slots = self._options.experimental_skip_slot_variables
         matcher = Matcher(graph, self._reader.stored, self._uid, skip_slot_variables=skip_slots)
@@ -70,6 +73,7 @@ class NameBasedRestoration:
         with torch.inference_mode(False):
             matcher.pair_slots(slots_of(graph))
             num_bytes = assign_values(matcher.match, self._reader, self._options)
+        self._given = {(name, id(value)) for value, name in _variables_of(live) if self._is_restored((value, None))}
         told = [node.trackable for node in live.nodes.values()]
         if isinstance(holder, AutoTrackable):
             told.append(holder)
@@ -78,6 +82,13 @@ class NameBasedRestoration:
             if is_telling and (waiting := trackable._waiting()) is not None:
                 waiting.watch(self._look)
         return num_bytes
+
+    def _number_swapped(self, live: LiveGraph) -> None:
+        """A tensor that was converted by swapping has lost its number; it is the same, and not restored again."""
+        if torch.__future__.get_swap_module_params_on_conversion():
+            for value, name in _variables_of(live):
+                if (name, id(value)) in self._given and not self._is_restored((value, None)):
+                    set_update_uid(value, self._uid)
 
     def _look(self) -> None:
         """An object got another child; the root may be gone by now."""
@@ -109,9 +120,7 @@ class NameBasedRestoration:
         holder = self._holder()
         if holder is None:
             return []
-        live = discover(holder._graph_root(), holder._attached())
-        names = names_of_variables(live)
-        return [(live_object(live.nodes[identity].trackable), name) for identity, name in names.items()]
+        return _variables_of(discover(holder._graph_root(), holder._attached()))
 
     def _is_stored(self, name: str) -> bool:
         return self._reader.has_tensor(self._options.name_in_file(name))
@@ -154,6 +163,11 @@ class NameBasedRestoration:
 
 def _slot_name(variable_name: str, slot_name: str) -> str:
     return f"{variable_name}/{slot_name}"
+
+
+def _variables_of(live: LiveGraph) -> list[tuple[Any, str]]:
+    """Live variables and their names."""
+    return [(live_object(live.nodes[identity].trackable), name) for identity, name in names_of_variables(live).items()]
 
 
 def names_of_variables(live: LiveGraph) -> dict[Hashable, str]:
