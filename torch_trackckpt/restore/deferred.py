@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import weakref
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.late_children import RegistrationHooks, is_unmade
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.bundle.reader import CheckpointReader
@@ -26,7 +28,7 @@ from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.bindings import Bindings, Place
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Match, Matcher, Unmade, slots_of
-from torch_trackckpt.restore.materialize import Device, give_memory, take_memory
+from torch_trackckpt.restore.materialize import give_memory, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, Trackable
 from torch_trackckpt.update_uid import new_uid
 
@@ -37,14 +39,14 @@ _MOST_NAMED = 20
 _logger = logging.getLogger("torch_trackckpt")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class _DeferredNode:
     """A node that waits for its live object at a place."""
 
     restoration: Restoration
     node_id: int
     place: Place
-    registration_hooks: RegistrationHooks | None
+    registration_hooks: RegistrationHooks | None = dataclasses.field(default=None, compare=False)
     """What makes the parent tell of the object; kept for as long as this waits."""
 
     @property
@@ -58,7 +60,7 @@ class _DeferredNode:
         return self.restoration.read(self.node_id)
 
     def supersede(self) -> None:
-        self.restoration.superseded.add(self.node_id)
+        self.restoration.supersede(self.node_id)
 
 
 class Restoration:
@@ -79,7 +81,8 @@ class Restoration:
         self.reader = reader
         self.options = options
         self._holder: weakref.ref[Any] = weakref.ref(holder)
-        self.bindings = Bindings(self.uid, self._at_root)
+        # Not a method, so that this object is no part of a cycle, and goes as soon as nobody needs it.
+        self.bindings = Bindings(self.uid, functools.partial(_at_root, self._holder))
         self.restored: set[int] = set()
         """Nodes whose values live objects have taken."""
         self.superseded: set[int] = set()
@@ -88,16 +91,15 @@ class Restoration:
         """Nodes that the caller left out."""
         self.unused_attributes: dict[int, list[str]] = {}
         """Stored attributes, or parts of them, that the live objects do not know."""
-        self.unmade: dict[int, Unmade] = {}
-        """Nodes whose live tensors have no memory yet."""
         self.waits_at: dict[int, list[Place]] = {}
-        """Nodes that wait, or have waited, and where."""
+        """Nodes that wait, and where."""
         self.expects_partial = True
+        self._unmade: dict[int, Unmade] = {}
         self._left_over: dict[int, object] = {}
         self._slots = slots_of(graph)
         self._pending_slots = dict(self._slots)
         self._watched: set[int] = set()
-        self._streams_to: tuple[Device] | None = None
+        self._streams_to: torch.device | None = None
         self._registration_hooks: weakref.ref[RegistrationHooks] | None = None
 
     # Steps.
@@ -125,9 +127,7 @@ class Restoration:
         matcher.follow(node_id, value, place)
         # It waits already.
         matcher.match.absent = [(place, absent_id) for place, absent_id in matcher.match.absent if absent_id != node_id]
-        self._take_step(matcher)
-        if self._streams_to is not None and self.unmade:
-            self.materialize(*self._streams_to)
+        self._take_step(matcher, self._streams_to)
         return node_id in self.bindings
 
     def look(self) -> None:
@@ -139,31 +139,32 @@ class Restoration:
                 if value is not None and not is_unmade(value):
                     self.restore(child.node_id, value, Place(node_id, child.local_name))
 
-    def materialize(self, device: Device) -> None:
+    def materialize(self, device: torch.device) -> None:
         """Gives bound tensors on the meta device their memory, in place, and their values.
 
         Raises:
             What `assign_values` raises; the tensors are on the meta device then.
         """
         matcher = self._matcher()
-        made: list[tuple[torch.Tensor, torch.Tensor]] = []
-        try:
-            for unmade in self.unmade.values():
-                tensor = self.bindings.at(unmade.place)
-                tensor = tensor if isinstance(tensor, torch.Tensor) else unmade.tensor
-                if tensor.is_meta:
-                    made.append((tensor, give_memory(tensor, device)))
-                matcher.follow(unmade.node_id, tensor, unmade.place)
-            self._take_step(matcher)
-        except BaseException:
-            for tensor, before in made:
-                take_memory(tensor, before)
-            raise
+        matcher.match.unmade = self.unmade()
+        self._take_step(matcher, device)
 
-    def stream(self, device: Device) -> None:
+    def stream(self, device: torch.device) -> None:
         """Gives tensors on the meta device their memory and values as soon as they are bound, from now on."""
-        self._streams_to = (device,)
         self.materialize(device)
+        self._streams_to = device
+
+    def unmade(self) -> list[Unmade]:
+        """Live tensors that had no memory when they were found, and have not got their values since."""
+        now = [(unmade, self.bindings.at(unmade.place)) for unmade in self._unmade.values()]
+        return [
+            dataclasses.replace(unmade, tensor=tensor) for unmade, tensor in now if isinstance(tensor, torch.Tensor)
+        ]
+
+    def supersede(self, node_id: int) -> None:
+        """Says that a live tensor that waits for its value has got another one, which is newer."""
+        self.superseded.add(node_id)
+        self._unmade.pop(node_id, None)
 
     def settle(self) -> None:
         """Looks for a place for what optimizers could not take so far."""
@@ -178,13 +179,31 @@ class Restoration:
             skip_slot_variables=self.options.experimental_skip_slot_variables,
         )
 
-    def _take_step(self, matcher: Matcher) -> None:
-        # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
-        with torch.inference_mode(False):
+    def _take_step(self, matcher: Matcher, device: torch.device | None = None) -> None:
+        """Assigns what was matched; tensors on the meta device as well, if there is a device to make them on."""
+        match = matcher.match
+        with contextlib.ExitStack() as undo, torch.inference_mode(False):
+            # What is made on the way, such as new slots, has to be of use outside of the caller's inference mode.
+            if device is not None:
+                self._make(matcher, device, undo)
             matcher.pair_slots(self._pending_slots)
             matcher.try_again(self._left_over)
-            assign_values(matcher.match, self.reader, self.options)
-        self._accept(matcher.match)
+            assign_values(match, self.reader, self.options)
+            undo.pop_all()
+        self._accept(match)
+
+    def _make(self, matcher: Matcher, device: torch.device, undo: contextlib.ExitStack) -> None:
+        """Gives tensors that a step has found on the meta device their memory, and binds them."""
+        match = matcher.match
+        unmade, match.unmade = match.unmade, []
+        made_ids = {item.node_id for item in unmade}
+        match.absent = [(place, node_id) for place, node_id in match.absent if node_id not in made_ids]
+        for item in unmade:
+            # Of several tensors for one node, the first gets its value.
+            if item.node_id not in match.bound:
+                if item.tensor.is_meta:
+                    undo.callback(take_memory, item.tensor, give_memory(item.tensor, device))
+                matcher.follow(item.node_id, item.tensor, item.place)
 
     def _accept(self, match: Match) -> None:
         """Remembers what a step has done, and has the rest wait."""
@@ -194,7 +213,8 @@ class Restoration:
         for node_id, trackable in match.bound.items():
             has_values = node_id in restored or node_id in match.overruled
             self.bindings.add(node_id, trackable, match.places[node_id], has_values=has_values)
-            self.unmade.pop(node_id, None)
+            self._unmade.pop(node_id, None)
+            self._stop_waiting(node_id)
         self.restored |= restored
         self.superseded |= match.overruled
         self.skipped |= match.skipped
@@ -206,7 +226,10 @@ class Restoration:
         self._pending_slots = {
             pair: slots for pair, slots in self._pending_slots.items() if pair not in match.settled_slots
         }
-        self.unmade |= {unmade.node_id: unmade for unmade in match.unmade}
+        for unmade in match.unmade:
+            known = self._unmade.get(unmade.node_id)
+            if known is None or self.bindings.at(known.place) is not known.tensor:
+                self._unmade[unmade.node_id] = unmade
         self._wait_for_children(match)
         self._watch_optimizers()
 
@@ -220,6 +243,14 @@ class Restoration:
                     self.waits_at.setdefault(node_id, []).append(here)
                     hooks = self._hooks() if isinstance(parent, ModuleAdapter) else None
                     waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
+
+    def _stop_waiting(self, node_id: int) -> None:
+        """For an object that was found where nobody told of it, or was given its memory: the wait is over."""
+        for place in self.waits_at.pop(node_id, ()):
+            for here, parent in self._parents(place):
+                waiting = parent._waiting()
+                if waiting is not None and here.name is not None:
+                    waiting.discard(here.name, _DeferredNode(self, node_id, here))
 
     def _parents(self, place: Place) -> Iterator[tuple[Place, Trackable]]:
         """The objects that a node may become a child of: what is attached to the root counts as its child."""
@@ -250,15 +281,6 @@ class Restoration:
                 waiting.unwatch(self.settle)
         self._watched = optimizer_ids
 
-    def _at_root(self, name: str | None) -> object | None:
-        holder = self._holder()
-        if holder is None:
-            return None
-        with contextlib.suppress(ReferenceError):
-            root: object = holder._graph_root() if name is None else holder._attached().get(name)
-            return root
-        return None
-
     # What became of the values.
 
     def read(self, node_id: int) -> torch.Tensor:
@@ -272,6 +294,16 @@ class Restoration:
         """The live object that was paired with an object path of the checkpoint."""
         return Match(self.graph, self.uid, self.bindings).resolve(path)
 
+    def others_instead(self) -> list[tuple[int, Trackable]]:
+        """For nodes that a live object did not wait for in the end, because it got newer values: that object."""
+        there = [
+            (node_id, adapt(self.bindings.at(place)))
+            for node_id in self.superseded
+            if node_id not in self.bindings
+            for place in self.waits_at.get(node_id, ())
+        ]
+        return [(node_id, trackable) for node_id, trackable in there if trackable is not None]
+
     def unresolved(self) -> list[int]:
         """Nodes with values that no live object has taken, nor refused, so far."""
         settled = self.restored | self.superseded | self.skipped
@@ -284,15 +316,15 @@ class Restoration:
     def waiting(self, node_ids: Iterable[int]) -> set[int]:
         """Those nodes that would be restored if live objects of their names appeared."""
         waiting: set[int] = set()
-        stack = [node_id for node_id, places in self.waits_at.items() if any(map(self._is_waited_at, places))]
+        waits_at = {node_id: places for node_id, places in self.waits_at.items() if node_id not in self.superseded}
+        stack = [node_id for node_id, places in waits_at.items() if any(map(self._is_waited_at, places))]
         while stack:
             node_id = stack.pop()
             if node_id not in waiting:
                 waiting.add(node_id)
                 stack += [child.node_id for child in self.graph.nodes[node_id].children]
-        expected = waiting | set(self.bindings.live())
-        for (optimizer_id, variable_id), slots in self._pending_slots.items():
-            if optimizer_id in expected and variable_id in expected:
+        for pair, slots in self._pending_slots.items():
+            if all(node_id in waiting or self.bindings.trackable(node_id) is not None for node_id in pair):
                 waiting |= {slot_id for slot_id, _ in slots.values()}
         return waiting & set(node_ids)
 
@@ -305,10 +337,12 @@ class Restoration:
         return slot_id in self.restored or slot_id in self.superseded
 
     def __del__(self) -> None:
-        # While Python shuts down, parts of it may be gone already.
-        with contextlib.suppress(Exception):
+        try:
             if not self.expects_partial:
                 self._warn_of_unrestored()
+        except Exception:
+            # While Python shuts down, parts of this very module may be gone already.
+            pass
 
     def _warn_of_unrestored(self) -> None:
         """TensorFlow's warning at deletion, as one line."""
@@ -329,6 +363,16 @@ class Restoration:
             self.reader.file_prefix,
             "; ".join(told),
         )
+
+
+def _at_root(holder_reference: weakref.ref[Any], name: str | None) -> object | None:
+    holder = holder_reference()
+    if holder is None:
+        return None
+    with contextlib.suppress(ReferenceError):
+        root: object = holder._graph_root() if name is None else holder._attached().get(name)
+        return root
+    return None
 
 
 def _listed(names: list[str]) -> str:

@@ -6,6 +6,7 @@ modules, optimizers. The file's bytes then go straight into that memory; there i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -16,19 +17,33 @@ from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.errors import UninitializedError
 from torch_trackckpt.graph.walk import LiveGraph, discover
 
-__all__ = ["Device", "gather_initializers", "give_memory", "initialize", "take_memory"]
+__all__ = ["Device", "device_with_memory", "gather_initializers", "give_memory", "initialize", "take_memory"]
 
 Device = torch.device | str | int | None
 """Where to make tensors; None is torch's default device."""
 
 
-def give_memory(tensor: torch.Tensor, device: Device) -> torch.Tensor:
+def device_with_memory(device: Device) -> torch.device:
+    """The device that a caller means.
+
+    Raises:
+        ValueError: it is the meta device.
+    """
+    found = torch.get_default_device() if device is None else torch.device(device)
+    if found.type == "meta":
+        raise ValueError(
+            "Tensors on the meta device are to get memory, which they cannot get there. Pass device=, or call this "
+            "where meta is not torch's default device."
+        )
+    return found
+
+
+def give_memory(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Gives a tensor on the meta device memory, with no values in it, in place.
 
     Returns:
         What it was, for `take_memory`.
     """
-    device = torch.get_default_device() if device is None else device
     with torch.no_grad():
         other = torch.empty_like(tensor, device=device)
     if isinstance(tensor, nn.Parameter):
@@ -69,13 +84,16 @@ def gather_initializers(root_trackable: object) -> list[Callable[[], object]]:
     return [reset for reset in resets if reset is not None]
 
 
-def initialize(live: LiveGraph, stored: Iterable[torch.Tensor], device: Device) -> None:
+def initialize(
+    live: LiveGraph, stored: Iterable[torch.Tensor], device: torch.device, undo: contextlib.ExitStack
+) -> None:
     """Makes every module that has tensors on the meta device which no checkpoint supplies, and initialises it.
 
     Args:
         live: the program.
         stored: those tensors that get their values afterwards.
         device: where to make the tensors.
+        undo: takes what puts the tensors back on the meta device.
 
     Raises:
         UninitializedError: a module has no ``reset_parameters``; nothing has changed.
@@ -93,22 +111,29 @@ def initialize(live: LiveGraph, stored: Iterable[torch.Tensor], device: Device) 
             f"reset_parameters() to initialise them; the first is a {type(helpless[0]).__name__} with "
             f"{', '.join(wanting)}. Define reset_parameters(), or make these tensors before you restore."
         )
+    # A reset_parameters() knows nothing of tensors that have their values already, its own or those of modules below.
+    kept = [(tensor, tensor.detach().clone()) for tensor in _tensors_below(incomplete) if not tensor.is_meta]
     for module in incomplete:
-        _initialize(module, device)
-
-
-def _initialize(module: nn.Module, device: Device) -> None:
-    kept = [(tensor, tensor.detach().clone()) for _, tensor in _own_tensors(module) if not tensor.is_meta]
-    for _, tensor in _own_tensors(module):
-        if tensor.is_meta:
-            give_memory(tensor, device)
-    reset = _reset_of(module)
-    assert reset is not None
+        for _, tensor in _own_tensors(module):
+            if tensor.is_meta:
+                undo.callback(take_memory, tensor, give_memory(tensor, device))
     with torch.no_grad():
-        reset()
-        # It knows nothing of tensors that have their values already.
-        for tensor, value in kept:
-            tensor.copy_(value)
+        try:
+            # Parts come before the whole, as they do in constructors, so that the whole can correct them.
+            for module in reversed(incomplete):
+                reset = _reset_of(module)
+                assert reset is not None
+                reset()
+        finally:
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+
+def _tensors_below(modules: Iterable[nn.Module]) -> Iterable[torch.Tensor]:
+    """Every tensor of these modules and of those below them, once."""
+    return {
+        id(tensor): tensor for module in modules for part in module.modules() for _, tensor in _own_tensors(part)
+    }.values()
 
 
 def _modules(live: LiveGraph) -> Iterator[nn.Module]:

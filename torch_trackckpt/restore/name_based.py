@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 
-from torch_trackckpt.adapters.late_children import SLOTS, is_unmade
-from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.adapters.late_children import SLOTS
+from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover
 from torch_trackckpt.options import CheckpointOptions
@@ -27,11 +28,27 @@ from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.bindings import live_object
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Matcher, slots_of
-from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory
+from torch_trackckpt.restore.materialize import give_memory, initialize, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, AutoTrackable, SlotOwner
 from torch_trackckpt.update_uid import new_uid, update_uid
 
-__all__ = ["NameBasedRestoration"]
+__all__ = ["NameBasedRestoration", "WantedValue"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WantedValue:
+    """A live tensor, and what became of its value."""
+
+    key: str
+    """What the checkpoint calls it, if it has it."""
+    variable: LiveNode
+    slot: tuple[LiveNode, str] | None
+    """For a slot of the variable: the optimizer, and the name of the slot."""
+    tensor: torch.Tensor
+    is_stored: bool
+    is_restored: bool
+    is_superseded: bool
+    """Whether the tensor has values of a later restore."""
 
 
 class NameBasedRestoration:
@@ -78,25 +95,30 @@ class NameBasedRestoration:
         with contextlib.suppress(ReferenceError):
             self.run()
 
-    def materialize(self, device: Device) -> None:
-        """Gives tensors on the meta device that the checkpoint has values for their memory and values."""
-        made = [(tensor, give_memory(tensor, device)) for tensor in self._unmade()]
-        try:
-            self.run()
-        except BaseException:
-            for tensor, before in made:
-                take_memory(tensor, before)
-            raise
+    def materialize(self, device: torch.device) -> None:
+        """Gives tensors on the meta device that the checkpoint has values for their memory and values.
 
-    def initialize(self, device: Device) -> None:
+        Raises:
+            What `assign_values` raises; the tensors are on the meta device then.
+        """
+        with contextlib.ExitStack() as undo:
+            for tensor in self._unmade():
+                undo.callback(take_memory, tensor, give_memory(tensor, device))
+            self.run()
+            undo.pop_all()
+
+    def initialize(self, device: torch.device) -> None:
         """As `materialize`, and initialises modules that the checkpoint has not all values for."""
         holder = self._holder()
-        if holder is not None:
-            initialize(discover(holder._graph_root(), holder._attached()), self._unmade(), device)
-        self.materialize(device)
+        with contextlib.ExitStack() as undo:
+            if holder is not None:
+                live = discover(holder._graph_root(), holder._attached())
+                initialize(live, self._unmade(), device, undo)
+            self.materialize(device)
+            undo.pop_all()
 
     def _unmade(self) -> list[torch.Tensor]:
-        return [value for value, name in self._variables() if is_unmade(value) and self._is_stored(name)]
+        return [value for value, name in self._variables() if value.is_meta and self._is_stored(name)]
 
     def _variables(self) -> list[tuple[Any, str]]:
         """Live variables and their names."""
@@ -110,40 +132,45 @@ class NameBasedRestoration:
     def _is_stored(self, name: str) -> bool:
         return self._reader.has_tensor(self._options.name_in_file(name))
 
-    def restored_names(self) -> list[str]:
-        """The names of all variables that have their values."""
-        return [name for value, name in self._variables() if self._is_restored((value, None))]
+    def stored_values(self) -> list[StoredTensor]:
+        """What the checkpoint holds."""
+        return [self._reader.stored(name) for name in self._reader]
 
-    def missing(self, holder: Holder, optional: object = None) -> list[str]:
-        """What the live objects want and the checkpoint does not have.
+    def wanted(self, holder: Holder) -> list[WantedValue]:
+        """What the live objects want of the checkpoint, whether it has it or not.
 
         Args:
-            holder: the checkpoint; asking for it keeps it alive.
-            optional: a live object that need not be there.
+            holder: the checkpoint object; asking for it keeps it alive.
         """
-        self.run()
         live = discover(holder._graph_root(), holder._attached())
         names = names_of_variables(live)
-        missing = [
-            node.readable
-            for identity, node in live.nodes.items()
-            if identity in names and identity != id(optional) and not self._is_restored(node.trackable._owner())
+        wanted = [
+            self._wanted(name, live.nodes[identity], live_object(live.nodes[identity].trackable))
+            for identity, name in names.items()
         ]
         if not self._options.experimental_skip_slot_variables:
-            missing += [
-                f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
-                for optimizer, slot_name, variable, _ in live.slots()
-                if not self._has_slot(optimizer, slot_name, variable, names)
-            ]
-        return missing
+            for optimizer, slot_name, variable, tensor in live.slots():
+                name = _slot_name(names[variable.trackable._identity()], slot_name)
+                wanted.append(self._wanted(name, variable, tensor, (optimizer, slot_name)))
+        return wanted
 
-    def _has_slot(self, optimizer: LiveNode, slot_name: str, variable: LiveNode, names: Mapping[Hashable, str]) -> bool:
-        owner, _ = optimizer.trackable._owner()
-        is_stored = self._is_stored(_slot_name(names[variable.trackable._identity()], slot_name))
-        return is_stored and self._is_restored((owner, (SLOTS, id(live_object(variable.trackable)))))
-
-    def _is_restored(self, owner_and_part: tuple[Any, Hashable]) -> bool:
-        return update_uid(*owner_and_part) >= self._uid
+    def _wanted(
+        self, name: str, variable: LiveNode, tensor: torch.Tensor, slot: tuple[LiveNode, str] | None = None
+    ) -> WantedValue:
+        value = live_object(variable.trackable)
+        uid = update_uid(value) if slot is None else update_uid(slot[0].trackable._owner()[0], (SLOTS, id(value)))
+        is_stored = self._is_stored(name)
+        # A slot that the checkpoint lacks is not restored, although others of its variable may be.
+        uid = uid if slot is None or is_stored else -1
+        return WantedValue(
+            self._options.name_in_file(name),
+            variable,
+            slot,
+            tensor,
+            is_stored=is_stored,
+            is_restored=uid == self._uid,
+            is_superseded=uid > self._uid,
+        )
 
 
 def _slot_name(variable_name: str, slot_name: str) -> str:

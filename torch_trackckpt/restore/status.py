@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import TypeVar
 
 import torch
 from torch.nn.parameter import is_lazy
 
+from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode
 from torch_trackckpt.restore.bindings import live_object
 from torch_trackckpt.restore.deferred import Restoration
 from torch_trackckpt.restore.holder import Holder
-from torch_trackckpt.restore.materialize import Device, initialize
-from torch_trackckpt.restore.name_based import NameBasedRestoration
+from torch_trackckpt.restore.materialize import Device, device_with_memory, initialize
+from torch_trackckpt.restore.name_based import NameBasedRestoration, WantedValue
 from torch_trackckpt.restore.report import RestoreReport, ValueReport, with_hints
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner
 
@@ -27,6 +30,10 @@ __all__ = [
 ]
 
 _MOST_NAMED = 10
+
+_UNMADE = "on the meta device: call run_restore_ops()"
+_UNNOTICED = "is there, but nobody told of it: call run_restore_ops()"
+_REFUSED = "the object of this name does not take it"
 
 T = TypeVar("T")
 
@@ -128,14 +135,11 @@ class CheckpointLoadStatus(LoadStatus):
         """What the program has and the checkpoint has not."""
         program = _Program(self._restoration, self._discover())
         unassigned = [node.readable for node in program.unassigned]
-        missing = [node.readable for node in program.missing] + program.missing_slots()
+        missing = [node.readable for node in program.missing]
+        missing += [slot.name for slot in program.missing_slots()]
         complaints = []
         if program.unmade:
-            unmade = [node.readable for node in program.unmade]
-            complaints.append(
-                f"{len(unmade)} tensors are on the meta device, and wait for their values of checkpoint "
-                f"{self._prefix!r}: {_listed(unmade)}. Call run_restore_ops() on the status."
-            )
+            complaints.append(_complaint_of_unmade([node.readable for node in program.unmade], self._prefix))
         if unassigned:
             complaints.append(
                 f"Object{_s(unassigned)} {_listed(unassigned)} not assigned a value from checkpoint {self._prefix!r}: "
@@ -186,53 +190,98 @@ class CheckpointLoadStatus(LoadStatus):
     def run_restore_ops(self, device: Device = None) -> None:
         """As `LoadStatus.run_restore_ops`. Everything else was restored at once; what has appeared since then where
         nobody told of it, as in a plain list, is restored now."""
+        device = device_with_memory(device)
         self._restoration.look()
         self._restoration.materialize(device)
 
     def initialize_or_restore(self, device: Device = None) -> None:
+        device = device_with_memory(device)
         self._restoration.look()
-        stored = [unmade.tensor for unmade in self._restoration.unmade.values()]
-        initialize(self._discover(), stored, device)
-        self._restoration.materialize(device)
+        stored = [unmade.tensor for unmade in self._restoration.unmade()]
+        with contextlib.ExitStack() as undo:
+            initialize(self._discover(), stored, device, undo)
+            self._restoration.materialize(device)
+            undo.pop_all()
 
     def report(self) -> RestoreReport:
         restoration = self._restoration
         program = _Program(restoration, self._discover())
-        unresolved = restoration.unresolved()
-        waits = restoration.waiting(unresolved)
-        waiting = self._values(node_id for node_id in unresolved if node_id in waits)
-        unwanted = self._values(node_id for node_id in unresolved if node_id not in waits)
-        unwanted += [
-            ValueReport(f"{restoration.graph.readable(node_id)}: {name}")
-            for node_id, names in restoration.unused_attributes.items()
-            for name in names
-        ]
+        stored = _Stored(restoration)
+        values = {node_id: stored.values_of(node_id) for node_id in range(len(restoration.graph.nodes))}
+
+        def listed(node_ids: Collection[int]) -> list[ValueReport]:
+            return [value for node_id in sorted(node_ids) for value in values.pop(node_id, [])]
+
+        restored = listed(restoration.restored)
+        superseded = listed(restoration.superseded)
+        skipped = listed(restoration.skipped)
         missing = [_reported(node) for node in (*program.unassigned, *program.missing)]
-        missing += [ValueReport(name) for name in program.missing_slots()]
+        waits = restoration.waiting(restoration.unresolved())
+        there = {value.name for value in missing}
+        waiting = [
+            dataclasses.replace(value, note=_UNNOTICED) if value.name in there else value for value in listed(waits)
+        ]
+        unwanted = listed(list(values)) + stored.unused_parts()
         return RestoreReport(
             self._prefix,
-            tuple(self._values(sorted(restoration.restored))),
+            tuple(restored),
             with_hints(waiting, missing),
             with_hints(unwanted, missing),
-            with_hints(missing, [*waiting, *unwanted]),
-            tuple(self._values(sorted(restoration.superseded - restoration.restored))),
+            (*with_hints(missing, [*waiting, *unwanted]), *program.missing_slots()),
+            tuple(superseded),
+            tuple(skipped),
         )
 
-    def _values(self, node_ids: Iterable[int]) -> list[ValueReport]:
-        """The stored values of nodes."""
+
+class _Stored:
+    """What there is to say of the values that a checkpoint holds."""
+
+    def __init__(self, restoration: Restoration) -> None:
+        self._restoration = restoration
+        self._graph = restoration.graph
+        self._unmade = {unmade.node_id for unmade in restoration.unmade()}
+        self._slots = {
+            slot.slot_id: (optimizer_id, slot)
+            for optimizer_id, node in enumerate(self._graph.nodes)
+            for slot in node.slot_variables
+        }
+
+    def values_of(self, node_id: int) -> list[ValueReport]:
+        """The stored values of a node."""
+        node = self._graph.nodes[node_id]
+        name = self._graph.readable(node_id)
+        if not node.attributes and node.registered_saver:
+            return [ValueReport(name, note=f"written by a saver of the name {node.registered_saver[0]!r}")]
         found = []
-        for node_id in node_ids:
-            name = self._restoration.graph.readable(node_id)
-            note = "on the meta device: call run_restore_ops()" if node_id in self._restoration.unmade else ""
-            for attribute in self._restoration.graph.nodes[node_id].attributes:
-                key = attribute.checkpoint_key
-                told = name if attribute.name == VARIABLE_VALUE else f"{name}: {attribute.name}"
-                if self._restoration.reader.has_tensor(key):
-                    stored = self._restoration.reader.stored(key)
-                    found.append(ValueReport(told, key, str(stored.dtype), stored.shape, note=note))
-                else:
-                    found.append(ValueReport(told, key))
+        for attribute in node.attributes:
+            value = ValueReport(name, attribute.checkpoint_key, note=self._note(node_id))
+            if attribute.name != VARIABLE_VALUE:
+                value = dataclasses.replace(value, name=f"{name}: {attribute.name}")
+            if self._restoration.reader.has_tensor(value.key):
+                stored = self._restoration.reader.stored(value.key)
+                value = dataclasses.replace(value, dtype=str(stored.dtype), shape=stored.shape)
+            if node_id in self._slots:
+                optimizer_id, slot = self._slots[node_id]
+                slots = _slots_called(self._graph.readable(optimizer_id), self._graph.readable(slot.variable_id))
+                value = dataclasses.replace(value, slot_name=slot.slot_name, slots=slots)
+            found.append(value)
         return found
+
+    def _note(self, node_id: int) -> str:
+        if node_id in self._unmade:
+            return _UNMADE
+        if node_id in self._restoration.bindings and node_id not in self._restoration.restored:
+            return _REFUSED
+        return ""
+
+    def unused_parts(self) -> list[ValueReport]:
+        """What live objects have no place for among the values that they have taken."""
+        return [
+            ValueReport(f"{self._graph.readable(node_id)}: {name}")
+            for node_id, names in sorted(self._restoration.unused_attributes.items())
+            for name in names
+            if node_id in self._restoration.restored
+        ]
 
 
 class _Program:
@@ -242,7 +291,7 @@ class _Program:
         self._restoration = restoration
         self._live = live
         self._nodes_of: dict[Hashable, list[int]] = {}
-        for node_id, trackable in restoration.bindings.live().items():
+        for node_id, trackable in (*restoration.bindings.live().items(), *restoration.others_instead()):
             self._nodes_of.setdefault(trackable._identity(), []).append(node_id)
         settled = restoration.restored | restoration.superseded
         skipped = self._skipped()
@@ -252,20 +301,20 @@ class _Program:
         """Objects that the checkpoint has nothing for."""
         self.unmade: list[LiveNode] = []
         """Tensors without memory, whose values wait."""
-        unmade = {id(unmade.tensor) for unmade in restoration.unmade.values()}
+        unmade = {id(unmade.tensor) for unmade in restoration.unmade()}
         for identity, node in live.nodes.items():
             node_ids = self._nodes_of.get(identity, ())
             if identity not in skipped and settled.isdisjoint(node_ids) and node.trackable._attribute_names():
                 found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
                 found.append(node)
 
-    def missing_slots(self) -> list[str]:
+    def missing_slots(self) -> list[ValueReport]:
         """Slots that the checkpoint has nothing for."""
         if self._restoration.options.experimental_skip_slot_variables:
             return []
         return [
-            f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
-            for optimizer, slot_name, variable, _ in self._live.slots()
+            _reported_slot(optimizer, slot_name, variable, slot)
+            for optimizer, slot_name, variable, slot in self._live.slots()
             if not any(
                 self._restoration.has_slot(optimizer_id, variable_id, slot_name)
                 for optimizer_id in self._nodes_of.get(optimizer.trackable._identity(), ())
@@ -288,9 +337,40 @@ class _Program:
 
 def _reported(node: LiveNode) -> ValueReport:
     value = live_object(node.trackable)
-    if not isinstance(value, torch.Tensor) or is_lazy(value):
-        return ValueReport(node.readable, dtype=type(value).__name__)
-    return ValueReport(node.readable, dtype=str(value.dtype).removeprefix("torch."), shape=tuple(value.shape))
+    if not isinstance(value, torch.Tensor):
+        return ValueReport(node.readable, dtype="" if isinstance(value, StateNode) else type(value).__name__)
+    return ValueReport(node.readable, dtype=_dtype(value), shape=None if is_lazy(value) else tuple(value.shape))
+
+
+def _reported_slot(optimizer: LiveNode, slot_name: str, variable: LiveNode, slot: torch.Tensor) -> ValueReport:
+    return ValueReport(
+        f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}",
+        dtype=_dtype(slot),
+        shape=tuple(slot.shape),
+        slot_name=slot_name,
+        slots=_slots_called(optimizer.readable, variable.readable),
+    )
+
+
+def _reported_wanted(value: WantedValue) -> ValueReport:
+    if value.slot is None:
+        return _reported(value.variable)
+    return _reported_slot(*value.slot, value.variable, value.tensor)
+
+
+def _complaint_of_unmade(names: Sequence[str], prefix: str) -> str:
+    return (
+        f"{len(names)} tensor{_s(names)} of the meta device wait{'' if len(names) > 1 else 's'} for values of "
+        f"checkpoint {prefix!r}: {_listed(names)}. Call run_restore_ops() on the status."
+    )
+
+
+def _slots_called(optimizer: str, variable: str) -> str:
+    return f"{optimizer}'s state for {variable}"
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def streaming_restore(status: LoadStatus, device: Device = None) -> None:
@@ -321,7 +401,8 @@ def streaming_restore(status: LoadStatus, device: Device = None) -> None:
         raise TypeError(
             f"streaming_restore needs the status of a checkpoint with an object graph, not a {type(status).__name__}."
         )
-    status._restoration.stream(device)
+    # The default device is that of now, not the one where a module is made later, which may well be meta.
+    status._restoration.stream(device_with_memory(device))
 
 
 class NameBasedLoadStatus(LoadStatus):
@@ -344,14 +425,18 @@ class NameBasedLoadStatus(LoadStatus):
         self._prefix = prefix
         self._optional = optional
 
-    def _missing(self) -> list[str]:
-        return self._restoration.missing(self._holder, self._optional)
-
     def assert_consumed(self) -> NameBasedLoadStatus:
         return self.assert_existing_objects_matched()
 
     def assert_existing_objects_matched(self) -> NameBasedLoadStatus:
-        missing = self._missing()
+        self._restoration.run()
+        wanted = [
+            value for value in self._wanted() if not (value.is_restored or value.is_superseded or self._may_miss(value))
+        ]
+        unmade = [_reported_wanted(value).name for value in wanted if value.is_stored and value.tensor.is_meta]
+        if unmade:
+            raise AssertionError(_complaint_of_unmade(unmade, self._prefix))
+        missing = [_reported_wanted(value).name for value in wanted]
         if missing:
             raise AssertionError(
                 f"Some objects had attributes which were not restored from {self._prefix!r}, which holds nothing "
@@ -364,15 +449,45 @@ class NameBasedLoadStatus(LoadStatus):
         return self.assert_existing_objects_matched()
 
     def run_restore_ops(self, device: Device = None) -> None:
-        self._restoration.materialize(device)
+        self._restoration.materialize(device_with_memory(device))
 
     def initialize_or_restore(self, device: Device = None) -> None:
-        self._restoration.initialize(device)
+        self._restoration.initialize(device_with_memory(device))
 
     def report(self) -> RestoreReport:
-        missing = tuple(ValueReport(name) for name in self._missing())
-        restored = tuple(ValueReport(name) for name in self._restoration.restored_names())
-        return RestoreReport(self._prefix, restored, only_in_program=missing)
+        restored, superseded, waiting, missing = [], [], [], []
+        wanted = self._wanted()
+        for value in wanted:
+            reported = dataclasses.replace(_reported_wanted(value), key=value.key if value.is_stored else "")
+            if value.is_restored:
+                restored.append(reported)
+            elif value.is_superseded:
+                superseded.append(reported)
+            elif value.is_stored:
+                note = _UNMADE if value.tensor.is_meta else _UNNOTICED
+                waiting.append(dataclasses.replace(reported, note=note))
+            elif not self._may_miss(value):
+                missing.append(reported)
+        names = {value.key for value in wanted}
+        unwanted = [
+            ValueReport(stored.key, stored.key, str(stored.dtype), stored.shape)
+            for stored in self._restoration.stored_values()
+            if stored.key not in names
+        ]
+        return RestoreReport(
+            self._prefix,
+            tuple(restored),
+            tuple(waiting),
+            with_hints(unwanted, missing),
+            with_hints(missing, unwanted),
+            tuple(superseded),
+        )
+
+    def _wanted(self) -> list[WantedValue]:
+        return self._restoration.wanted(self._holder)
+
+    def _may_miss(self, value: WantedValue) -> bool:
+        return value.tensor is self._optional and not value.is_stored
 
 
 class InitializationOnlyStatus(LoadStatus):
@@ -402,12 +517,14 @@ class InitializationOnlyStatus(LoadStatus):
 
     def initialize_or_restore(self, device: Device = None) -> None:
         """Makes and initialises modules on the meta device; others were initialised when they were made."""
-        initialize(self._discover(), (), device)
+        with contextlib.ExitStack() as undo:
+            initialize(self._discover(), (), device_with_memory(device), undo)
+            undo.pop_all()
 
     def report(self) -> RestoreReport:
         live = self._discover().nodes.values()
         return RestoreReport(
-            "no checkpoint",
+            "",
             only_in_program=tuple(_reported(node) for node in live if node.trackable._attribute_names()),
         )
 
