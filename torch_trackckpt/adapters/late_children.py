@@ -102,11 +102,14 @@ class ModuleWaiting(Waiting):
         is_assigning = local_metadata.get("assign_to_params_buffers", False)
         for name in self.names:
             child = _registered(module, name)
+            is_made = child is not None and not is_unmade(child)
             # Into other tensors without memory, load_state_dict does not load anything.
-            if child is None or not is_unmade(child) or not (is_lazy(child) or is_assigning):
+            if child is None or not (is_made or is_lazy(child) or is_assigning):
                 continue
             if prefix + name in state_dict:
                 self.supersede(name)
+            elif is_made:
+                self.attach(name, child)
             elif is_lazy(child):
                 self.attach(name, child)
                 state_dict[prefix + name] = child.detach()

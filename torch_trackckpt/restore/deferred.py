@@ -25,11 +25,11 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
-from torch_trackckpt.restore.bindings import Bindings, Place
+from torch_trackckpt.restore.bindings import Bindings, Place, live_object
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Match, Matcher, Unmade, slots_of
 from torch_trackckpt.restore.materialize import give_memory, take_memory
-from torch_trackckpt.trackable import VARIABLE_VALUE, Trackable
+from torch_trackckpt.trackable import VARIABLE_VALUE, Trackable, Waiting
 from torch_trackckpt.update_uid import new_uid
 
 __all__ = ["Restoration"]
@@ -190,7 +190,9 @@ class Restoration:
             matcher.try_again(self._left_over)
             assign_values(match, self.reader, self.options)
             undo.pop_all()
-        self._accept(match)
+        for waiting, name, value in self._accept(match):
+            # Where another restore waits for the same object, it is offered that as well; the latest wins.
+            waiting.attach(name, value)
 
     def _make(self, matcher: Matcher, device: torch.device, undo: contextlib.ExitStack) -> None:
         """Gives tensors that a step has found on the meta device their memory, and binds them."""
@@ -202,11 +204,16 @@ class Restoration:
             # Of several tensors for one node, the first gets its value.
             if item.node_id not in match.bound:
                 if item.tensor.is_meta:
-                    undo.callback(take_memory, item.tensor, give_memory(item.tensor, device))
+                    before = give_memory(item.tensor, device, self.graph.readable(item.node_id))
+                    undo.callback(take_memory, item.tensor, before)
                 matcher.follow(item.node_id, item.tensor, item.place)
 
-    def _accept(self, match: Match) -> None:
-        """Remembers what a step has done, and has the rest wait."""
+    def _accept(self, match: Match) -> list[tuple[Waiting, str, object]]:
+        """Remembers what a step has done, and has the rest wait.
+
+        Returns:
+            Objects that others wait for as well: where, under which name, and the object.
+        """
         restored = {bound.node_id for bound in match.values.values()}
         for slot_set in match.slots.values():
             restored |= {slot_id for slot_id, _, _ in slot_set.slots.values()}
@@ -214,7 +221,6 @@ class Restoration:
             has_values = node_id in restored or node_id in match.overruled
             self.bindings.add(node_id, trackable, match.places[node_id], has_values=has_values)
             self._unmade.pop(node_id, None)
-            self._stop_waiting(node_id)
         self.restored |= restored
         self.superseded |= match.overruled
         self.skipped |= match.skipped
@@ -232,6 +238,11 @@ class Restoration:
                 self._unmade[unmade.node_id] = unmade
         self._wait_for_children(match)
         self._watch_optimizers()
+        return [
+            (waiting, name, live_object(trackable))
+            for node_id, trackable in match.bound.items()
+            for waiting, name in self._stop_waiting(node_id)
+        ]
 
     # Waiting.
 
@@ -244,13 +255,21 @@ class Restoration:
                     hooks = self._hooks() if isinstance(parent, ModuleAdapter) else None
                     waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
 
-    def _stop_waiting(self, node_id: int) -> None:
-        """For an object that was found where nobody told of it, or was given its memory: the wait is over."""
+    def _stop_waiting(self, node_id: int) -> list[tuple[Waiting, str]]:
+        """Ends the wait for an object that was found where nobody told of it, or was given its memory.
+
+        Returns:
+            Where others wait for the same object.
+        """
+        others = []
         for place in self.waits_at.pop(node_id, ()):
             for here, parent in self._parents(place):
                 waiting = parent._waiting()
                 if waiting is not None and here.name is not None:
                     waiting.discard(here.name, _DeferredNode(self, node_id, here))
+                    if here.name in waiting.names:
+                        others.append((waiting, here.name))
+        return others
 
     def _parents(self, place: Place) -> Iterator[tuple[Place, Trackable]]:
         """The objects that a node may become a child of: what is attached to the root counts as its child."""

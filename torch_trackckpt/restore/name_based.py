@@ -102,8 +102,8 @@ class NameBasedRestoration:
             What `assign_values` raises; the tensors are on the meta device then.
         """
         with contextlib.ExitStack() as undo:
-            for tensor in self._unmade():
-                undo.callback(take_memory, tensor, give_memory(tensor, device))
+            for tensor, name in self._unmade():
+                undo.callback(take_memory, tensor, give_memory(tensor, device, name))
             self.run()
             undo.pop_all()
 
@@ -113,12 +113,12 @@ class NameBasedRestoration:
         with contextlib.ExitStack() as undo:
             if holder is not None:
                 live = discover(holder._graph_root(), holder._attached())
-                initialize(live, self._unmade(), device, undo)
+                initialize(live, [tensor for tensor, _ in self._unmade()], device, undo)
             self.materialize(device)
             undo.pop_all()
 
-    def _unmade(self) -> list[torch.Tensor]:
-        return [value for value, name in self._variables() if value.is_meta and self._is_stored(name)]
+    def _unmade(self) -> list[tuple[torch.Tensor, str]]:
+        return [(value, name) for value, name in self._variables() if value.is_meta and self._is_stored(name)]
 
     def _variables(self) -> list[tuple[Any, str]]:
         """Live variables and their names."""

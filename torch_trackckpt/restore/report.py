@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
-import os
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -77,7 +77,7 @@ class RestoreReport:
     only_in_program: tuple[ValueReport, ...] = ()
     """Values of live objects that the checkpoint has nothing for."""
     superseded: tuple[ValueReport, ...] = ()
-    """What was not assigned because the live objects have newer values."""
+    """What was not assigned because the live objects have other values: newer ones, or those of another name."""
     skipped: tuple[ValueReport, ...] = ()
     """What the caller has left out by ``experimental_skip_slot_variables``."""
 
@@ -154,7 +154,7 @@ def with_hints(values: Sequence[ValueReport], others: Iterable[ValueReport]) -> 
     for value in values[:_MOST_HINTS]:
         alike = [] if value.note or value.slots else names[value._kind][:_MOST_COMPARED]
         nearest = max(alike, key=functools.partial(_likeness, value.name), default="")
-        is_near = nearest != "" and _likeness(value.name, nearest) >= _LEAST_LIKENESS
+        is_near = nearest not in ("", value.name) and _likeness(value.name, nearest) >= _LEAST_LIKENESS
         hinted.append(dataclasses.replace(value, hint=nearest) if is_near else value)
     return (*hinted, *values[_MOST_HINTS:])
 
@@ -162,6 +162,11 @@ def with_hints(values: Sequence[ValueReport], others: Iterable[ValueReport]) -> 
 def _likeness(one: str, other: str) -> float:
     """How much of two names is the same before and after the one place where they differ: what renaming leaves."""
     shorter, longer = sorted((len(one), len(other)))
-    before = len(os.path.commonprefix((one, other)))
-    after = min(len(os.path.commonprefix((one[::-1], other[::-1]))), shorter - before)
+    before = _num_equal(one, other)
+    after = min(_num_equal(reversed(one), reversed(other)), shorter - before)
     return (before + after) / longer
+
+
+def _num_equal(one: Iterable[str], other: Iterable[str]) -> int:
+    """How many characters are the same from the beginning on."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

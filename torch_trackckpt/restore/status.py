@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import TypeVar
 
@@ -34,6 +35,8 @@ _MOST_NAMED = 10
 _UNMADE = "on the meta device: call run_restore_ops()"
 _UNNOTICED = "is there, but nobody told of it: call run_restore_ops()"
 _REFUSED = "the object of this name does not take it"
+_REPLACED = "waited for an object that is gone; another one has its name"
+_OF_ANOTHER_NAME = "the object of this name has another name as well, and the value of that"
 
 T = TypeVar("T")
 
@@ -213,15 +216,14 @@ class CheckpointLoadStatus(LoadStatus):
             return [value for node_id in sorted(node_ids) for value in values.pop(node_id, [])]
 
         restored = listed(restoration.restored)
-        superseded = listed(restoration.superseded)
+        superseded = listed(restoration.superseded | stored.taken_from_elsewhere)
         skipped = listed(restoration.skipped)
-        missing = [_reported(node) for node in (*program.unassigned, *program.missing)]
-        waits = restoration.waiting(restoration.unresolved())
-        there = {value.name for value in missing}
-        waiting = [
-            dataclasses.replace(value, note=_UNNOTICED) if value.name in there else value for value in listed(waits)
-        ]
+        waiting = listed(restoration.waiting(restoration.unresolved()))
         unwanted = listed(list(values)) + stored.unused_parts()
+        missing = [_reported(node) for node in (*program.unassigned, *program.missing)]
+        there = {value.name for value in missing}
+        waiting = [_noted(value, _UNNOTICED) if value.name in there else value for value in waiting]
+        unwanted = [_noted(value, _REPLACED) if value.name in there else value for value in unwanted]
         return RestoreReport(
             self._prefix,
             tuple(restored),
@@ -270,9 +272,24 @@ class _Stored:
     def _note(self, node_id: int) -> str:
         if node_id in self._unmade:
             return _UNMADE
-        if node_id in self._restoration.bindings and node_id not in self._restoration.restored:
-            return _REFUSED
-        return ""
+        if node_id in self.taken_from_elsewhere:
+            return _OF_ANOTHER_NAME
+        is_settled = node_id in self._restoration.restored or node_id in self._restoration.superseded
+        return _REFUSED if node_id in self._restoration.bindings and not is_settled else ""
+
+    @functools.cached_property
+    def taken_from_elsewhere(self) -> set[int]:
+        """Nodes whose objects took the value of another node, which leads to them as well."""
+        bindings, restored = self._restoration.bindings, self._restoration.restored
+        taken = {bindings.identity(node_id) for node_id in restored if node_id in bindings}
+        return {
+            node_id
+            for node_id, node in enumerate(self._graph.nodes)
+            if node.attributes
+            and node_id not in restored
+            and node_id in bindings
+            and bindings.identity(node_id) in taken
+        }
 
     def unused_parts(self) -> list[ValueReport]:
         """What live objects have no place for among the values that they have taken."""
@@ -363,6 +380,10 @@ def _complaint_of_unmade(names: Sequence[str], prefix: str) -> str:
         f"{len(names)} tensor{_s(names)} of the meta device wait{'' if len(names) > 1 else 's'} for values of "
         f"checkpoint {prefix!r}: {_listed(names)}. Call run_restore_ops() on the status."
     )
+
+
+def _noted(value: ValueReport, note: str) -> ValueReport:
+    return dataclasses.replace(value, note=value.note or note)
 
 
 def _slots_called(optimizer: str, variable: str) -> str:
