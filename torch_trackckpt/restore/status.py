@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
-import functools
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-from torch.nn.parameter import is_lazy
-
-from torch_trackckpt.adapters.state_node import StateNode
-from torch_trackckpt.graph.walk import LiveGraph, LiveNode
-from torch_trackckpt.restore.bindings import live_object
+from torch_trackckpt.graph.walk import LiveGraph
 from torch_trackckpt.restore.deferred import Restoration
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.materialize import Device, device_with_memory, initialize
 from torch_trackckpt.restore.name_based import NameBasedRestoration, WantedValue
-from torch_trackckpt.restore.report import RestoreReport, ValueReport, with_hints
-from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner
+from torch_trackckpt.restore.outcome import Program, report_of_graph, report_of_names, report_of_nothing, reported
+from torch_trackckpt.restore.report import RestoreReport
 
 __all__ = [
     "CheckpointLoadStatus",
@@ -31,12 +24,6 @@ __all__ = [
 ]
 
 _MOST_NAMED = 10
-
-_UNMADE = "on the meta device: call run_restore_ops()"
-_UNNOTICED = "is there, but nobody told of it: call run_restore_ops()"
-_REFUSED = "the object of this name does not take it"
-_REPLACED = "waited for an object that is gone; another one has its name"
-_OF_ANOTHER_NAME = "the object of this name has another name as well, and the value of that"
 
 T = TypeVar("T")
 
@@ -136,10 +123,9 @@ class CheckpointLoadStatus(LoadStatus):
 
     def _complaints_of_program(self) -> list[str]:
         """What the program has and the checkpoint has not."""
-        program = _Program(self._restoration, self._discover())
+        program = Program(self._restoration, self._discover())
         unassigned = [node.readable for node in program.unassigned]
-        missing = [node.readable for node in program.missing]
-        missing += [slot.name for slot in program.missing_slots()]
+        missing = program.names_missing()
         complaints = []
         if program.unmade:
             complaints.append(_complaint_of_unmade([node.readable for node in program.unmade], self._prefix))
@@ -207,172 +193,7 @@ class CheckpointLoadStatus(LoadStatus):
             undo.pop_all()
 
     def report(self) -> RestoreReport:
-        restoration = self._restoration
-        program = _Program(restoration, self._discover())
-        stored = _Stored(restoration)
-        values = {node_id: stored.values_of(node_id) for node_id in range(len(restoration.graph.nodes))}
-
-        def listed(node_ids: Collection[int]) -> list[ValueReport]:
-            return [value for node_id in sorted(node_ids) for value in values.pop(node_id, [])]
-
-        restored = listed(restoration.restored)
-        superseded = listed(restoration.superseded | stored.taken_from_elsewhere)
-        skipped = listed(restoration.skipped)
-        waiting = listed(restoration.waiting(restoration.unresolved()))
-        unwanted = listed(list(values)) + stored.unused_parts()
-        missing = [_reported(node) for node in (*program.unassigned, *program.missing)]
-        there = {value.name for value in missing}
-        waiting = [_noted(value, _UNNOTICED) if value.name in there else value for value in waiting]
-        unwanted = [_noted(value, _REPLACED) if value.name in there else value for value in unwanted]
-        return RestoreReport(
-            self._prefix,
-            tuple(restored),
-            with_hints(waiting, missing),
-            with_hints(unwanted, missing),
-            (*with_hints(missing, [*waiting, *unwanted]), *program.missing_slots()),
-            tuple(superseded),
-            tuple(skipped),
-        )
-
-
-class _Stored:
-    """What there is to say of the values that a checkpoint holds."""
-
-    def __init__(self, restoration: Restoration) -> None:
-        self._restoration = restoration
-        self._graph = restoration.graph
-        self._unmade = {unmade.node_id for unmade in restoration.unmade()}
-        self._slots = {
-            slot.slot_id: (optimizer_id, slot)
-            for optimizer_id, node in enumerate(self._graph.nodes)
-            for slot in node.slot_variables
-        }
-
-    def values_of(self, node_id: int) -> list[ValueReport]:
-        """The stored values of a node."""
-        node = self._graph.nodes[node_id]
-        name = self._graph.readable(node_id)
-        if not node.attributes and node.registered_saver:
-            return [ValueReport(name, note=f"written by a saver of the name {node.registered_saver[0]!r}")]
-        found = []
-        for attribute in node.attributes:
-            value = ValueReport(name, attribute.checkpoint_key, note=self._note(node_id))
-            if attribute.name != VARIABLE_VALUE:
-                value = dataclasses.replace(value, name=f"{name}: {attribute.name}")
-            if self._restoration.reader.has_tensor(value.key):
-                stored = self._restoration.reader.stored(value.key)
-                value = dataclasses.replace(value, dtype=str(stored.dtype), shape=stored.shape)
-            if node_id in self._slots:
-                optimizer_id, slot = self._slots[node_id]
-                slots = _slots_called(self._graph.readable(optimizer_id), self._graph.readable(slot.variable_id))
-                value = dataclasses.replace(value, slot_name=slot.slot_name, slots=slots)
-            found.append(value)
-        return found
-
-    def _note(self, node_id: int) -> str:
-        if node_id in self._unmade:
-            return _UNMADE
-        if node_id in self.taken_from_elsewhere:
-            return _OF_ANOTHER_NAME
-        is_settled = node_id in self._restoration.restored or node_id in self._restoration.superseded
-        return _REFUSED if node_id in self._restoration.bindings and not is_settled else ""
-
-    @functools.cached_property
-    def taken_from_elsewhere(self) -> set[int]:
-        """Nodes whose objects took the value of another node, which leads to them as well."""
-        bindings, restored = self._restoration.bindings, self._restoration.restored
-        taken = {bindings.identity(node_id) for node_id in restored if node_id in bindings}
-        return {
-            node_id
-            for node_id, node in enumerate(self._graph.nodes)
-            if node.attributes
-            and node_id not in restored
-            and node_id in bindings
-            and bindings.identity(node_id) in taken
-        }
-
-    def unused_parts(self) -> list[ValueReport]:
-        """What live objects have no place for among the values that they have taken."""
-        return [
-            ValueReport(f"{self._graph.readable(node_id)}: {name}")
-            for node_id, names in sorted(self._restoration.unused_attributes.items())
-            for name in names
-            if node_id in self._restoration.restored
-        ]
-
-
-class _Program:
-    """What the program holds that a restore has no values for."""
-
-    def __init__(self, restoration: Restoration, live: LiveGraph) -> None:
-        self._restoration = restoration
-        self._live = live
-        self._nodes_of: dict[Hashable, list[int]] = {}
-        for node_id, trackable in (*restoration.bindings.live().items(), *restoration.others_instead()):
-            self._nodes_of.setdefault(trackable._identity(), []).append(node_id)
-        settled = restoration.restored | restoration.superseded
-        skipped = self._skipped()
-        self.unassigned: list[LiveNode] = []
-        """Objects for which the checkpoint holds something of another kind."""
-        self.missing: list[LiveNode] = []
-        """Objects that the checkpoint has nothing for."""
-        self.unmade: list[LiveNode] = []
-        """Tensors without memory, whose values wait."""
-        unmade = {id(unmade.tensor) for unmade in restoration.unmade()}
-        for identity, node in live.nodes.items():
-            node_ids = self._nodes_of.get(identity, ())
-            if identity not in skipped and settled.isdisjoint(node_ids) and node.trackable._attribute_names():
-                found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
-                found.append(node)
-
-    def missing_slots(self) -> list[ValueReport]:
-        """Slots that the checkpoint has nothing for."""
-        if self._restoration.options.experimental_skip_slot_variables:
-            return []
-        return [
-            _reported_slot(optimizer, slot_name, variable, slot)
-            for optimizer, slot_name, variable, slot in self._live.slots()
-            if not any(
-                self._restoration.has_slot(optimizer_id, variable_id, slot_name)
-                for optimizer_id in self._nodes_of.get(optimizer.trackable._identity(), ())
-                for variable_id in self._nodes_of.get(variable.trackable._identity(), ())
-            )
-        ]
-
-    def _skipped(self) -> set[Hashable]:
-        """What is left out of the assertions together with the slots."""
-        if not self._restoration.options.experimental_skip_slot_variables:
-            return set()
-        return {
-            child_id
-            for node in self._live.nodes.values()
-            if isinstance(node.trackable, SlotOwner)
-            for name, child_id in node.children
-            if name in node.trackable._children_with_slots
-        }
-
-
-def _reported(node: LiveNode) -> ValueReport:
-    value = live_object(node.trackable)
-    if not isinstance(value, torch.Tensor):
-        return ValueReport(node.readable, dtype="" if isinstance(value, StateNode) else type(value).__name__)
-    return ValueReport(node.readable, dtype=_dtype(value), shape=None if is_lazy(value) else tuple(value.shape))
-
-
-def _reported_slot(optimizer: LiveNode, slot_name: str, variable: LiveNode, slot: torch.Tensor) -> ValueReport:
-    return ValueReport(
-        f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}",
-        dtype=_dtype(slot),
-        shape=tuple(slot.shape),
-        slot_name=slot_name,
-        slots=_slots_called(optimizer.readable, variable.readable),
-    )
-
-
-def _reported_wanted(value: WantedValue) -> ValueReport:
-    if value.slot is None:
-        return _reported(value.variable)
-    return _reported_slot(*value.slot, value.variable, value.tensor)
+        return report_of_graph(self._restoration, self._discover())
 
 
 def _complaint_of_unmade(names: Sequence[str], prefix: str) -> str:
@@ -380,18 +201,6 @@ def _complaint_of_unmade(names: Sequence[str], prefix: str) -> str:
         f"{len(names)} tensor{_s(names)} of the meta device wait{'' if len(names) > 1 else 's'} for values of "
         f"checkpoint {prefix!r}: {_listed(names)}. Call run_restore_ops() on the status."
     )
-
-
-def _noted(value: ValueReport, note: str) -> ValueReport:
-    return dataclasses.replace(value, note=value.note or note)
-
-
-def _slots_called(optimizer: str, variable: str) -> str:
-    return f"{optimizer}'s state for {variable}"
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def streaming_restore(status: LoadStatus, device: Device = None) -> None:
@@ -451,13 +260,11 @@ class NameBasedLoadStatus(LoadStatus):
 
     def assert_existing_objects_matched(self) -> NameBasedLoadStatus:
         self._restoration.run()
-        wanted = [
-            value for value in self._wanted() if not (value.is_restored or value.is_superseded or self._may_miss(value))
-        ]
-        unmade = [_reported_wanted(value).name for value in wanted if value.is_stored and value.tensor.is_meta]
+        wanted = [value for value in self._wanted() if not (value.is_restored or value.is_superseded)]
+        unmade = [reported(value).name for value in wanted if value.is_stored and value.tensor.is_meta]
         if unmade:
             raise AssertionError(_complaint_of_unmade(unmade, self._prefix))
-        missing = [_reported_wanted(value).name for value in wanted]
+        missing = [reported(value).name for value in wanted]
         if missing:
             raise AssertionError(
                 f"Some objects had attributes which were not restored from {self._prefix!r}, which holds nothing "
@@ -476,39 +283,11 @@ class NameBasedLoadStatus(LoadStatus):
         self._restoration.initialize(device_with_memory(device))
 
     def report(self) -> RestoreReport:
-        restored, superseded, waiting, missing = [], [], [], []
-        wanted = self._wanted()
-        for value in wanted:
-            reported = dataclasses.replace(_reported_wanted(value), key=value.key if value.is_stored else "")
-            if value.is_restored:
-                restored.append(reported)
-            elif value.is_superseded:
-                superseded.append(reported)
-            elif value.is_stored:
-                note = _UNMADE if value.tensor.is_meta else _UNNOTICED
-                waiting.append(dataclasses.replace(reported, note=note))
-            elif not self._may_miss(value):
-                missing.append(reported)
-        names = {value.key for value in wanted}
-        unwanted = [
-            ValueReport(stored.key, stored.key, str(stored.dtype), stored.shape)
-            for stored in self._restoration.stored_values()
-            if stored.key not in names
-        ]
-        return RestoreReport(
-            self._prefix,
-            tuple(restored),
-            tuple(waiting),
-            with_hints(unwanted, missing),
-            with_hints(missing, unwanted),
-            tuple(superseded),
-        )
+        return report_of_names(self._prefix, self._wanted(), self._restoration.stored_values())
 
     def _wanted(self) -> list[WantedValue]:
-        return self._restoration.wanted(self._holder)
-
-    def _may_miss(self, value: WantedValue) -> bool:
-        return value.tensor is self._optional and not value.is_stored
+        wanted = self._restoration.wanted(self._holder)
+        return [value for value in wanted if value.is_stored or value.tensor is not self._optional]
 
 
 class InitializationOnlyStatus(LoadStatus):
@@ -543,11 +322,7 @@ class InitializationOnlyStatus(LoadStatus):
             undo.pop_all()
 
     def report(self) -> RestoreReport:
-        live = self._discover().nodes.values()
-        return RestoreReport(
-            "",
-            only_in_program=tuple(_reported(node) for node in live if node.trackable._attribute_names()),
-        )
+        return report_of_nothing(self._discover())
 
 
 def _s(names: Sequence[object]) -> str:
