@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from torch_trackckpt.adapters import adapt
+from torch_trackckpt.adapters import adapt, is_trackable
 from torch_trackckpt.adapters.late_children import RegistrationHooks, is_unmade
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.bundle.reader import CheckpointReader
@@ -132,12 +132,15 @@ class Restoration:
 
     def look(self) -> None:
         """Restores what has appeared where nobody told of it."""
-        live = self.bindings.live()
-        for node_id, parent in live.items():
+        for node_id, value, place in self._unnoticed():
+            self.restore(node_id, value, place)
+
+    def _unnoticed(self) -> Iterator[tuple[int, object, Place]]:
+        for node_id, parent in self.bindings.live().items():
             for child in self.graph.nodes[node_id].children:
                 value = None if child.node_id in self.bindings else parent._lookup_dependency(child.local_name)
                 if value is not None and not is_unmade(value):
-                    self.restore(child.node_id, value, Place(node_id, child.local_name))
+                    yield child.node_id, value, Place(node_id, child.local_name)
 
     def materialize(self, device: torch.device) -> None:
         """Gives bound tensors on the meta device their memory, in place, and their values.
@@ -333,10 +336,11 @@ class Restoration:
         ]
 
     def waiting(self, node_ids: Iterable[int]) -> set[int]:
-        """Those nodes that would be restored if live objects of their names appeared."""
+        """Those nodes that would be restored if live objects of their names appeared, or if one looked for them."""
         waiting: set[int] = set()
         waits_at = {node_id: places for node_id, places in self.waits_at.items() if node_id not in self.superseded}
         stack = [node_id for node_id, places in waits_at.items() if any(map(self._is_waited_at, places))]
+        stack += [node_id for node_id, value, _ in self._unnoticed() if is_trackable(value)]
         while stack:
             node_id = stack.pop()
             if node_id not in waiting:

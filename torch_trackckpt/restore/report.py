@@ -161,6 +161,8 @@ def with_hints(values: Sequence[ValueReport], others: Iterable[ValueReport]) -> 
 
 def _likeness(one: str, other: str) -> float:
     """How much of two names is the same before and after the one place where they differ: what renaming leaves."""
+    # What follows is the part of an object that a value is; the program's side does not tell it.
+    one, other = one.partition(": ")[0], other.partition(": ")[0]
     shorter, longer = sorted((len(one), len(other)))
     before = _num_equal(one, other)
     after = min(_num_equal(reversed(one), reversed(other)), shorter - before)
