@@ -236,8 +236,10 @@ class Restoration:
             pair: slots for pair, slots in self._pending_slots.items() if pair not in match.settled_slots
         }
         for unmade in match.unmade:
+            # Of several tensors for one node, the first gets its value, of those with memory if there are any.
             known = self._unmade.get(unmade.node_id)
-            if known is None or self.bindings.at(known.place) is not known.tensor:
+            is_free = known is None or self.bindings.at(known.place) is not known.tensor
+            if is_free and unmade.node_id not in self.bindings:
                 self._unmade[unmade.node_id] = unmade
         self._wait_for_children(match)
         self._watch_optimizers()

@@ -148,6 +148,7 @@ class _StoredValues:
             for node_id, node in enumerate(self._graph.nodes)
             if node.attributes
             and node_id not in restored
+            and node_id not in self._restoration.unused_attributes
             and node_id in bindings
             and bindings.identity(node_id) in taken
         }
