@@ -219,9 +219,13 @@ class Waiting:
         Raises:
             What restoring raises; the child should not be attached then, and all that waited goes on waiting.
         """
-        positions = self._by_name.get(name, ())
-        latest_first = sorted(positions, key=lambda position: position.restore_uid, reverse=True)
-        done = [position for position in latest_first if position.restore(child)]
+        tried: list[DeferredChild] = []
+        done: list[DeferredChild] = []
+        # A child that leads back to this object may have it wait under the same name once more.
+        while positions := [position for position in self._by_name.get(name, ()) if position not in tried]:
+            positions.sort(key=lambda position: position.restore_uid, reverse=True)
+            tried += positions
+            done += [position for position in positions if position.restore(child)]
         for position in done:
             self.discard(name, position)
 

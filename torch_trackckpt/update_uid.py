@@ -3,9 +3,10 @@
 Every restore has a number, and a later one a larger number. An object takes values only from a later restore than the
 one that it has values of, in whatever order the objects appear that several restores wait for.
 
-The number stays with the object, as long as that lives. A tensor carries it as an attribute: a weak reference would
-make torch refuse to swap the tensor for another (``torch.utils.swap_tensors``, which ``Module.to`` uses for some kinds
-of parameters). Other objects may write all their attributes into a ``state_dict``, so theirs is kept by a finalizer.
+The number stays with the object, as long as that lives; a copy has none. A tensor carries it as an attribute: a weak
+reference would make torch refuse to swap the tensor for another (``torch.utils.swap_tensors``, which ``Module.to`` uses
+for some kinds of parameters; the number is lost then). Other objects may write all their attributes into a
+``state_dict``, so theirs is kept by a finalizer.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def new_uid() -> int:
 def update_uid(owner: Any, part: Hashable = None) -> int:
     """The number of the restore that an object, or a part of it, has its values of; -1 if of none."""
     if isinstance(owner, torch.Tensor):
-        uid: int = vars(owner).get(_ATTRIBUTE, _NEVER)
-        return uid
+        uid = vars(owner).get(_ATTRIBUTE)
+        return uid if isinstance(uid, _TensorUid) else _NEVER
     numbers = _numbers_of(owner)
     return _NEVER if numbers is None else numbers.by_part.get(part, _NEVER)
 
@@ -41,7 +42,7 @@ def set_update_uid(owner: Any, uid: int, part: Hashable = None) -> None:
     """Notes which restore an object, or a part of it, has its values of. An object of which there can be no weak
     references is restored by whoever comes last."""
     if isinstance(owner, torch.Tensor):
-        vars(owner)[_ATTRIBUTE] = uid
+        vars(owner)[_ATTRIBUTE] = _TensorUid(uid)
         return
     numbers = _numbers_of(owner)
     if numbers is None:
@@ -50,6 +51,14 @@ def set_update_uid(owner: Any, uid: int, part: Hashable = None) -> None:
         except TypeError:
             return
     numbers.by_part[part] = uid
+
+
+class _TensorUid(int):
+    """The number as a tensor carries it. A copy of the tensor, and one that another process reads, is another object,
+    and the number would mean nothing there; what it gets instead, ``torch.load(weights_only=True)`` accepts."""
+
+    def __reduce__(self) -> tuple[type[set[Any]], tuple[()]]:
+        return set, ()
 
 
 class _Numbers(weakref.finalize):  # type: ignore[type-arg]

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from adapters.optimizers import FAST, adam, everything, is_same, linear, momentu
 from torch import nn, optim
 from torch.optim import Optimizer
 
-from torch_trackckpt import Checkpoint, CheckpointOptions
+from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions
 from torch_trackckpt.errors import (
     UnsupportedValueError,
 )
+from torch_trackckpt.trackable import SlotOwner
 
 # Restoring slots.
 
@@ -347,3 +348,31 @@ def test_hyper_parameters_of_an_empty_group_are_never_called_consumed(prefix: st
 
     with pytest.raises(AssertionError, match="a group of 0 parameters"):
         Checkpoint(o=make(9.0)).read(prefix).assert_consumed()
+
+
+class Nested(SlotOwner):
+    """Keeps an object with children for a tensor, which no optimizer of torch does."""
+
+    def __init__(self, variable: torch.Tensor, slot: Any) -> None:
+        self._slots = {"shadow": [(variable, slot)]}
+
+    def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        return self._slots
+
+    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+        return []
+
+
+@pytest.mark.parametrize("slot", [AutoTrackable(), nn.Linear(1, 1), [torch.ones(2)]], ids=["object", "module", "list"])
+def test_a_slot_with_children_of_its_own_is_refused(slot: Any, tmp_path: Path) -> None:
+    """C120"""
+    variable = torch.ones(2)
+
+    with pytest.raises(UnsupportedValueError) as error:
+        Checkpoint(x=variable, keeper=Nested(variable, slot)).save(tmp_path / "ckpt")
+
+    assert str(error.value) == (
+        f"The slot 'shadow' that (root).keeper keeps for (root).x is a {type(slot).__name__}; a slot is a tensor, and "
+        "has no children of its own."
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,15 @@
 """How modules and optimizers tell of what comes to them after a restore: by torch's own hooks.
 
 A module that something waits for carries its `Waiting` as a ``load_state_dict`` pre-hook, an optimizer as a step
-pre-hook and as hooks around ``load_state_dict``. Where nothing waits any more, the hooks are removed.
+pre-hook and as hooks around ``load_state_dict``. Where nothing waits any more, the hooks are removed. That happens
+while torch goes through its hooks, and there only the last one can be removed; a hook that others follow stays, does
+nothing, and is used again by the next wait.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +22,14 @@ from torch.utils.hooks import RemovableHandle
 from torch_trackckpt.trackable import DeferredChild, Waiting
 from torch_trackckpt.update_uid import new_uid, set_update_uid
 
-__all__ = ["SLOTS", "ModuleWaiting", "OptimizerWaiting", "RegistrationHooks", "is_unmade"]
+__all__ = ["PARTS_OF_OPTIMIZER", "SLOTS", "ModuleWaiting", "OptimizerWaiting", "RegistrationHooks", "is_unmade"]
 
 SLOTS = "slots"
 """Names, with the variable's place in memory, the part of an optimizer that holds one variable's slots."""
+
+
+PARTS_OF_OPTIMIZER = ("param_groups", "extra_state")
+"""The other parts of an optimizer that are restored."""
 
 
 def is_unmade(value: object) -> bool:
@@ -34,22 +40,45 @@ def is_unmade(value: object) -> bool:
 class RegistrationHooks:
     """Has modules tell of parameters, buffers and submodules that are registered, for as long as this object lives."""
 
-    def __init__(self) -> None:
-        self._handles = [
-            torch_module.register_module_parameter_registration_hook(_register),
-            torch_module.register_module_buffer_registration_hook(_register),
-            torch_module.register_module_module_registration_hook(_register),
-        ]
+    @staticmethod
+    def shared() -> RegistrationHooks:
+        """Those that are there already, or new ones."""
+        present = torch_module._global_module_registration_hooks.values()
+        hook = next((hook for hook in present if isinstance(hook, _Register)), None) or _Register()
+        hooks = None if hook.owner is None else hook.owner()
+        return hooks or RegistrationHooks(hook)
+
+    def __init__(self, hook: _Register) -> None:
+        self._handles = hook.handles
+        hook.owner = weakref.ref(self)
 
     def __del__(self) -> None:
-        for handle in self._handles:
+        _remove(self._handles)
+
+
+class _Register:
+    """torch's hook; it does nothing where nothing waits."""
+
+    def __init__(self) -> None:
+        self.owner: weakref.ref[RegistrationHooks] | None = None
+        self.handles = [
+            torch_module.register_module_parameter_registration_hook(self),
+            torch_module.register_module_buffer_registration_hook(self),
+            torch_module.register_module_module_registration_hook(self),
+        ]
+
+    def __call__(self, module: nn.Module, name: str, child: object) -> None:
+        waiting = ModuleWaiting.find(module)
+        if waiting is not None:
+            waiting.attach(name, child)
+
+
+def _remove(handles: Sequence[RemovableHandle]) -> None:
+    """Removes hooks, if each of them is the last of its kind; see above."""
+    hooks_of = [handle.hooks_dict_ref() for handle in handles]
+    if all(hooks and next(reversed(hooks)) == handle.id for hooks, handle in zip(hooks_of, handles, strict=True)):
+        for handle in handles:
             handle.remove()
-
-
-def _register(module: nn.Module, name: str, child: object) -> None:
-    waiting = ModuleWaiting.find(module)
-    if waiting is not None:
-        waiting.attach(name, child)
 
 
 class ModuleWaiting(Waiting):
@@ -58,16 +87,18 @@ class ModuleWaiting(Waiting):
     def __init__(self, module: nn.Module | None = None) -> None:
         super().__init__()
         self._module = None if module is None else weakref.ref(module)
+        self._load_hook: RemovableHandle | None = None
         self._forward_hook: RemovableHandle | None = None
         if module is not None:
-            module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
+            self._load_hook = module.register_load_state_dict_pre_hook(self)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def find(module: nn.Module) -> ModuleWaiting | None:
         """What waits for children of a module, if anything does."""
-        # Scripted modules have no such hooks.
+        # Scripted modules have no such hooks. A copied module has a copy of them, which is of no use.
         for wrapped in module.__dict__.get("_load_state_dict_pre_hooks", {}).values():
-            if isinstance(hook := getattr(wrapped, "hook", None), ModuleWaiting):
+            hook = getattr(wrapped, "hook", None)
+            if isinstance(hook, ModuleWaiting) and hook._module is not None and hook._module() is module:
                 return hook
         return None
 
@@ -86,36 +117,38 @@ class ModuleWaiting(Waiting):
                 self.attach(name, child)
 
     def _rest_if_empty(self) -> None:
-        module = None if self._module is None else self._module()
-        if not self and module is not None:
-            hooks = module._load_state_dict_pre_hooks
-            for key in [key for key, wrapped in hooks.items() if getattr(wrapped, "hook", None) is self]:
-                del hooks[key]
-            if self._forward_hook is not None:
-                self._forward_hook.remove()
-            self._module = None
+        if self:
+            return
+        if self._forward_hook is not None:
+            # torch goes through a copy of these.
+            self._forward_hook.remove()
+            self._forward_hook = None
+        if self._load_hook is not None:
+            _remove([self._load_hook])
 
     def __call__(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any], *_: object
     ) -> None:
         """Offers what waits to a ``load_state_dict``; what the caller passes wins, and its place waits no longer."""
         is_assigning = local_metadata.get("assign_to_params_buffers", False)
+        tensors = {**module._parameters, **module._buffers}
+        lazy = {name for name, tensor in tensors.items() if tensor is not None and is_lazy(tensor)}
         for name in self.names:
-            child = _registered(module, name)
-            is_made = child is not None and not is_unmade(child)
-            # Into other tensors without memory, load_state_dict does not load anything.
-            if child is None or not (is_made or is_lazy(child) or is_assigning):
+            child = tensors.get(name)
+            # Nothing is loaded into a tensor without memory, unless it is lazy or replaced.
+            if child is None or (child.is_meta and not is_assigning):
                 continue
             if prefix + name in state_dict:
                 self.supersede(name)
-            elif is_made:
-                self.attach(name, child)
-            elif is_lazy(child):
-                self.attach(name, child)
-                state_dict[prefix + name] = child.detach()
-            else:
+            elif name in lazy and not lazy <= set(self.names):
+                # The first forward pass makes all of a module's lazy tensors, or none.
+                continue
+            elif is_assigning:
                 # The assignment registers the new tensor, which is bound then.
                 state_dict[prefix + name] = self.read(name)
+            else:
+                self.attach(name, child)
+                state_dict[prefix + name] = child.detach()
 
     def __deepcopy__(self, memo: object) -> ModuleWaiting:
         return ModuleWaiting()
@@ -136,7 +169,7 @@ class OptimizerWaiting(Waiting):
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__()
-        self._num_parameters = _num_parameters(optimizer)
+        self._parameters = _parameters(optimizer)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_load_state_dict_pre_hook(self),
@@ -151,9 +184,9 @@ class OptimizerWaiting(Waiting):
 
     def look(self, optimizer: Optimizer) -> None:
         """Gives parameters that were added meanwhile what waits for them."""
-        if (now := _num_parameters(optimizer)) != self._num_parameters:
+        if (now := _parameters(optimizer)) != self._parameters:
             self.attached()
-            self._num_parameters = now
+            self._parameters = now
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.look(optimizer)
@@ -174,14 +207,13 @@ class OptimizerWaiting(Waiting):
     def _after_load(self, optimizer: Optimizer) -> None:
         """What the caller has loaded is newer than what waits."""
         uid = new_uid()
-        for variable in optimizer.state:
-            set_update_uid(optimizer, uid, (SLOTS, id(variable)))
+        for part in (*PARTS_OF_OPTIMIZER, *((SLOTS, id(variable)) for variable in optimizer.state)):
+            set_update_uid(optimizer, uid, part)
 
     def _rest_if_empty(self) -> None:
         if not self:
-            for handle in self._handles:
-                handle.remove()
+            _remove(self._handles)
 
 
-def _num_parameters(optimizer: Optimizer) -> int:
-    return sum(len(group["params"]) for group in optimizer.param_groups)
+def _parameters(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]

@@ -93,7 +93,8 @@ class ModuleAdapter(Adapter):
     def _waiting(self) -> Waiting | None:
         if isinstance(self.adapted, torch.jit.ScriptModule):
             return None
-        return ModuleWaiting.find(self.adapted) or ModuleWaiting(self.adapted)
+        waiting = ModuleWaiting.find(self.adapted)
+        return ModuleWaiting(self.adapted) if waiting is None else waiting
 
 
 def _is_lazy_tensor(value: object) -> bool:

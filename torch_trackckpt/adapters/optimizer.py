@@ -11,6 +11,7 @@ Everything is matched to parameters through the object graph, never by position.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -31,6 +32,14 @@ __all__ = ["OptimizerAdapter"]
 _NOT_HYPER_PARAMETERS = frozenset({"params", "param_names"})
 
 
+@dataclasses.dataclass(frozen=True)
+class _RestOfGroups:
+    """Stored groups, some of which have been placed; the others wait for their parameters."""
+
+    stored: Any
+    placed: frozenset[int]
+
+
 class OptimizerAdapter(Adapter, SlotOwner):
     """An optimizer: hyper-parameters and irregular state as children, regular state as slot variables."""
 
@@ -43,6 +52,9 @@ class OptimizerAdapter(Adapter, SlotOwner):
     # Children.
 
     def _trackable_children(self) -> Mapping[str, object]:
+        # Parameters may have been added since a restore; what waited for them has to be seen, and saved.
+        if (waiting := OptimizerWaiting.find(self.adapted)) is not None:
+            waiting.look(self.adapted)
         children = {"param_groups": self._param_groups()}
         if self._extra_state_by_parameter():
             children["extra_state"] = self._extra_state()
@@ -63,9 +75,6 @@ class OptimizerAdapter(Adapter, SlotOwner):
     # Slot variables.
 
     def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-        # Parameters may have been added since a restore; what waited for them has to be seen, and saved.
-        if (waiting := OptimizerWaiting.find(self.adapted)) is not None:
-            waiting.look(self.adapted)
         slots: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for parameter, state in self._states():
             for name, value in state.items():
@@ -74,7 +83,8 @@ class OptimizerAdapter(Adapter, SlotOwner):
         return dict(sorted(slots.items()))
 
     def _waiting(self) -> Waiting:
-        return OptimizerWaiting.find(self.adapted) or OptimizerWaiting(self.adapted)
+        waiting = OptimizerWaiting.find(self.adapted)
+        return OptimizerWaiting(self.adapted) if waiting is None else waiting
 
     def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
         with_state = {id(parameter) for parameter, state in self._states() if state}
@@ -189,11 +199,13 @@ class OptimizerAdapter(Adapter, SlotOwner):
             )
 
     def _prepare_groups(self, stored: Any, resolve: Resolve) -> Prepared:
+        earlier = stored if isinstance(stored, _RestOfGroups) else _RestOfGroups(stored, frozenset())
+        stored = earlier.stored
         _check_stored_groups(stored)
         self._check_kind(stored)
         groups: list[dict[str, Any]] = stored["groups"]
         members = [[None if path is None else resolve(path) for path in group["params"]] for group in groups]
-        targets = self._match_groups(groups, members)
+        targets = self._match_groups(groups, members, earlier.placed)
         for index, target in targets.items():
             _check_tensors(self.adapted.param_groups[target], groups[index])
 
@@ -201,9 +213,10 @@ class OptimizerAdapter(Adapter, SlotOwner):
             for index, target in targets.items():
                 _assign_group(self.adapted.param_groups[target], groups[index], members[index])
 
-        left = [group for index, group in enumerate(groups) if index not in targets]
+        placed = earlier.placed | targets.keys()
+        left = [group for index, group in enumerate(groups) if index not in placed]
         unused = tuple(f"a group of {len(group['params'])} parameters, none of which is known here" for group in left)
-        return Prepared(assign, unused, {**stored, "groups": left} if left else None)
+        return Prepared(assign, unused, _RestOfGroups(stored, placed) if left else None)
 
     def _check_kind(self, stored: dict[str, Any]) -> None:
         if stored["kind"] not in accepted_kinds(type(self.adapted), Optimizer):
@@ -213,14 +226,17 @@ class OptimizerAdapter(Adapter, SlotOwner):
                 "optimizer that was saved, or leave the optimizer out."
             )
 
-    def _match_groups(self, groups: list[dict[str, Any]], members: list[list[object]]) -> dict[int, int]:
-        """Stored group -> live group, by the parameters they have in common."""
+    def _match_groups(
+        self, groups: list[dict[str, Any]], members: list[list[object]], placed: frozenset[int]
+    ) -> dict[int, int]:
+        """Stored group -> live group, by the parameters they have in common; without those that were placed before."""
         live_groups = self.adapted.param_groups
         group_of = {id(parameter): index for index, group in enumerate(live_groups) for parameter in group["params"]}
+        found = [sorted({group_of[id(member)] for member in group if id(member) in group_of}) for group in members]
         targets: dict[int, int] = {}
-        sources: dict[int, int] = {}
-        for stored, group in enumerate(members):
-            for live in sorted({group_of[id(member)] for member in group if id(member) in group_of}):
+        sources = {live: stored for stored in placed for live in found[stored]}
+        for stored, live_indices in enumerate(found):
+            for live in () if stored in placed else live_indices:
                 if targets.setdefault(stored, live) != live or sources.setdefault(live, stored) != stored:
                     raise MismatchError(
                         f"the parameter groups differ: stored group {stored} ({_some(groups[stored]['params'])}) has "

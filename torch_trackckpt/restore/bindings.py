@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -61,6 +61,10 @@ class Bindings:
     def __contains__(self, node_id: object) -> bool:
         return node_id in self._bindings
 
+    def __iter__(self) -> Iterator[int]:
+        """The nodes, in the order in which they were paired."""
+        return iter(self._bindings)
+
     def __len__(self) -> int:
         return len(self._bindings)
 
@@ -81,9 +85,11 @@ class Bindings:
         trackable = adapt(value)
         if trackable is None or trackable._identity() != binding.identity:
             return None
-        # Another tensor may be where the first one was in memory, but it has not its number.
-        is_another = isinstance(value, torch.Tensor) and binding.has_values and update_uid(value) < self._uid
-        return None if is_another else trackable
+        # Another tensor may be where the first one was in memory, but it has not its number. A tensor that was
+        # converted by swapping has none either, and is the same.
+        may_be_swapped = torch.__future__.get_swap_module_params_on_conversion()
+        is_numbered = not binding.has_values or may_be_swapped or update_uid(value) >= self._uid
+        return trackable if is_numbered or not isinstance(value, torch.Tensor) else None
 
     def live(self) -> dict[int, Trackable]:
         """Every node whose object lives."""

@@ -100,7 +100,6 @@ class Restoration:
         self._pending_slots = dict(self._slots)
         self._watched: set[int] = set()
         self._streams_to: torch.device | None = None
-        self._registration_hooks: weakref.ref[RegistrationHooks] | None = None
 
     # Steps.
 
@@ -227,9 +226,9 @@ class Restoration:
         self.restored |= restored
         self.superseded |= match.overruled
         self.skipped |= match.skipped
-        for rest in match.rest:
-            self.unused_attributes.pop(rest.node_id, None)
-            self._left_over.pop(rest.node_id, None)
+        for node_id in {rest.node_id for rest in match.rest} | match.overruled:
+            self.unused_attributes.pop(node_id, None)
+            self._left_over.pop(node_id, None)
         self.unused_attributes |= match.unused_attributes
         self._left_over |= match.left_over
         self._pending_slots = {
@@ -257,7 +256,7 @@ class Restoration:
                 waiting = parent._waiting()
                 if waiting is not None and here.name is not None:
                     self.waits_at.setdefault(node_id, []).append(here)
-                    hooks = self._hooks() if isinstance(parent, ModuleAdapter) else None
+                    hooks = RegistrationHooks.shared() if isinstance(parent, ModuleAdapter) else None
                     waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
 
     def _stop_waiting(self, node_id: int) -> list[tuple[Waiting, str]]:
@@ -284,13 +283,6 @@ class Restoration:
         holder = self._holder() if place.parent_id in (None, 0) else None
         if holder is not None and holder is not parent:
             yield Place(None, place.name), holder
-
-    def _hooks(self) -> RegistrationHooks:
-        hooks = None if self._registration_hooks is None else self._registration_hooks()
-        if hooks is None:
-            hooks = RegistrationHooks()
-            self._registration_hooks = weakref.ref(hooks)
-        return hooks
 
     def _watch_optimizers(self) -> None:
         """Has optimizers tell of parameters that are added, as long as there is anything stored for such."""

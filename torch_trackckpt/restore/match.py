@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -94,6 +94,7 @@ class Earlier(Protocol):
     """What earlier steps of the same restore have bound."""
 
     def __contains__(self, node_id: object) -> bool: ...
+    def __iter__(self) -> Iterator[int]: ...
     def trackable(self, node_id: int) -> Trackable | None: ...
     def identity(self, node_id: int) -> Hashable: ...
 
@@ -326,9 +327,8 @@ class Matcher:
             return
         optimizers: dict[int, Trackable | None] = {}
         paired: set[tuple[Hashable, Hashable]] = set()
-        for (optimizer_id, variable_id), slots in pending.items():
-            if not (self._is_bound(optimizer_id) and self._is_bound(variable_id)):
-                continue
+        for optimizer_id, variable_id in self._as_bound([pair for pair in pending if all(map(self._is_bound, pair))]):
+            slots = pending[optimizer_id, variable_id]
             if optimizer_id not in optimizers:
                 optimizers[optimizer_id] = self._with_stored_children(optimizer_id)
             optimizer, variable = optimizers[optimizer_id], self.match.trackable(variable_id)
@@ -336,10 +336,17 @@ class Matcher:
                 self.match.settled_slots.add((optimizer_id, variable_id))
             elif optimizer._keeps_slots_of(variable.adapted):
                 self.match.settled_slots.add((optimizer_id, variable_id))
-                # A live variable that is bound to several nodes gets the slots of the first.
+                # A live variable that is bound to several nodes gets the slots of the first, as it has got its value.
                 if (identities := (optimizer._identity(), variable._identity())) not in paired:
                     paired.add(identities)
                     self._pair_slots_of_variable((optimizer_id, variable_id), optimizer, variable.adapted, slots)
+
+    def _as_bound(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Pairs of nodes in the order in which the nodes were bound."""
+        if not pairs:
+            return []
+        order = {node_id: index for index, node_id in enumerate((*(self._earlier or ()), *self.match.bound))}
+        return sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))
 
     def _with_stored_children(self, optimizer_id: int) -> Trackable | None:
         """A bound optimizer, whose adapter has been asked for its stored children: they tell it who saved them."""
@@ -369,7 +376,10 @@ class Matcher:
     def try_again(self, left_over: Mapping[int, object]) -> None:
         """Has states try once more to place what they could not place before."""
         for node_id, value in left_over.items():
-            if (trackable := self.match.trackable(node_id)) is not None:
+            trackable = self.match.trackable(node_id)
+            if trackable is not None and update_uid(*trackable._owner()) > self._uid:
+                self.match.overruled.add(node_id)
+            elif trackable is not None:
                 self.match.rest.append(Rest(node_id, trackable, value))
 
 

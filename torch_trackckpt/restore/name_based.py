@@ -30,7 +30,7 @@ from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Matcher, slots_of
 from torch_trackckpt.restore.materialize import give_memory, initialize, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, AutoTrackable, SlotOwner
-from torch_trackckpt.update_uid import new_uid, update_uid
+from torch_trackckpt.update_uid import new_uid, set_update_uid, update_uid
 
 __all__ = ["NameBasedRestoration", "WantedValue"]
 
@@ -66,6 +66,8 @@ class NameBasedRestoration:
         self._uid = new_uid()
         self._reader, self._options = reader, options
         self._holder = weakref.ref(holder)
+        self._given: set[tuple[str, int]] = set()
+        """The names that have been restored, and the places in memory of the objects that were."""
 
     def run(self) -> None:
         """Restores the objects that are there and have not got their values yet.
@@ -79,6 +81,7 @@ class NameBasedRestoration:
             return
         root = holder._graph_root()
         live = discover(root, holder._attached())
+        self._number_swapped(live)
         graph = graph_by_names(live, self._options.name_in_file, self._reader.has_tensor)
         skip_slots = self._options.experimental_skip_slot_variables
         matcher = Matcher(graph, self._reader.stored, self._uid, skip_slot_variables=skip_slots)
@@ -86,9 +89,17 @@ class NameBasedRestoration:
         with torch.inference_mode(False):
             matcher.pair_slots(slots_of(graph))
             assign_values(matcher.match, self._reader, self._options)
+        self._given = {(name, id(value)) for value, name in _variables_of(live) if update_uid(value) >= self._uid}
         for trackable in (*(node.trackable for node in live.nodes.values()), holder):
             if isinstance(trackable, AutoTrackable):
                 trackable._waiting().watch(self._look)
+
+    def _number_swapped(self, live: LiveGraph) -> None:
+        """A tensor that was converted by swapping has lost its number; it is the same, and not restored again."""
+        if torch.__future__.get_swap_module_params_on_conversion():
+            for value, name in _variables_of(live):
+                if (name, id(value)) in self._given and update_uid(value) < self._uid:
+                    set_update_uid(value, self._uid)
 
     def _look(self) -> None:
         """An object got another child; the root may be gone by now."""
@@ -125,9 +136,7 @@ class NameBasedRestoration:
         holder = self._holder()
         if holder is None:
             return []
-        live = discover(holder._graph_root(), holder._attached())
-        names = names_of_variables(live)
-        return [(live_object(live.nodes[identity].trackable), name) for identity, name in names.items()]
+        return _variables_of(discover(holder._graph_root(), holder._attached()))
 
     def _is_stored(self, name: str) -> bool:
         return self._reader.has_tensor(self._options.name_in_file(name))
@@ -175,6 +184,11 @@ class NameBasedRestoration:
 
 def _slot_name(variable_name: str, slot_name: str) -> str:
     return f"{variable_name}/{slot_name}"
+
+
+def _variables_of(live: LiveGraph) -> list[tuple[Any, str]]:
+    """Live variables and their names."""
+    return [(live_object(live.nodes[identity].trackable), name) for identity, name in names_of_variables(live).items()]
 
 
 def names_of_variables(live: LiveGraph) -> dict[Hashable, str]:
