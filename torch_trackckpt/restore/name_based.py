@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor
@@ -225,6 +226,13 @@ def graph_by_names(
         key = name_in_file(name)
         return (Attribute(VARIABLE_VALUE, name, key),) if is_stored(key) else ()
 
+    # A lazy module that does not find all of its parameters waits, as it does where they are not in a graph.
+    left_lazy = {
+        identity
+        for identity, name in names.items()
+        if is_lazy(live_object(live.nodes[identity].trackable)) and not is_stored(name_in_file(name))
+    }
+    ids_of_children = {identity: node_id for identity, node_id in ids.items() if identity not in left_lazy}
     slots_of: dict[int, list[SlotVariable]] = {}
     slot_nodes: list[Node] = []
     for optimizer, slot_name, variable, _ in live.slots():
@@ -236,7 +244,7 @@ def graph_by_names(
             slot_nodes.append(Node(attributes=found, has_checkpoint_values=True))
     nodes = [
         Node(
-            children=_children(node, ids),
+            children=_children(node, ids_of_children),
             attributes=attributes(names[identity]) if identity in names else (),
             slot_variables=tuple(slots_of.get(ids[identity], ())),
         )
@@ -248,4 +256,5 @@ def graph_by_names(
 def _children(node: LiveNode, ids: dict[Hashable, int]) -> tuple[Child, ...]:
     # What completes an optimizer's slots is not in the file, and must not be taken for a part of it.
     left_out = node.trackable._children_with_slots if isinstance(node.trackable, SlotOwner) else ()
-    return tuple(Child(ids[identity], name) for name, identity in node.children if name not in left_out)
+    children = [(name, identity) for name, identity in node.children if name not in left_out and identity in ids]
+    return tuple(Child(ids[identity], name) for name, identity in children)
