@@ -131,14 +131,15 @@ class Restoration:
 
     def look(self) -> None:
         """Restores what has appeared where nobody told of it."""
-        for node_id, value, place in self._unnoticed():
+        for node_id, value, place in self.unnoticed():
             self.restore(node_id, value, place)
 
-    def _unnoticed(self) -> Iterator[tuple[int, object, Place]]:
+    def unnoticed(self) -> Iterator[tuple[int, object, Place]]:
+        """Nodes, objects and places, of those that have appeared where nobody told of it."""
         for node_id, parent in self.bindings.live().items():
             for child in self.graph.nodes[node_id].children:
                 value = None if child.node_id in self.bindings else parent._lookup_dependency(child.local_name)
-                if value is not None and not is_unmade(value):
+                if is_trackable(value) and not is_unmade(value):
                     yield child.node_id, value, Place(node_id, child.local_name)
 
     def materialize(self, device: torch.device) -> None:
@@ -334,7 +335,7 @@ class Restoration:
         waiting: set[int] = set()
         waits_at = {node_id: places for node_id, places in self.waits_at.items() if node_id not in self.superseded}
         stack = [node_id for node_id, places in waits_at.items() if any(map(self._is_waited_at, places))]
-        stack += [node_id for node_id, value, _ in self._unnoticed() if is_trackable(value)]
+        stack += [node_id for node_id, _, _ in self.unnoticed()]
         while stack:
             node_id = stack.pop()
             if node_id not in waiting:

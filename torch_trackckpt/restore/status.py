@@ -117,9 +117,11 @@ class CheckpointLoadStatus(LoadStatus):
         return self
 
     def _assert_none(self, complaints: list[str]) -> CheckpointLoadStatus:
-        if complaints:
-            raise AssertionError("\n".join(complaints))
-        return self
+        if not complaints:
+            return self
+        if any(self._restoration.unnoticed()):
+            complaints.append("What has come since to plain lists and dicts is restored by run_restore_ops().")
+        raise AssertionError("\n".join(complaints))
 
     def _complaints_of_program(self) -> list[str]:
         """What the program has and the checkpoint has not."""
@@ -164,7 +166,7 @@ class CheckpointLoadStatus(LoadStatus):
         return complaints
 
     def assert_nontrivial_match(self) -> CheckpointLoadStatus:
-        if len(self._restoration.bindings) > 1:
+        if len(self._restoration.bindings) > 1 or self._restoration.unmade():
             return self
         live, graph = self._discover(), self._restoration.graph
         root, *others = live.nodes.values()
