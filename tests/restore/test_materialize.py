@@ -323,6 +323,20 @@ def test_of_two_restores_that_wait_the_newer_wins(net: nn.Module, path: str, pre
         status.assert_consumed()
 
 
+def test_an_object_takes_nothing_that_waits_under_a_name_which_it_has_not(prefix: str) -> None:
+    """In the first checkpoint, but not in the second, it has that name as well."""
+    shared = torch.ones(2)
+    first = Checkpoint(a=shared, b=shared).write(prefix + "-first")
+    second = Checkpoint(b=torch.full((2,), 2.0)).write(prefix + "-second")
+    checkpoint = Checkpoint()
+    checkpoint.read(first)
+    checkpoint.read(second)
+    checkpoint.a = torch.zeros(2)
+    assert torch.equal(checkpoint.a, shared)
+    checkpoint.b = torch.zeros(2)
+    assert torch.equal(checkpoint.b, torch.full((2,), 2.0))
+
+
 # ----------------------------------------------------------------------------------------------------------- errors
 
 

@@ -244,9 +244,9 @@ class Restoration:
         self._wait_for_children(match)
         self._watch_optimizers()
         return [
-            (waiting, name, live_object(trackable))
-            for node_id, trackable in match.bound.items()
-            for waiting, name in self._stop_waiting(node_id)
+            (waiting, name, value)
+            for node_id, value in [(node_id, live_object(trackable)) for node_id, trackable in match.bound.items()]
+            for waiting, name in self._stop_waiting(node_id, value)
         ]
 
     # Waiting.
@@ -260,11 +260,11 @@ class Restoration:
                     hooks = RegistrationHooks.shared() if isinstance(parent, ModuleAdapter) else None
                     waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
 
-    def _stop_waiting(self, node_id: int) -> list[tuple[Waiting, str]]:
-        """Ends the wait for an object that was found where nobody told of it, or was given its memory.
+    def _stop_waiting(self, node_id: int, value: object) -> list[tuple[Waiting, str]]:
+        """Ends the wait for an object, also where it was found without being told of, or was given its memory.
 
         Returns:
-            Where others wait for the same object.
+            Where others wait for the same object, and have not been told of it either.
         """
         others = []
         for place in self.waits_at.pop(node_id, ()):
@@ -272,7 +272,7 @@ class Restoration:
                 waiting = parent._waiting()
                 if waiting is not None and here.name is not None:
                     waiting.discard(here.name, _DeferredNode(self, node_id, here))
-                    if here.name in waiting.names:
+                    if here.name in waiting and parent._lookup_dependency(here.name) is value:
                         others.append((waiting, here.name))
         return others
 
