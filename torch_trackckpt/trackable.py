@@ -169,6 +169,9 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._by_name or self._watchers)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
     @property
     def names(self) -> tuple[str, ...]:
         """The children that are waited for."""

@@ -1,6 +1,7 @@
 """What a restore says of what it matched."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,40 @@ def test_live_objects_are_looked_at_when_the_assertion_is_called(prefix: str) ->
     status.assert_consumed()
 
 
+def test_one_status_fails_and_passes_as_objects_come_and_go(prefix: str) -> None:
+    """C131"""
+    Checkpoint(a=thing(x=zero(), y=zero())).write(prefix)
+    checkpoint = Checkpoint()
+    status = checkpoint.read(prefix)
+    with pytest.raises(AssertionError, match=r"\(root\)\.a\.x, \(root\)\.a\.y\."):
+        status.assert_consumed()
+    checkpoint.a = thing(x=zero())
+    with pytest.raises(AssertionError, match=r": \(root\)\.a\.y\."):
+        status.assert_consumed()
+    checkpoint.a.y = zero()
+    assert status.assert_consumed() is status
+    checkpoint.a.z = zero()
+    with pytest.raises(AssertionError, match=r": \(root\)\.a\.z\."):
+        status.assert_existing_objects_matched()
+
+
+def test_that_something_came_unnoticed_is_said_by_the_assertion(prefix: str) -> None:
+    """C131: an OrderedDict tells nobody."""
+    Checkpoint(items=[zero(), zero()]).write(prefix)
+    items = OrderedDict({"0": zero()})
+    status = Checkpoint(items=items).read(prefix).expect_partial()
+    with pytest.raises(AssertionError) as caught:
+        status.assert_consumed()
+    assert "run_restore_ops" not in str(caught.value)
+    items["1"] = zero()
+    with pytest.raises(
+        AssertionError, match=r"What has come since to objects that tell nobody is restored by run_restore_ops\(\)\.$"
+    ):
+        status.assert_consumed()
+    status.run_restore_ops()
+    status.assert_consumed()
+
+
 def test_a_status_outlives_the_checkpoint_object(prefix: str) -> None:
     """C132"""
     x = zero()
@@ -152,6 +187,57 @@ def test_a_status_outlives_the_checkpoint_object(prefix: str) -> None:
     status = checkpoint.read(prefix)
     del checkpoint
     status.assert_consumed()
+    status.assert_existing_objects_matched()
+    status.assert_nontrivial_match()
+    assert str(status).endswith(": 1 value restored")
+
+
+def test_a_status_outlives_the_checkpoint_object_while_parts_of_the_program_come(prefix: str) -> None:
+    """C132"""
+    Checkpoint(a=thing(x=zero(), y=zero())).write(prefix)
+    a = thing(x=zero())
+    status = Checkpoint(a=a).read(prefix)
+    with pytest.raises(AssertionError, match=r"\(root\)\.a\.y"):
+        status.assert_consumed()
+    a.y = zero()
+    status.assert_consumed()
+
+
+def test_tensors_on_the_meta_device_are_matched_but_not_restored(prefix: str) -> None:
+    Checkpoint(x=zero()).write(prefix)
+    status = Checkpoint(x=torch.empty((), device="meta")).read(prefix)
+    status.assert_nontrivial_match()
+    for check in (status.assert_consumed, status.assert_existing_objects_matched):
+        with pytest.raises(
+            AssertionError, match=r"^1 tensor of the meta device waits .* \(root\)\.x\. Call run_restore"
+        ):
+            check()
+    status.run_restore_ops()
+    status.assert_consumed()
+
+
+def test_one_live_object_where_the_file_has_two_containers_is_accepted(prefix: str) -> None:
+    """C135"""
+    Checkpoint(a=thing(x=torch.tensor(1.0)), b=thing(y=torch.tensor(2.0))).write(prefix)
+    both = thing(x=zero(), y=zero())
+    Checkpoint(a=both, b=both).read(prefix).assert_consumed()
+    assert (both.x.item(), both.y.item()) == (1.0, 2.0)
+
+
+def test_one_live_tensor_where_the_file_has_two_is_accepted_and_the_first_decides(prefix: str) -> None:
+    """C136"""
+    Checkpoint(a=thing(x=torch.tensor(1.0)), z=torch.tensor(2.0)).write(prefix)
+    x = zero()
+    Checkpoint(a=thing(x=x), z=x).read(prefix).assert_consumed()
+    assert x.item() == 2.0
+
+
+def test_containers_without_values_are_ignored_on_either_side(prefix: str) -> None:
+    """C137, C138"""
+    Checkpoint(x=zero(), empty=[], nested={"a": thing()}).write(prefix)
+    status = Checkpoint(x=zero(), numbers={"a": 1, "b": [2]}, other=[]).read(prefix)
+    status.assert_consumed()
+    assert status.report().is_complete
 
 
 def test_two_live_objects_where_one_was_saved_are_reported(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,6 +260,18 @@ def test_a_later_restore_does_not_unmatch_an_earlier_one(prefix: str) -> None:
     status = checkpoint.restore(path)
     checkpoint.restore(path).assert_consumed()
     status.assert_consumed()
+
+
+def test_what_came_late_and_took_newer_values_satisfies_both_restores(prefix: str) -> None:
+    """C139"""
+    old = Checkpoint(x=torch.tensor(1.0), y=torch.tensor(1.0)).write(prefix + "-old")
+    new = Checkpoint(x=torch.tensor(2.0), y=torch.tensor(2.0)).write(prefix + "-new")
+    checkpoint = Checkpoint(x=zero())
+    first, second = checkpoint.read(old), checkpoint.read(new)
+    checkpoint.y = zero()
+    first.assert_consumed()
+    second.assert_consumed()
+    assert (checkpoint.x.item(), checkpoint.y.item()) == (2.0, 2.0)
 
 
 # ----------------------------------------------------------------------------------------------- slots

@@ -106,8 +106,9 @@ class OptimizerAdapter(Adapter, SlotOwner):
         # next step. They are taken only in place of slots that are here already.
         if not self._is_stored_by_torch and not stored.keys() <= live.keys():
             return None
+        # A slot may have been made while the variable was on the meta device.
         return {
-            name: live[name] if name in live else _new_slot(variable, name, dtype, shape)
+            name: live[name] if name in live and not live[name].is_meta else _new_slot(variable, name, dtype, shape)
             for name, (dtype, shape) in stored.items()
         }
 

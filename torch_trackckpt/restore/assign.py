@@ -48,6 +48,8 @@ class _InPlace:
     stored: StoredTensor
     readable: str
     tensor: torch.Tensor
+    waits_for_memory: bool = False
+    """Whether it is only checked for now."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,10 @@ def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], li
 def _unmade(match: Match, reader: CheckpointReader) -> list[_InPlace]:
     """What waits for tensors that have no memory; that it will not fit can be known now."""
     found = [(unmade, match.graph.readable(unmade.node_id)) for unmade in match.unmade]
-    return [_InPlace(_stored(reader, unmade.key, readable), readable, unmade.tensor) for unmade, readable in found]
+    return [
+        _InPlace(_stored(reader, unmade.key, readable), readable, unmade.tensor, waits_for_memory=True)
+        for unmade, readable in found
+    ]
 
 
 def _stored(reader: CheckpointReader, key: str, readable: str) -> StoredTensor:
@@ -164,7 +169,7 @@ def _conflicts(item: _InPlace) -> Iterator[str]:
             f"{item.readable}: received incompatible tensor with shape {list(stored.shape)} when attempting to "
             f"restore a tensor with shape {list(live.shape)} (key {stored.key})"
         )
-    if not live.is_meta and (obstacle := _obstacle(live)):
+    if not item.waits_for_memory and (obstacle := _obstacle(live)):
         yield f"{item.readable}: {obstacle}"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import weakref
 from collections.abc import Collection, Iterable, Iterator
@@ -17,17 +18,19 @@ from typing import Any
 
 import torch
 
+from torch_trackckpt.adapters import adapt, is_trackable
 from torch_trackckpt.adapters.late_children import RegistrationHooks, is_unmade
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.graph.walk import live_object
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.bindings import Bindings, Place
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Match, Matcher, PendingSlots, Unmade, slots_of
-from torch_trackckpt.restore.materialize import Device, give_memory, take_memory
-from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
+from torch_trackckpt.restore.materialize import give_memory, take_memory
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable, Waiting
 from torch_trackckpt.update_uid import new_uid
 
 __all__ = ["Restoration"]
@@ -37,14 +40,14 @@ _MOST_NAMED = 20
 _logger = logging.getLogger("torch_trackckpt")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class _DeferredNode:
     """A node that waits for its live object at a place."""
 
     restoration: Restoration
     node_id: int
     place: Place
-    registration_hooks: RegistrationHooks | None
+    registration_hooks: RegistrationHooks | None = dataclasses.field(default=None, compare=False)
     """What makes the parent tell of the object; kept for as long as this waits."""
 
     @property
@@ -58,7 +61,7 @@ class _DeferredNode:
         return self.restoration.read(self.node_id)
 
     def supersede(self) -> None:
-        self.restoration.superseded.add(self.node_id)
+        self.restoration.supersede(self.node_id)
 
 
 class Restoration:
@@ -79,7 +82,8 @@ class Restoration:
         self.reader = reader
         self.options = options
         self._holder: weakref.ref[Any] = weakref.ref(holder)
-        self.bindings = Bindings(self.uid, self._at_root)
+        # Not a method, so that this object is no part of a cycle, and goes as soon as nobody needs it.
+        self.bindings = Bindings(self.uid, functools.partial(_at_root, self._holder))
         self.restored: set[int] = set()
         """Nodes whose values live objects have taken."""
         self.superseded: set[int] = set()
@@ -88,11 +92,10 @@ class Restoration:
         """Nodes that the caller left out."""
         self.unused_attributes: dict[int, list[str]] = {}
         """Stored attributes, or parts of them, that the live objects do not know."""
-        self.unmade: dict[int, Unmade] = {}
-        """Nodes whose live tensors have no memory yet."""
         self.waits_at: dict[int, list[Place]] = {}
-        """Nodes that wait, or have waited, and where."""
+        """Nodes that wait, and where."""
         self.expects_partial = True
+        self._unmade: dict[int, Unmade] = {}
         self._left_over: dict[int, object] = {}
         self._slots = slots_of(graph)
         self._pending_slots = dict(self._slots)
@@ -101,7 +104,7 @@ class Restoration:
             for node_id in pair:
                 self._pairs_of.setdefault(node_id, []).append(pair)
         self._watched: set[int] = set()
-        self._streams_to: tuple[Device] | None = None
+        self._streams_to: torch.device | None = None
 
     # Steps.
 
@@ -129,45 +132,48 @@ class Restoration:
         matcher.follow(node_id, value, place)
         # It waits already.
         matcher.match.absent = [absent for absent in matcher.match.absent if absent[1] != node_id]
-        self._take_step(matcher)
-        if self._streams_to is not None and self.unmade:
-            self.materialize(*self._streams_to)
+        self._take_step(matcher, self._streams_to)
         return node_id in self.bindings
 
     def look(self) -> None:
         """Restores what has appeared where nobody told of it."""
-        live = self.bindings.live()
-        for node_id, parent in live.items():
+        for node_id, value, place in self.unnoticed():
+            self.restore(node_id, value, place)
+
+    def unnoticed(self) -> Iterator[tuple[int, object, Place]]:
+        """Nodes, objects and places, of those that have appeared where nobody told of it."""
+        for node_id, parent in self.bindings.live().items():
             for child in self.graph.nodes[node_id].children:
                 value = None if child.node_id in self.bindings else parent._lookup_dependency(child.local_name)
-                if value is not None and not is_unmade(value):
-                    self.restore(child.node_id, value, Place(node_id, child.local_name))
+                if is_trackable(value) and not is_unmade(value):
+                    yield child.node_id, value, Place(node_id, child.local_name)
 
-    def materialize(self, device: Device) -> None:
+    def materialize(self, device: torch.device) -> None:
         """Gives bound tensors on the meta device their memory, in place, and their values.
 
         Raises:
             What `assign_values` raises; the tensors are on the meta device then.
         """
         matcher = self._matcher()
-        made: list[tuple[torch.Tensor, torch.Tensor]] = []
-        try:
-            for unmade in self.unmade.values():
-                tensor = self.bindings.at(unmade.place)
-                tensor = tensor if isinstance(tensor, torch.Tensor) else unmade.tensor
-                if tensor.is_meta:
-                    made.append((tensor, give_memory(tensor, device)))
-                matcher.follow(unmade.node_id, tensor, unmade.place)
-            self._take_step(matcher)
-        except BaseException:
-            for tensor, before in made:
-                take_memory(tensor, before)
-            raise
+        matcher.match.unmade = self.unmade()
+        self._take_step(matcher, device)
 
-    def stream(self, device: Device) -> None:
+    def stream(self, device: torch.device) -> None:
         """Gives tensors on the meta device their memory and values as soon as they are bound, from now on."""
-        self._streams_to = (device,)
         self.materialize(device)
+        self._streams_to = device
+
+    def unmade(self) -> list[Unmade]:
+        """Live tensors that had no memory when they were found, and have not got their values since."""
+        now = [(unmade, self.bindings.at(unmade.place)) for unmade in self._unmade.values()]
+        return [
+            dataclasses.replace(unmade, tensor=tensor) for unmade, tensor in now if isinstance(tensor, torch.Tensor)
+        ]
+
+    def supersede(self, node_id: int) -> None:
+        """Says that a live tensor that waits for its value has got another one, which is newer."""
+        self.superseded.add(node_id)
+        self._unmade.pop(node_id, None)
 
     def settle(self) -> None:
         """Looks for a place for what optimizers could not take so far."""
@@ -189,24 +195,53 @@ class Restoration:
             skip_slot_variables=self.options.experimental_skip_slot_variables,
         )
 
-    def _take_step(self, matcher: Matcher) -> int:
-        # Tensors that are made on the way, such as new slots, have to be of use outside the caller's inference mode.
-        with torch.inference_mode(False):
-            matcher.pair_slots(self._slots_to_pair(matcher.match.bound.keys()))
+    def _take_step(self, matcher: Matcher, device: torch.device | None = None) -> int:
+        """Assigns what was matched; tensors on the meta device as well, if there is a device to make them on.
+
+        Returns:
+            How many bytes of values that took.
+        """
+        match = matcher.match
+        with contextlib.ExitStack() as undo, torch.inference_mode(False):
+            # What is made on the way, such as new slots, has to be of use outside of the caller's inference mode.
+            if device is not None:
+                self._make(matcher, device, undo)
+            matcher.pair_slots(self._slots_to_pair(match.bound.keys()))
             matcher.try_again(self._left_over)
-            num_bytes = assign_values(matcher.match, self.reader, self.options)
-        self._accept(matcher.match)
+            num_bytes = assign_values(match, self.reader, self.options)
+            undo.pop_all()
+        for waiting, name, value in self._accept(match):
+            # Where another restore waits for the same object, it is offered that as well; the latest wins.
+            waiting.attach(name, value)
         return num_bytes
 
-    def _accept(self, match: Match) -> None:
-        """Remembers what a step has done, and has the rest wait."""
+    def _make(self, matcher: Matcher, device: torch.device, undo: contextlib.ExitStack) -> None:
+        """Gives tensors that a step has found on the meta device their memory, and binds them."""
+        match = matcher.match
+        unmade, match.unmade = match.unmade, []
+        made_ids = {item.node_id for item in unmade}
+        match.absent = [(place, node_id) for place, node_id in match.absent if node_id not in made_ids]
+        for item in unmade:
+            # Of several tensors for one node, the first gets its value.
+            if item.node_id not in match.bound:
+                if item.tensor.is_meta:
+                    before = give_memory(item.tensor, device, self.graph.readable(item.node_id))
+                    undo.callback(take_memory, item.tensor, before)
+                matcher.follow(item.node_id, item.tensor, item.place)
+
+    def _accept(self, match: Match) -> list[tuple[Waiting, str, object]]:
+        """Remembers what a step has done, and has the rest wait.
+
+        Returns:
+            Objects that others wait for as well: where, under which name, and the object.
+        """
         restored = {bound.node_id for bound in match.values.values()}
         for slot_set in match.slots.values():
             restored |= {slot_id for slot_id, _, _ in slot_set.slots.values()}
         for node_id, trackable in match.bound.items():
             has_values = node_id in restored or node_id in match.overruled
             self.bindings.add(node_id, trackable, match.places[node_id], has_values=has_values)
-            self.unmade.pop(node_id, None)
+            self._unmade.pop(node_id, None)
         self.restored |= restored
         self.superseded |= match.overruled
         self.skipped |= match.skipped
@@ -216,11 +251,22 @@ class Restoration:
         self.unused_attributes |= match.unused_attributes
         self._left_over |= match.left_over
         for pair in match.settled_slots:
-            del self._pending_slots[pair]
-        self.unmade |= {unmade.node_id: unmade for unmade in match.unmade}
+            self._pending_slots.pop(pair, None)
+        for unmade in match.unmade:
+            # Of several tensors for one node, the first gets its value, of those with memory if there are any.
+            known = self._unmade.get(unmade.node_id)
+            is_free = known is None or self.bindings.at(known.place) is not known.tensor
+            if is_free and unmade.node_id not in self.bindings:
+                self._unmade[unmade.node_id] = unmade
         self._wait_for_children(match)
-        if match.settled_slots or match.rest or any(isinstance(item, SlotOwner) for item in match.bound.values()):
+        has_optimizers = any(isinstance(trackable, SlotOwner) for trackable in match.bound.values())
+        if has_optimizers or match.settled_slots or match.rest or match.overruled:
             self._watch_optimizers()
+        return [
+            (waiting, name, value)
+            for node_id, value in [(node_id, live_object(trackable)) for node_id, trackable in match.bound.items()]
+            for waiting, name in self._stop_waiting(node_id, value)
+        ]
 
     # Waiting.
 
@@ -232,6 +278,22 @@ class Restoration:
                     self.waits_at.setdefault(node_id, []).append(here)
                     hooks = RegistrationHooks.shared() if isinstance(parent, ModuleAdapter) else None
                     waiting.add(here.name, _DeferredNode(self, node_id, here, hooks))
+
+    def _stop_waiting(self, node_id: int, value: object) -> list[tuple[Waiting, str]]:
+        """Ends the wait for an object, also where it was found without being told of, or was given its memory.
+
+        Returns:
+            Where others wait for the same object, and have not been told of it either.
+        """
+        others = []
+        for place in self.waits_at.pop(node_id, ()):
+            for here, parent in self._parents(place):
+                waiting = parent._waiting()
+                if waiting is not None and here.name is not None:
+                    waiting.discard(here.name, _DeferredNode(self, node_id, here))
+                    if here.name in waiting and parent._lookup_dependency(here.name) is value:
+                        others.append((waiting, here.name))
+        return others
 
     def _parents(self, place: Place) -> Iterator[tuple[Place, Trackable]]:
         """The objects that a node may become a child of: what is attached to the root counts as its child."""
@@ -255,15 +317,6 @@ class Restoration:
                 waiting.unwatch(self.settle)
         self._watched = optimizer_ids
 
-    def _at_root(self, name: str | None) -> object | None:
-        holder = self._holder()
-        if holder is None:
-            return None
-        with contextlib.suppress(ReferenceError):
-            root: object = holder._graph_root() if name is None else holder._attached().get(name)
-            return root
-        return None
-
     # What became of the values.
 
     def read(self, node_id: int) -> torch.Tensor:
@@ -272,6 +325,16 @@ class Restoration:
         value = self.reader.get_tensor(key)
         assert isinstance(value, torch.Tensor)
         return value
+
+    def others_instead(self) -> list[tuple[int, Trackable]]:
+        """For nodes that a live object did not wait for in the end, because it got newer values: that object."""
+        there = [
+            (node_id, adapt(self.bindings.at(place)))
+            for node_id in self.superseded
+            if node_id not in self.bindings
+            for place in self.waits_at.get(node_id, ())
+        ]
+        return [(node_id, trackable) for node_id, trackable in there if trackable is not None]
 
     def unresolved(self) -> list[int]:
         """Nodes with values that no live object has taken, nor refused, so far."""
@@ -283,17 +346,18 @@ class Restoration:
         ]
 
     def waiting(self, node_ids: Iterable[int]) -> set[int]:
-        """Those nodes that would be restored if live objects of their names appeared."""
+        """Those nodes that would be restored if live objects of their names appeared, or if one looked for them."""
         waiting: set[int] = set()
-        stack = [node_id for node_id, places in self.waits_at.items() if any(map(self._is_waited_at, places))]
+        waits_at = {node_id: places for node_id, places in self.waits_at.items() if node_id not in self.superseded}
+        stack = [node_id for node_id, places in waits_at.items() if any(map(self._is_waited_at, places))]
+        stack += [node_id for node_id, _, _ in self.unnoticed()]
         while stack:
             node_id = stack.pop()
             if node_id not in waiting:
                 waiting.add(node_id)
                 stack += [child.node_id for child in self.graph.nodes[node_id].children]
-        expected = waiting | set(self.bindings.live())
-        for (optimizer_id, variable_id), slots in self._pending_slots.items():
-            if optimizer_id in expected and variable_id in expected:
+        for pair, slots in self._pending_slots.items():
+            if all(node_id in waiting or self.bindings.trackable(node_id) is not None for node_id in pair):
                 waiting |= {slot_id for slot_id, _ in slots.values()}
         return waiting & set(node_ids)
 
@@ -306,10 +370,12 @@ class Restoration:
         return slot_id in self.restored or slot_id in self.superseded
 
     def __del__(self) -> None:
-        # While Python shuts down, parts of it may be gone already.
-        with contextlib.suppress(Exception):
+        try:
             if not self.expects_partial:
                 self._warn_of_unrestored()
+        except Exception:
+            # While Python shuts down, parts of this very module may be gone already.
+            pass
 
     def _warn_of_unrestored(self) -> None:
         """TensorFlow's warning at deletion, as one line."""
@@ -330,6 +396,16 @@ class Restoration:
             self.reader.file_prefix,
             "; ".join(told),
         )
+
+
+def _at_root(holder_reference: weakref.ref[Any], name: str | None) -> object | None:
+    holder = holder_reference()
+    if holder is None:
+        return None
+    with contextlib.suppress(ReferenceError):
+        root: object = holder._graph_root() if name is None else holder._attached().get(name)
+        return root
+    return None
 
 
 def _listed(names: list[str]) -> str:

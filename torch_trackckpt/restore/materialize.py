@@ -6,6 +6,7 @@ modules, optimizers. The file's bytes then go straight into that memory; there i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -13,36 +14,71 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.module import ModuleAdapter
-from torch_trackckpt.errors import UninitializedError
+from torch_trackckpt.errors import RestoreError, UninitializedError
 from torch_trackckpt.graph.walk import LiveGraph, discover
 
-__all__ = ["Device", "gather_initializers", "give_memory", "initialize", "take_memory"]
+__all__ = ["Device", "device_with_memory", "gather_initializers", "give_memory", "initialize", "take_memory"]
 
 Device = torch.device | str | int | None
 """Where to make tensors; None is torch's default device."""
 
 
-def give_memory(tensor: torch.Tensor, device: Device) -> torch.Tensor:
+def device_with_memory(device: Device) -> torch.device:
+    """The device that a caller means.
+
+    Raises:
+        ValueError: it is the meta device.
+    """
+    found = torch.get_default_device() if device is None else torch.device(device)
+    if found.type == "meta":
+        raise ValueError(
+            "Tensors on the meta device are to get memory, which they cannot get there. Pass device=, or call this "
+            "where meta is not torch's default device."
+        )
+    return found
+
+
+def give_memory(tensor: torch.Tensor, device: torch.device, name: str) -> torch.Tensor:
     """Gives a tensor on the meta device memory, with no values in it, in place.
+
+    Args:
+        tensor: the tensor; its class, attributes and hooks stay.
+        device: where its memory is to be.
+        name: what to call it in an error.
 
     Returns:
         What it was, for `take_memory`.
+
+    Raises:
+        RestoreError: something beside Python objects holds the tensor, and would not get the memory.
     """
-    device = torch.get_default_device() if device is None else device
-    with torch.no_grad():
-        other = torch.empty_like(tensor, device=device)
-    if isinstance(tensor, nn.Parameter):
-        other = type(tensor)(other, requires_grad=tensor.requires_grad)
-    else:
-        other.requires_grad_(tensor.requires_grad)
-    vars(other).update(vars(tensor))
-    torch.utils.swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
+    if tensor._use_count() > 1:  # type: ignore[attr-defined]
+        raise RestoreError(
+            f"{name} cannot get memory in place: an autograd graph or a scripted module holds it as well. Nothing has "
+            "been restored. Delete what was computed with it, or make it by to_empty() before the restore."
+        )
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        # A lazy parameter has no shape that it could tell.
+        memory = torch.empty_like(tensor.data if is_lazy(tensor) else tensor, device=device)
+        # What parameters do; a constructor of their own may want more than a value.
+        other = torch.Tensor._make_subclass(type(tensor), memory, tensor.requires_grad)
+    _swap(tensor, other)
     return other
 
 
 def take_memory(tensor: torch.Tensor, before: torch.Tensor) -> None:
     """Undoes `give_memory`."""
-    torch.utils.swap_tensors(tensor, before)  # type: ignore[no-untyped-call]
+    _swap(tensor, before)
+
+
+def _swap(tensor: torch.Tensor, other: torch.Tensor) -> None:
+    # torch.utils.swap_tensors refuses a tensor with weak references, which recurrent layers keep of their parameters.
+    # They go on referring to the Python object, which stays what it is.
+    torch._C._swap_tensor_impl(tensor, other)
+    # The core knows hooks by the tensor that it had: they are told again.
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if (known := getattr(tensor, hooks)) is not None:
+            setattr(tensor, hooks, known)
 
 
 def gather_initializers(root_trackable: object) -> list[Callable[[], object]]:
@@ -69,13 +105,16 @@ def gather_initializers(root_trackable: object) -> list[Callable[[], object]]:
     return [reset for reset in resets if reset is not None]
 
 
-def initialize(live: LiveGraph, stored: Iterable[torch.Tensor], device: Device) -> None:
+def initialize(
+    live: LiveGraph, stored: Iterable[torch.Tensor], device: torch.device, undo: contextlib.ExitStack
+) -> None:
     """Makes every module that has tensors on the meta device which no checkpoint supplies, and initialises it.
 
     Args:
         live: the program.
         stored: those tensors that get their values afterwards.
         device: where to make the tensors.
+        undo: takes what puts the tensors back on the meta device.
 
     Raises:
         UninitializedError: a module has no ``reset_parameters``; nothing has changed.
@@ -89,26 +128,33 @@ def initialize(live: LiveGraph, stored: Iterable[torch.Tensor], device: Device) 
     if helpless := [module for module in incomplete if _reset_of(module) is None]:
         wanting = [name for name, tensor in _own_tensors(helpless[0]) if tensor.is_meta and id(tensor) not in supplied]
         raise UninitializedError(
-            f"{len(helpless)} modules have tensors on the meta device that the checkpoint does not supply, and no "
-            f"reset_parameters() to initialise them; the first is a {type(helpless[0]).__name__} with "
+            "Tensors on the meta device are not in the checkpoint, and their modules have no reset_parameters() to "
+            f"initialise them. Such modules: {len(helpless)}; the first is a {type(helpless[0]).__name__} with "
             f"{', '.join(wanting)}. Define reset_parameters(), or make these tensors before you restore."
         )
+    # A reset_parameters() knows nothing of tensors that have their values already, its own or those of modules below.
+    kept = [(tensor, tensor.detach().clone()) for tensor in _tensors_below(incomplete) if not tensor.is_meta]
     for module in incomplete:
-        _initialize(module, device)
-
-
-def _initialize(module: nn.Module, device: Device) -> None:
-    kept = [(tensor, tensor.detach().clone()) for _, tensor in _own_tensors(module) if not tensor.is_meta]
-    for _, tensor in _own_tensors(module):
-        if tensor.is_meta:
-            give_memory(tensor, device)
-    reset = _reset_of(module)
-    assert reset is not None
+        for name, tensor in _own_tensors(module):
+            if tensor.is_meta:
+                undo.callback(take_memory, tensor, give_memory(tensor, device, f"{type(module).__name__}.{name}"))
     with torch.no_grad():
-        reset()
-        # It knows nothing of tensors that have their values already.
-        for tensor, value in kept:
-            tensor.copy_(value)
+        try:
+            # Parts come before the whole, as they do in constructors, so that the whole can correct them.
+            for module in reversed(incomplete):
+                reset = _reset_of(module)
+                assert reset is not None
+                reset()
+        finally:
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+
+def _tensors_below(modules: Iterable[nn.Module]) -> Iterable[torch.Tensor]:
+    """Every tensor of these modules and of those below them, once."""
+    return {
+        id(tensor): tensor for module in modules for part in module.modules() for _, tensor in _own_tensors(part)
+    }.values()
 
 
 def _modules(live: LiveGraph) -> Iterator[nn.Module]:
@@ -124,5 +170,6 @@ def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    reset = getattr(module, "reset_parameters", None)
-    return reset if callable(reset) else None
+    # Attention and transformers in torch.nn have it under the second name.
+    resets = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
+    return next(filter(callable, resets), None)

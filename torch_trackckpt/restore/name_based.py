@@ -12,26 +12,44 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
-from torch_trackckpt.adapters.late_children import SLOTS, is_unmade
-from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.adapters.late_children import SLOTS
+from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover, live_object
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.assign import assign_values
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Matcher, slots_of
-from torch_trackckpt.restore.materialize import Device, give_memory, initialize, take_memory
+from torch_trackckpt.restore.materialize import give_memory, initialize, take_memory
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, TrackedContainer
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 from torch_trackckpt.update_uid import new_uid, set_update_uid, update_uid
 
-__all__ = ["NameBasedRestoration"]
+__all__ = ["NameBasedRestoration", "WantedValue"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WantedValue:
+    """A live tensor, and what became of its value."""
+
+    key: str
+    """What the checkpoint calls it, if it has it."""
+    variable: LiveNode
+    slot: tuple[LiveNode, str] | None
+    """For a slot of the variable: the optimizer, and the name of the slot."""
+    tensor: torch.Tensor
+    is_stored: bool
+    is_restored: bool
+    is_superseded: bool
+    """Whether the tensor has values of a later restore."""
 
 
 class NameBasedRestoration:
@@ -73,7 +91,7 @@ class NameBasedRestoration:
         with torch.inference_mode(False):
             matcher.pair_slots(slots_of(graph))
             num_bytes = assign_values(matcher.match, self._reader, self._options)
-        self._given = {(name, id(value)) for value, name in _variables_of(live) if self._is_restored((value, None))}
+        self._given = {(name, id(value)) for value, name in _variables_of(live) if update_uid(value) >= self._uid}
         told = [node.trackable for node in live.nodes.values()]
         if isinstance(holder, AutoTrackable):
             told.append(holder)
@@ -87,7 +105,7 @@ class NameBasedRestoration:
         """A tensor that was converted by swapping has lost its number; it is the same, and not restored again."""
         if torch.__future__.get_swap_module_params_on_conversion():
             for value, name in _variables_of(live):
-                if (name, id(value)) in self._given and not self._is_restored((value, None)):
+                if (name, id(value)) in self._given and update_uid(value) < self._uid:
                     set_update_uid(value, self._uid)
 
     def _look(self) -> None:
@@ -95,25 +113,30 @@ class NameBasedRestoration:
         with contextlib.suppress(ReferenceError):
             self.run()
 
-    def materialize(self, device: Device) -> None:
-        """Gives tensors on the meta device that the checkpoint has values for their memory and values."""
-        made = [(tensor, give_memory(tensor, device)) for tensor in self._unmade()]
-        try:
-            self.run()
-        except BaseException:
-            for tensor, before in made:
-                take_memory(tensor, before)
-            raise
+    def materialize(self, device: torch.device) -> None:
+        """Gives tensors on the meta device that the checkpoint has values for their memory and values.
 
-    def initialize(self, device: Device) -> None:
+        Raises:
+            What `assign_values` raises; the tensors are on the meta device then.
+        """
+        with contextlib.ExitStack() as undo:
+            for tensor, name in self._unmade():
+                undo.callback(take_memory, tensor, give_memory(tensor, device, name))
+            self.run()
+            undo.pop_all()
+
+    def initialize(self, device: torch.device) -> None:
         """As `materialize`, and initialises modules that the checkpoint has not all values for."""
         holder = self._holder()
-        if holder is not None:
-            initialize(discover(holder._graph_root(), holder._attached()), self._unmade(), device)
-        self.materialize(device)
+        with contextlib.ExitStack() as undo:
+            if holder is not None:
+                live = discover(holder._graph_root(), holder._attached())
+                initialize(live, [tensor for tensor, _ in self._unmade()], device, undo)
+            self.materialize(device)
+            undo.pop_all()
 
-    def _unmade(self) -> list[torch.Tensor]:
-        return [value for value, name in self._variables() if is_unmade(value) and self._is_stored(name)]
+    def _unmade(self) -> list[tuple[torch.Tensor, str]]:
+        return [(value, name) for value, name in self._variables() if value.is_meta and self._is_stored(name)]
 
     def _variables(self) -> list[tuple[Any, str]]:
         """Live variables and their names."""
@@ -125,40 +148,45 @@ class NameBasedRestoration:
     def _is_stored(self, name: str) -> bool:
         return self._reader.has_tensor(self._options.name_in_file(name))
 
-    def restored_names(self) -> list[str]:
-        """The names of all variables that have their values."""
-        return [name for value, name in self._variables() if self._is_restored((value, None))]
+    def stored_values(self) -> list[StoredTensor]:
+        """What the checkpoint holds."""
+        return [self._reader.stored(name) for name in self._reader]
 
-    def missing(self, holder: Holder, optional: object = None) -> list[str]:
-        """What the live objects want and the checkpoint does not have.
+    def wanted(self, holder: Holder) -> list[WantedValue]:
+        """What the live objects want of the checkpoint, whether it has it or not.
 
         Args:
-            holder: the checkpoint; asking for it keeps it alive.
-            optional: a live object that need not be there.
+            holder: the checkpoint object; asking for it keeps it alive.
         """
-        self.run()
         live = discover(holder._graph_root(), holder._attached())
         names = names_of_variables(live)
-        missing = [
-            node.readable
-            for identity, node in live.nodes.items()
-            if identity in names and identity != id(optional) and not self._is_restored(node.trackable._owner())
+        wanted = [
+            self._wanted(name, live.nodes[identity], live_object(live.nodes[identity].trackable))
+            for identity, name in names.items()
         ]
         if not self._options.experimental_skip_slot_variables:
-            missing += [
-                f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
-                for optimizer, slot_name, variable, _ in live.slots()
-                if not self._has_slot(optimizer, slot_name, variable, names)
-            ]
-        return missing
+            for optimizer, slot_name, variable, tensor in live.slots():
+                name = _slot_name(names[variable.trackable._identity()], slot_name)
+                wanted.append(self._wanted(name, variable, tensor, (optimizer, slot_name)))
+        return wanted
 
-    def _has_slot(self, optimizer: LiveNode, slot_name: str, variable: LiveNode, names: Mapping[Hashable, str]) -> bool:
-        owner, _ = optimizer.trackable._owner()
-        is_stored = self._is_stored(_slot_name(names[variable.trackable._identity()], slot_name))
-        return is_stored and self._is_restored((owner, (SLOTS, id(live_object(variable.trackable)))))
-
-    def _is_restored(self, owner_and_part: tuple[Any, Hashable]) -> bool:
-        return update_uid(*owner_and_part) >= self._uid
+    def _wanted(
+        self, name: str, variable: LiveNode, tensor: torch.Tensor, slot: tuple[LiveNode, str] | None = None
+    ) -> WantedValue:
+        value = live_object(variable.trackable)
+        uid = update_uid(value) if slot is None else update_uid(slot[0].trackable._owner()[0], (SLOTS, id(value)))
+        is_stored = self._is_stored(name)
+        # A slot that the checkpoint lacks is not restored, although others of its variable may be.
+        uid = uid if slot is None or is_stored else -1
+        return WantedValue(
+            self._options.name_in_file(name),
+            variable,
+            slot,
+            tensor,
+            is_stored=is_stored,
+            is_restored=uid == self._uid,
+            is_superseded=uid > self._uid,
+        )
 
 
 def _slot_name(variable_name: str, slot_name: str) -> str:
@@ -204,6 +232,13 @@ def graph_by_names(
         key = name_in_file(name)
         return (Attribute(VARIABLE_VALUE, name, key),) if is_stored(key) else ()
 
+    # A lazy module that does not find all of its parameters waits, as it does where they are not in a graph.
+    left_lazy = {
+        identity
+        for identity, name in names.items()
+        if is_lazy(live_object(live.nodes[identity].trackable)) and not is_stored(name_in_file(name))
+    }
+    ids_of_children = {identity: node_id for identity, node_id in ids.items() if identity not in left_lazy}
     slots_of: dict[int, list[SlotVariable]] = {}
     slot_nodes: list[Node] = []
     for optimizer, slot_name, variable, _ in live.slots():
@@ -215,7 +250,7 @@ def graph_by_names(
             slot_nodes.append(Node(attributes=found, has_checkpoint_values=True))
     nodes = [
         Node(
-            children=_children(node, ids),
+            children=_children(node, ids_of_children),
             attributes=attributes(names[identity]) if identity in names else (),
             slot_variables=tuple(slots_of.get(ids[identity], ())),
         )
@@ -227,4 +262,5 @@ def graph_by_names(
 def _children(node: LiveNode, ids: dict[Hashable, int]) -> tuple[Child, ...]:
     # What completes an optimizer's slots is not in the file, and must not be taken for a part of it.
     left_out = node.trackable._children_with_slots if isinstance(node.trackable, SlotOwner) else ()
-    return tuple(Child(ids[identity], name) for name, identity in node.children if name not in left_out)
+    children = [(name, identity) for name, identity in node.children if name not in left_out and identity in ids]
+    return tuple(Child(ids[identity], name) for name, identity in children)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-from torch.nn.parameter import is_lazy
-
-from torch_trackckpt.graph.walk import LiveGraph, LiveNode, live_object
+from torch_trackckpt.graph.walk import LiveGraph
 from torch_trackckpt.restore.deferred import Restoration
 from torch_trackckpt.restore.holder import Holder
-from torch_trackckpt.restore.materialize import Device, initialize
-from torch_trackckpt.restore.name_based import NameBasedRestoration
-from torch_trackckpt.restore.report import RestoreReport, ValueReport, with_hints
-from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner
+from torch_trackckpt.restore.materialize import Device, device_with_memory, initialize
+from torch_trackckpt.restore.name_based import NameBasedRestoration, WantedValue
+from torch_trackckpt.restore.outcome import Program, report_of_graph, report_of_names, report_of_nothing, reported
+from torch_trackckpt.restore.report import RestoreReport
 
 __all__ = [
     "CheckpointLoadStatus",
@@ -119,22 +117,20 @@ class CheckpointLoadStatus(LoadStatus):
         return self
 
     def _assert_none(self, complaints: list[str]) -> CheckpointLoadStatus:
-        if complaints:
-            raise AssertionError("\n".join(complaints))
-        return self
+        if not complaints:
+            return self
+        if any(self._restoration.unnoticed()):
+            complaints.append("What has come since to objects that tell nobody is restored by run_restore_ops().")
+        raise AssertionError("\n".join(complaints))
 
     def _complaints_of_program(self) -> list[str]:
         """What the program has and the checkpoint has not."""
-        program = _Program(self._restoration, self._discover())
+        program = Program(self._restoration, self._discover())
         unassigned = [node.readable for node in program.unassigned]
-        missing = [node.readable for node in program.missing] + program.missing_slots()
+        missing = program.names_missing()
         complaints = []
         if program.unmade:
-            unmade = [node.readable for node in program.unmade]
-            complaints.append(
-                f"{len(unmade)} tensors are on the meta device, and wait for their values of checkpoint "
-                f"{self._prefix!r}: {_listed(unmade)}. Call run_restore_ops() on the status."
-            )
+            complaints.append(_complaint_of_unmade([node.readable for node in program.unmade], self._prefix))
         if unassigned:
             complaints.append(
                 f"Object{_s(unassigned)} {_listed(unassigned)} not assigned a value from checkpoint {self._prefix!r}: "
@@ -170,7 +166,7 @@ class CheckpointLoadStatus(LoadStatus):
         return complaints
 
     def assert_nontrivial_match(self) -> CheckpointLoadStatus:
-        if len(self._restoration.bindings) > 1:
+        if len(self._restoration.bindings) > 1 or self._restoration.unmade():
             return self
         live, graph = self._discover(), self._restoration.graph
         root, *others = live.nodes.values()
@@ -184,112 +180,29 @@ class CheckpointLoadStatus(LoadStatus):
 
     def run_restore_ops(self, device: Device = None) -> None:
         """As `LoadStatus.run_restore_ops`. Everything else was restored at once; what has appeared since then where
-        nobody told of it, as in a plain list, is restored now."""
+        nobody told of it, as in an ``OrderedDict``, is restored now."""
+        device = device_with_memory(device)
         self._restoration.look()
         self._restoration.materialize(device)
 
     def initialize_or_restore(self, device: Device = None) -> None:
+        device = device_with_memory(device)
         self._restoration.look()
-        stored = [unmade.tensor for unmade in self._restoration.unmade.values()]
-        initialize(self._discover(), stored, device)
-        self._restoration.materialize(device)
+        stored = [unmade.tensor for unmade in self._restoration.unmade()]
+        with contextlib.ExitStack() as undo:
+            initialize(self._discover(), stored, device, undo)
+            self._restoration.materialize(device)
+            undo.pop_all()
 
     def report(self) -> RestoreReport:
-        restoration = self._restoration
-        program = _Program(restoration, self._discover())
-        unresolved = restoration.unresolved()
-        waits = restoration.waiting(unresolved)
-        waiting = self._values(node_id for node_id in unresolved if node_id in waits)
-        unwanted = self._values(node_id for node_id in unresolved if node_id not in waits)
-        unwanted += [
-            ValueReport(f"{restoration.graph.readable(node_id)}: {name}")
-            for node_id, names in restoration.unused_attributes.items()
-            for name in names
-        ]
-        missing = [_reported(node) for node in (*program.unassigned, *program.missing)]
-        missing += [ValueReport(name) for name in program.missing_slots()]
-        return RestoreReport(
-            self._prefix,
-            tuple(self._values(sorted(restoration.restored))),
-            with_hints(waiting, missing),
-            with_hints(unwanted, missing),
-            with_hints(missing, [*waiting, *unwanted]),
-            tuple(self._values(sorted(restoration.superseded - restoration.restored))),
-        )
-
-    def _values(self, node_ids: Iterable[int]) -> list[ValueReport]:
-        """The stored values of nodes."""
-        found = []
-        for node_id in node_ids:
-            name = self._restoration.graph.readable(node_id)
-            note = "on the meta device: call run_restore_ops()" if node_id in self._restoration.unmade else ""
-            for attribute in self._restoration.graph.nodes[node_id].attributes:
-                key = attribute.checkpoint_key
-                told = name if attribute.name == VARIABLE_VALUE else f"{name}: {attribute.name}"
-                if self._restoration.reader.has_tensor(key):
-                    stored = self._restoration.reader.stored(key)
-                    found.append(ValueReport(told, key, str(stored.dtype), stored.shape, note=note))
-                else:
-                    found.append(ValueReport(told, key))
-        return found
+        return report_of_graph(self._restoration, self._discover())
 
 
-class _Program:
-    """What the program holds that a restore has no values for."""
-
-    def __init__(self, restoration: Restoration, live: LiveGraph) -> None:
-        self._restoration = restoration
-        self._live = live
-        self._nodes_of: dict[Hashable, list[int]] = {}
-        for node_id, trackable in restoration.bindings.live().items():
-            self._nodes_of.setdefault(trackable._identity(), []).append(node_id)
-        settled = restoration.restored | restoration.superseded
-        skipped = self._skipped()
-        self.unassigned: list[LiveNode] = []
-        """Objects for which the checkpoint holds something of another kind."""
-        self.missing: list[LiveNode] = []
-        """Objects that the checkpoint has nothing for."""
-        self.unmade: list[LiveNode] = []
-        """Tensors without memory, whose values wait."""
-        unmade = {id(unmade.tensor) for unmade in restoration.unmade.values()}
-        for identity, node in live.nodes.items():
-            node_ids = self._nodes_of.get(identity, ())
-            if identity not in skipped and settled.isdisjoint(node_ids) and node.trackable._attribute_names():
-                found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
-                found.append(node)
-
-    def missing_slots(self) -> list[str]:
-        """Slots that the checkpoint has nothing for."""
-        if self._restoration.options.experimental_skip_slot_variables:
-            return []
-        return [
-            f"{optimizer.readable}'s state '{slot_name}' for {variable.readable}"
-            for optimizer, slot_name, variable, _ in self._live.slots()
-            if not any(
-                self._restoration.has_slot(optimizer_id, variable_id, slot_name)
-                for optimizer_id in self._nodes_of.get(optimizer.trackable._identity(), ())
-                for variable_id in self._nodes_of.get(variable.trackable._identity(), ())
-            )
-        ]
-
-    def _skipped(self) -> set[Hashable]:
-        """What is left out of the assertions together with the slots."""
-        if not self._restoration.options.experimental_skip_slot_variables:
-            return set()
-        return {
-            child_id
-            for node in self._live.nodes.values()
-            if isinstance(node.trackable, SlotOwner)
-            for name, child_id in node.children
-            if name in node.trackable._children_with_slots
-        }
-
-
-def _reported(node: LiveNode) -> ValueReport:
-    value = live_object(node.trackable)
-    if not isinstance(value, torch.Tensor) or is_lazy(value):
-        return ValueReport(node.readable, dtype=type(value).__name__)
-    return ValueReport(node.readable, dtype=str(value.dtype).removeprefix("torch."), shape=tuple(value.shape))
+def _complaint_of_unmade(names: Sequence[str], prefix: str) -> str:
+    return (
+        f"{len(names)} tensor{_s(names)} of the meta device wait{'' if len(names) > 1 else 's'} for values of "
+        f"checkpoint {prefix!r}: {_listed(names)}. Call run_restore_ops() on the status."
+    )
 
 
 def streaming_restore(status: LoadStatus, device: Device = None) -> None:
@@ -320,7 +233,8 @@ def streaming_restore(status: LoadStatus, device: Device = None) -> None:
         raise TypeError(
             f"streaming_restore needs the status of a checkpoint with an object graph, not a {type(status).__name__}."
         )
-    status._restoration.stream(device)
+    # The default device is that of now, not the one where a module is made later, which may well be meta.
+    status._restoration.stream(device_with_memory(device))
 
 
 class NameBasedLoadStatus(LoadStatus):
@@ -343,14 +257,16 @@ class NameBasedLoadStatus(LoadStatus):
         self._prefix = prefix
         self._optional = optional
 
-    def _missing(self) -> list[str]:
-        return self._restoration.missing(self._holder, self._optional)
-
     def assert_consumed(self) -> NameBasedLoadStatus:
         return self.assert_existing_objects_matched()
 
     def assert_existing_objects_matched(self) -> NameBasedLoadStatus:
-        missing = self._missing()
+        self._restoration.run()
+        wanted = [value for value in self._wanted() if not (value.is_restored or value.is_superseded)]
+        unmade = [reported(value).name for value in wanted if value.is_stored and value.tensor.is_meta]
+        if unmade:
+            raise AssertionError(_complaint_of_unmade(unmade, self._prefix))
+        missing = [reported(value).name for value in wanted]
         if missing:
             raise AssertionError(
                 f"Some objects had attributes which were not restored from {self._prefix!r}, which holds nothing "
@@ -363,15 +279,17 @@ class NameBasedLoadStatus(LoadStatus):
         return self.assert_existing_objects_matched()
 
     def run_restore_ops(self, device: Device = None) -> None:
-        self._restoration.materialize(device)
+        self._restoration.materialize(device_with_memory(device))
 
     def initialize_or_restore(self, device: Device = None) -> None:
-        self._restoration.initialize(device)
+        self._restoration.initialize(device_with_memory(device))
 
     def report(self) -> RestoreReport:
-        missing = tuple(ValueReport(name) for name in self._missing())
-        restored = tuple(ValueReport(name) for name in self._restoration.restored_names())
-        return RestoreReport(self._prefix, restored, only_in_program=missing)
+        return report_of_names(self._prefix, self._wanted(), self._restoration.stored_values())
+
+    def _wanted(self) -> list[WantedValue]:
+        wanted = self._restoration.wanted(self._holder)
+        return [value for value in wanted if value.is_stored or value.tensor is not self._optional]
 
 
 class InitializationOnlyStatus(LoadStatus):
@@ -401,14 +319,12 @@ class InitializationOnlyStatus(LoadStatus):
 
     def initialize_or_restore(self, device: Device = None) -> None:
         """Makes and initialises modules on the meta device; others were initialised when they were made."""
-        initialize(self._discover(), (), device)
+        with contextlib.ExitStack() as undo:
+            initialize(self._discover(), (), device_with_memory(device), undo)
+            undo.pop_all()
 
     def report(self) -> RestoreReport:
-        live = self._discover().nodes.values()
-        return RestoreReport(
-            "no checkpoint",
-            only_in_program=tuple(_reported(node) for node in live if node.trackable._attribute_names()),
-        )
+        return report_of_nothing(self._discover())
 
 
 def _s(names: Sequence[object]) -> str:
