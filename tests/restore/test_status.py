@@ -171,9 +171,7 @@ def test_that_something_came_unnoticed_is_said_by_the_assertion(prefix: str) -> 
         status.assert_consumed()
     assert "run_restore_ops" not in str(caught.value)
     items["1"] = zero()
-    with pytest.raises(
-        AssertionError, match=r"What has come since to objects that tell nobody is restored by run_restore_ops\(\)\.$"
-    ):
+    with pytest.raises(AssertionError, match=r"What has come since .* run_restore_ops\(\)\.$"):
         status.assert_consumed()
     status.run_restore_ops()
     status.assert_consumed()
