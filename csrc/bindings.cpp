@@ -584,6 +584,10 @@ void DefineV1Reader(nb::module_& module) {
 
 NB_MODULE(_native, module) {
   module.doc() = "The compiled core of torch_trackckpt.";
+#ifdef NDEBUG
+  // A restore that still waits when Python ends keeps its reader; that is no leak which users should read of.
+  nb::set_leak_warnings(false);
+#endif
   nb::register_exception_translator(trackckpt::TranslateException);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);
