@@ -210,6 +210,12 @@ def test_the_handlers_before_are_put_back(end: Callable[[], object]) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_signal_that_cannot_be_handled_leaves_all_handlers_as_they_were() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        SaveOnSignal(Saver(), [signal.SIGTERM, signal.SIGKILL]).__enter__()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_another_thread_than_the_main_one_is_refused() -> None:
     errors: list[str] = []
 

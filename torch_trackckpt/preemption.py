@@ -148,7 +148,12 @@ class SaveOnSignal:
                     f"{number.name} has a handler that was not installed from Python, so it could not be put back; "
                     "choose another signal."
                 )
-        self._previous = {number: signal.signal(number, self._note) for number in self._signals}
+        try:
+            for number in self._signals:
+                self._previous[number] = signal.signal(number, self._note)
+        except BaseException:
+            self._put_back()
+            raise
         return self
 
     def __exit__(
@@ -158,8 +163,11 @@ class SaveOnSignal:
             if error is None:
                 self.step()
         finally:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+            self._put_back()
+
+    def _put_back(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
 
 def _last_save_of(saver: Saves | Callable[[], Any]) -> Callable[[], Any]:
