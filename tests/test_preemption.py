@@ -216,6 +216,23 @@ def test_a_signal_that_cannot_be_handled_leaves_all_handlers_as_they_were() -> N
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_signal_that_is_named_twice_is_put_back_as_well() -> None:
+    with SaveOnSignal(Saver(), [signal.SIGTERM, signal.SIGTERM]):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_block_waits_for_a_signal_of_its_own() -> None:
+    saves: list[str] = []
+    preemption = SaveOnSignal(lambda: saves.append("save"))
+    for number in (1, 2):
+        with preemption:
+            assert not preemption.step()
+            signal.raise_signal(signal.SIGTERM)
+        assert preemption.should_stop
+        assert len(saves) == number
+
+
 def test_another_thread_than_the_main_one_is_refused() -> None:
     errors: list[str] = []
 

@@ -105,7 +105,8 @@ class SaveOnSignal:
         exit_code: int | None = None,
     ) -> None:
         self._save = _last_save_of(saver)
-        self._signals = tuple(signals)
+        # Each once: what was in place before can be put back only as often.
+        self._signals = tuple(dict.fromkeys(signals))
         self._exit_code = exit_code
         self._previous: dict[signal.Signals, Any] = {}
         self._received: int | None = None
@@ -148,6 +149,7 @@ class SaveOnSignal:
                     f"{number.name} has a handler that was not installed from Python, so it could not be put back; "
                     "choose another signal."
                 )
+        self._received, self._has_saved = None, False
         try:
             for number in self._signals:
                 self._previous[number] = signal.signal(number, self._note)
