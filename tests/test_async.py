@@ -353,6 +353,24 @@ def test_a_raising_callback_leaves_the_files_but_no_state(tmp_path: Path) -> Non
     assert paths(second) == ["save_counter", "x"]
 
 
+def test_asynchronous_saves_in_a_callback_of_a_synchronous_one_take_turns(tmp_path: Path) -> None:
+    """They share the memory for copies, so that the second waits for the first."""
+    x = torch.zeros(1 << 20)
+    checkpoint = Checkpoint(x=x)
+
+    def save_twice() -> None:
+        for number in (1, 2):
+            with torch.no_grad():
+                x.fill_(number)
+            checkpoint.write(tmp_path / f"inner-{number}", ASYNC)
+
+    options = CheckpointOptions(durable=False, experimental_write_callbacks=[save_twice])
+    checkpoint.write(tmp_path / "outer", options)
+    checkpoint.sync()
+    for number in (1, 2):
+        assert load_variable(tmp_path / f"inner-{number}", X).unique().tolist() == [number]
+
+
 @pytest.mark.parametrize("call", ["save", "write", "restore", "read", "sync"])
 def test_a_callback_that_would_wait_for_its_own_save_is_an_error(tmp_path: Path, call: str) -> None:
     checkpoint = Checkpoint(x=zero())

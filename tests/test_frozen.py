@@ -3,6 +3,7 @@
 import collections
 import gc
 import logging
+import threading
 import weakref
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import names_in, thing, zero
+from held import PATIENCE_SECONDS
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, RNGState, Trackable, frozen_saver
@@ -435,6 +437,24 @@ def test_a_checkpoint_that_has_more_is_restored(prefix: str) -> None:
     other = nn.Linear(2, 1)
     frozen_saver(other).restore(path).assert_existing_objects_matched()
     assert torch.equal(other.weight, layer.weight)
+
+
+def test_a_callback_that_restores_what_is_being_saved_is_an_error_not_a_deadlock(prefix: str) -> None:
+    checkpoint = Checkpoint(x=zero())
+    saver = frozen_saver(checkpoint)
+    options = CheckpointOptions(enable_async=True, experimental_write_callbacks=[lambda path: restore(path)])
+    gate = threading.Event()
+
+    def restore(path: str) -> None:
+        assert gate.wait(PATIENCE_SECONDS)
+        saver.restore(path)
+
+    saver.save(prefix, options)
+    # As the next save does that waits for the pending one.
+    with checkpoint._own.lock:
+        gate.set()
+        with pytest.raises(RuntimeError, match="would wait for this very save; use another Checkpoint"):
+            checkpoint.sync()
 
 
 def test_a_root_may_hold_itself(tmp_path: Path) -> None:

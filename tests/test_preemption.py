@@ -210,6 +210,29 @@ def test_the_handlers_before_are_put_back(end: Callable[[], object]) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_signal_that_cannot_be_handled_leaves_all_handlers_as_they_were() -> None:
+    with pytest.raises(OSError, match="Invalid argument"):
+        SaveOnSignal(Saver(), [signal.SIGTERM, signal.SIGKILL]).__enter__()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_named_twice_is_put_back_as_well() -> None:
+    with SaveOnSignal(Saver(), [signal.SIGTERM, signal.SIGTERM]):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_block_waits_for_a_signal_of_its_own() -> None:
+    saves: list[str] = []
+    preemption = SaveOnSignal(lambda: saves.append("save"))
+    for number in (1, 2):
+        with preemption:
+            assert not preemption.step()
+            signal.raise_signal(signal.SIGTERM)
+        assert preemption.should_stop
+        assert len(saves) == number
+
+
 def test_another_thread_than_the_main_one_is_refused() -> None:
     errors: list[str] = []
 

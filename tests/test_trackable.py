@@ -1,6 +1,10 @@
 """Classes that take part in the object graph by deriving from `Trackable` or `AutoTrackable`."""
 
-from collections.abc import Mapping
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,3 +265,36 @@ def test_a_python_state_is_a_string_scalar_and_arrives_as_bytes(
     other = Counting("other")
     Checkpoint(s=other).read(prefix).assert_consumed()
     assert other.received == [received]
+
+
+# -------------------------------------------------------------------------------------------- slots
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted(AutoTrackable):
+    """A class whose attributes are in slots."""
+
+    layers: list[Any]
+    scale: torch.Tensor
+
+
+def test_attributes_in_slots_are_children_as_all_others(prefix: str) -> None:
+    saved = Slotted([torch.ones(1)], torch.tensor(2.0))
+    saved.later = torch.tensor(3.0)
+    assert saved_paths(saved) == ["scale", "later", "layers/0"]
+    Checkpoint(saved).write(prefix)
+    restored = Slotted([torch.zeros(1)], torch.tensor(0.0))
+    status = Checkpoint(restored).read(prefix)
+    restored.later = torch.tensor(0.0)
+    status.assert_consumed()
+    assert [restored.layers[0].item(), restored.scale.item(), restored.later.item()] == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+def test_an_object_with_slots_can_be_copied_and_pickled(copied: Callable[[Slotted], Slotted]) -> None:
+    original = Slotted([torch.ones(1)], torch.tensor(2.0))
+    original.later = NoDependency([3])
+    twin = copied(original)
+    assert (twin.layers, twin.scale, twin.later) == (original.layers, original.scale, [3])
+    twin.layers.append(torch.zeros(1))
+    assert saved_paths(twin) == ["scale", "layers/0", "layers/1"]

@@ -386,6 +386,8 @@ class _Own:
         """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write."""
         self._refuse_pending_save_itself()
         if self.turn_of == threading.get_ident():
+            # A callback that saves asynchronously may do so again, and there is one buffer for the copies.
+            self.wait_for_pending()
             yield
             return
         with self.metrics.stalling(), self.lock:

@@ -89,17 +89,16 @@ class FrozenSaver:
             MismatchError: a value is missing in the checkpoint; the text names it. Or as `Checkpoint.read`.
             CheckpointNotFoundError, RestoreError, DataLossError, UnsupportedFormatError: as `Checkpoint.read`.
         """
-        with self._checkpoint._own.lock:
-            self._checkpoint.sync()
-            reader = CheckpointReader(save_path)
-            missing = [named.key for named in self._frozen.snapshot.values if not reader.has_tensor(named.key)]
-            if missing:
-                raise MismatchError(
-                    f"The checkpoint {reader.file_prefix!r} is not one of the objects of this frozen saver: it lacks "
-                    f"{len(missing)} of their values, the first is {missing[0]}. Nothing has changed. "
-                    "`Checkpoint.restore` takes what there is."
-                )
-            return self._checkpoint.read(save_path, options)
+        self._checkpoint.sync()
+        reader = CheckpointReader(save_path)
+        missing = [named.key for named in self._frozen.snapshot.values if not reader.has_tensor(named.key)]
+        if missing:
+            raise MismatchError(
+                f"The checkpoint {reader.file_prefix!r} is not one of the objects of this frozen saver: it lacks "
+                f"{len(missing)} of their values, the first is {missing[0]}. Nothing has changed. "
+                "`Checkpoint.restore` takes what there is."
+            )
+        return self._checkpoint.read(save_path, options)
 
     def _freeze(self) -> FrozenGraph:
         frozen = FrozenGraph(self._checkpoint._graph_root(), self._checkpoint._attached)

@@ -105,7 +105,8 @@ class SaveOnSignal:
         exit_code: int | None = None,
     ) -> None:
         self._save = _last_save_of(saver)
-        self._signals = tuple(signals)
+        # Each once: what was in place before can be put back only as often.
+        self._signals = tuple(dict.fromkeys(signals))
         self._exit_code = exit_code
         self._previous: dict[signal.Signals, Any] = {}
         self._received: int | None = None
@@ -148,7 +149,13 @@ class SaveOnSignal:
                     f"{number.name} has a handler that was not installed from Python, so it could not be put back; "
                     "choose another signal."
                 )
-        self._previous = {number: signal.signal(number, self._note) for number in self._signals}
+        self._received, self._has_saved = None, False
+        try:
+            for number in self._signals:
+                self._previous[number] = signal.signal(number, self._note)
+        except BaseException:
+            self._put_back()
+            raise
         return self
 
     def __exit__(
@@ -158,8 +165,11 @@ class SaveOnSignal:
             if error is None:
                 self.step()
         finally:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+            self._put_back()
+
+    def _put_back(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
 
 def _last_save_of(saver: Saves | Callable[[], Any]) -> Callable[[], Any]:

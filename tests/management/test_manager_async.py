@@ -1,13 +1,21 @@
 """A manager whose saves are asynchronous."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from held import PATIENCE_SECONDS
 
-from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, latest_checkpoint
+from torch_trackckpt import (
+    Checkpoint,
+    CheckpointManager,
+    CheckpointOptions,
+    latest_checkpoint,
+    preemption_save_context,
+)
 from torch_trackckpt.retention import KeepLatest
 
 ASYNC = CheckpointOptions(enable_async=True)
@@ -58,6 +66,31 @@ def test_a_failure_in_the_background_is_raised_by_the_next_save_and_leaves_the_l
         manager.save()
     assert names(manager) == ["ckpt-1"]
     assert os.path.basename(manager.save() or "") == "ckpt-3"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_last_save_makes_up_for_one_of_the_same_step_that_failed(
+    tmp_path: Path, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The step counts as saved when its save has begun, but not before the process ends."""
+    step = torch.tensor(7)
+    gate = threading.Event()
+
+    def finish() -> None:
+        assert gate.wait(PATIENCE_SECONDS)
+        if fails:
+            raise OSError("no space")
+
+    manager = CheckpointManager(Checkpoint(step=step), tmp_path, step_counter=step, checkpoint_interval=5)
+    manager.save(options=CheckpointOptions(enable_async=True, experimental_write_callbacks=[finish]))
+    assert manager.save(check_interval=False) is None
+    gate.set()
+    with preemption_save_context():
+        assert manager.save(check_interval=False) == (str(tmp_path / "ckpt-2") if fails else None)
+        assert latest_checkpoint(tmp_path) == str(tmp_path / ("ckpt-2" if fails else "ckpt-1"))
+    if fails:
+        with pytest.raises(OSError, match="no space"):
+            manager.sync()
 
 
 def test_a_callback_that_saves_by_the_same_manager_is_an_error_not_a_deadlock(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from torch_trackckpt.storage.local import LocalStorage
 
 STORAGE = LocalStorage()
@@ -24,6 +26,23 @@ def test_only_temporary_files_of_its_own_are_cleaned(tmp_path: Path) -> None:
     STORAGE.put(str(tmp_path / "checkpoint"), b"new")
 
     assert sorted(os.listdir(tmp_path)) == ["checkpoint", "checkpoint.tmp_backup_of_mine", "checkpoint.tmpdir"]
+
+
+def test_a_temporary_file_that_another_thread_takes_for_a_left_over_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two checkpoints save into one directory asynchronously."""
+    path = tmp_path / "checkpoint"
+
+    def replace_after_another(source: str, destination: str) -> None:
+        monkeypatch.undo()
+        STORAGE.put(destination, b"the other's")
+        os.replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", replace_after_another)
+    STORAGE.put(str(path), b"mine")
+    assert path.read_bytes() == b"mine"
+    assert os.listdir(tmp_path) == ["checkpoint"]
 
 
 def test_missing_directories_are_made_with_their_parents(tmp_path: Path) -> None:

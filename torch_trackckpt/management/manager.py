@@ -30,6 +30,7 @@ from torch_trackckpt.fallback import first_sound
 from torch_trackckpt.management.ledger import Ledger, read_ledger, write_ledger
 from torch_trackckpt.management.pruning import ByPolicy, MaxToKeep, PruningRule
 from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.preemption import in_preemption_save_context
 from torch_trackckpt.retention import Retention, SavedCheckpoint, checked_integer
 from torch_trackckpt.save.commit import remove_checkpoint
 from torch_trackckpt.state_file import find_listed
@@ -109,7 +110,7 @@ class CheckpointManager:
         self._metrics = frozenset() if retention is None else retention.metrics
         self._step_counter = step_counter
         self._interval = _integer_or_none("checkpoint_interval", checkpoint_interval, least=0)
-        self._last_step = last_checkpoint_step
+        self._last_step = self._complete_step = last_checkpoint_step
         self._init_fn = init_fn
         self._clock = clock
         self._lock = threading.Lock()
@@ -163,7 +164,8 @@ class CheckpointManager:
         The checkpoint's ``save_counter`` rises by one. Old checkpoints are deleted once the new one is durable and the
         state file names it. If the save fails, everything is as before but for the counter; TensorFlow counts the step
         as saved even so. Where `Checkpoint.write` leaves the files to another thread, that one does the bookkeeping as
-        well, `sync` waits for both, and the step counts as saved at once.
+        well, `sync` waits for both, and the step counts as saved at once. Within `preemption_save_context` it counts
+        only once there is its checkpoint.
 
         Args:
             checkpoint_number: what to call the checkpoint instead of the save counter.
@@ -183,6 +185,10 @@ class CheckpointManager:
         number = _integer_or_none("checkpoint_number", checkpoint_number, least=-math.inf)
         measured = self._checked_metrics(metrics)
         step = self._current_step()
+        if in_preemption_save_context():
+            # There is no later save that could make up for one that fails, or has failed, in its thread.
+            self.sync()
+            self._last_step = self._complete_step
         # Asked first, because a save that is not due waits for none that is pending.
         if not self._is_due(step, check_interval):
             return None
@@ -227,6 +233,7 @@ class CheckpointManager:
         def record(path: str) -> None:
             with self._lock:
                 self._record(SavedCheckpoint(path, self._clock(), step, metrics), here, storage)
+                self._complete_step = step
 
         callbacks = (*options.experimental_write_callbacks, record)
         return dataclasses.replace(options, experimental_write_callbacks=callbacks)
@@ -275,7 +282,7 @@ class CheckpointManager:
         if self._ledger.listed:
             paths = (find_listed(path, self._directory) or path for path in self._ledger.listed)
             restored = first_sound(paths, _Restoring(self._checkpoint, options).restore)
-            self._last_step = self._current_step()
+            self._last_step = self._complete_step = self._current_step()
             return restored
         if self._init_fn is not None:
             self._init_fn()

@@ -73,6 +73,12 @@ class LocalStorage:
         for left_over in self.list(path + ".tmp"):
             if re.fullmatch(r"\.tmp[0-9a-f]{16}", left_over.removeprefix(path)):
                 self.remove(left_over)
+        while not self._replace(path, data):
+            pass
+        self.sync_directory(path)
+
+    def _replace(self, path: str, data: bytes) -> bool:
+        """Whether it succeeded; not where another thread's `put` took the temporary file for one that is left over."""
         temporary = f"{path}.tmp{secrets.token_hex(8)}"
         try:
             with open(temporary, "xb") as file:
@@ -80,11 +86,14 @@ class LocalStorage:
                 file.flush()
                 if self.durable:
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except FileNotFoundError:
+                return False
         except BaseException:
             self.remove(temporary)
             raise
-        self.sync_directory(path)
+        return True
 
     def sync_directory(self, path: str) -> None:
         if not self.durable:

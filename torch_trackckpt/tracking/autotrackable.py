@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -62,14 +63,24 @@ class AutoTrackable(Trackable):
         self._bookkeeping().waiting.attached()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        getattr(super(), "__setstate__", self._set_plain_state)(state)
         # A shallow copy gets the original's bookkeeping; it needs its own.
-        getattr(super(), "__setstate__", self.__dict__.update)(state)
         if isinstance(bookkeeping := self.__dict__.get("_tracking"), _Bookkeeping):
             self.__dict__["_tracking"] = copy.copy(bookkeeping)
         # Tracked containers are pickled as plain ones.
         wrapped: dict[int, Any] = {}
-        for name in vars(self).keys() - self._bookkeeping().untracked - {"_tracking"}:
-            self.__dict__[name] = wrap(self.__dict__[name], wrapped)
+        for name, value in self._attributes().items():
+            if name in self.__dict__:
+                self.__dict__[name] = wrap(value, wrapped)
+            else:
+                object.__setattr__(self, name, wrap(value, wrapped))
+
+    def _set_plain_state(self, state: Any) -> None:
+        """As `pickle` does: the state of a class with slots has two parts, of which the first may be None."""
+        attributes, slots = state if isinstance(state, tuple) else (state, {})
+        self.__dict__.update(attributes or {})
+        for name, value in slots.items():
+            object.__setattr__(self, name, value)
 
     def _waiting(self) -> Waiting:
         return self._bookkeeping().waiting
@@ -107,14 +118,31 @@ class AutoTrackable(Trackable):
         bookkeeping = self._bookkeeping()
         if name in bookkeeping.explicit:
             return bookkeeping.explicit[name]
-        value = None if name in bookkeeping.untracked else vars(self).get(name)
+        if name in bookkeeping.untracked:
+            return None
+        is_in_slot = name not in vars(self) and name in _slots_of(type(self))
+        value = getattr(self, name, None) if is_in_slot else vars(self).get(name)
         return None if value is bookkeeping else value
 
     def _trackable_children(self) -> Mapping[str, object]:
+        return self._attributes() | self._bookkeeping().explicit
+
+    def _attributes(self) -> dict[str, object]:
+        """The attributes that may be children: first those in slots, then the others in the order of assignment."""
         bookkeeping = self._bookkeeping()
-        children = {
+        slots = {name: getattr(self, name) for name in _slots_of(type(self)) if hasattr(self, name)}
+        return {
             name: value
-            for name, value in vars(self).items()
+            for name, value in (slots | vars(self)).items()
             if value is not bookkeeping and name not in bookkeeping.untracked
         }
-        return children | bookkeeping.explicit
+
+
+def _slots_of(kind: type) -> list[str]:
+    return [
+        name
+        for base in reversed(kind.__mro__)
+        if "__slots__" in vars(base)
+        for name, member in vars(base).items()
+        if isinstance(member, types.MemberDescriptorType)
+    ]
