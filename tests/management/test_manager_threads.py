@@ -3,10 +3,12 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import torch_trackckpt.management.manager
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, latest_checkpoint
 
 FAST = CheckpointOptions(durable=False)
@@ -103,3 +105,20 @@ def test_saves_from_several_threads_take_turns(tmp_path: Path) -> None:
         restored = Checkpoint()
         restored.restore(tmp_path / f"ckpt-{number}")
         assert int(restored.save_counter) == number
+
+
+def test_a_save_in_a_signal_handler_in_the_middle_of_the_bookkeeping_is_an_error_not_a_deadlock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = CheckpointManager(Checkpoint(x=torch.zeros(2)), tmp_path, max_to_keep=2)
+    write_ledger = torch_trackckpt.management.manager.write_ledger
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        monkeypatch.undo()
+        manager.save()
+        write_ledger(*args, **kwargs)
+
+    monkeypatch.setattr(torch_trackckpt.management.manager, "write_ledger", interrupted)
+    with pytest.raises(RuntimeError, match="SaveOnSignal"):
+        manager.save()
+    assert manager.save() == manager.latest_checkpoint

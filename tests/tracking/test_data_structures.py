@@ -4,6 +4,7 @@ import collections
 import copy
 import json
 import pickle
+import weakref
 from typing import Any, NamedTuple
 
 import pytest
@@ -500,3 +501,18 @@ def test_an_empty_container_is_nobodys_concern_whatever_becomes_of_it(prefix: st
     live.a.append({"more": [nn.ReLU()]})
     status.assert_consumed().assert_existing_objects_matched()
     assert saved_paths(live) == ["x"]
+
+
+def test_a_window_over_marked_elements_keeps_few_of_them_alive() -> None:
+    """C197"""
+    thing = AutoTrackable()
+    thing.window = []
+    seen = []
+    for _ in range(500):
+        element = torch.zeros(1)
+        seen.append(weakref.ref(element))
+        thing.window.append(NoDependency(element))
+        del element
+        if len(thing.window) > 5:
+            thing.window.pop(0)
+    assert sum(reference() is not None for reference in seen) < 50

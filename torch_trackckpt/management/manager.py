@@ -114,6 +114,8 @@ class CheckpointManager:
         self._init_fn = init_fn
         self._clock = clock
         self._lock = threading.Lock()
+        self._recording_in: int | None = None
+        """The thread that holds the lock."""
         now = clock()
         self._ledger = self._rule.recovered(read_ledger(self._directory, now), now)
 
@@ -231,9 +233,18 @@ class CheckpointManager:
         here = "" if os.path.isabs(self._directory) else os.getcwd()
 
         def record(path: str) -> None:
+            if self._recording_in == threading.get_ident():
+                raise RuntimeError(
+                    f"A signal handler saved {path!r} while the manager was recording a save in the same thread; note "
+                    "the signal and save at the next step, as torch_trackckpt.SaveOnSignal does."
+                )
             with self._lock:
-                self._record(SavedCheckpoint(path, self._clock(), step, metrics), here, storage)
-                self._complete_step = step
+                self._recording_in = threading.get_ident()
+                try:
+                    self._record(SavedCheckpoint(path, self._clock(), step, metrics), here, storage)
+                    self._complete_step = step
+                finally:
+                    self._recording_in = None
 
         callbacks = (*options.experimental_write_callbacks, record)
         return dataclasses.replace(options, experimental_write_callbacks=callbacks)

@@ -30,6 +30,7 @@ class ContainerRecord:
         """What was done that the names of tracked elements do not bear; the first time."""
         self._no_dependency: dict[int, object] = {}
         """By ``id``, the elements that came marked as no part of checkpoints."""
+        self._tidy_at = 16
         self._source: list[Any] | dict[Any, Any] | None = None
         self._snapshot: list[Any] | dict[Any, Any] | None = None
         """The plain object that was assigned, and a copy of it as it was then."""
@@ -93,6 +94,12 @@ class ContainerRecord:
         # One reference is the attribute, the other the argument.
         if sys.getrefcount(self._source) <= 2 and _is_same(self._source, self._snapshot):
             self._source = self._snapshot = None
+
+    def tidy(self, content: list[Any] | dict[Any, Any]) -> None:
+        """As `forget_absent`, now and then: so that a window over many marked elements keeps few of them alive."""
+        if len(self._no_dependency) > self._tidy_at:
+            self.forget_absent(content)
+            self._tidy_at = 2 * len(self._no_dependency) + 16
 
     def forget_absent(self, content: list[Any] | dict[Any, Any]) -> None:
         """Lets go of marked elements that were taken out meanwhile."""

@@ -141,6 +141,7 @@ class TrackedList(TrackedContainer, list[Any]):
     def append(self, value: Any, /) -> None:
         value = _take_as(self._record, str(len(self)), value)
         super().append(value)
+        self._record.tidy(self)
         _taken(self._record, value)
 
     def extend(self, values: Iterable[Any], /) -> None:
@@ -276,6 +277,7 @@ class TrackedDict(TrackedContainer, dict[Any, Any]):
     def __setitem__(self, key: Any, value: Any, /) -> None:
         value = _take_as(self._record, key, value) if isinstance(key, str) else _take(self._record, value)
         super().__setitem__(key, value)
+        self._record.tidy(self)
         _taken(self._record, value)
 
     def setdefault(self, key: Any, default: Any = None, /) -> Any:
