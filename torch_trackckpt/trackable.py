@@ -153,6 +153,15 @@ class DeferredChild(Protocol):
         """Says that the live object has got another value, which is newer."""
         ...
 
+    def covers(self, earlier: DeferredChild) -> bool:
+        """Whether another one that waits here is of an earlier restore that has nothing which this one lacks, and that
+        nobody looks at."""
+        ...
+
+    def give_way(self) -> None:
+        """Says that it waits no longer, because a later one waits here that covers it."""
+        ...
+
 
 class Waiting:
     """What waits for children of one object that do not exist yet, by their local names. TensorFlow's
@@ -178,8 +187,15 @@ class Waiting:
         return tuple(self._by_name)
 
     def add(self, name: str, child: DeferredChild) -> None:
-        """Has a stored object wait for the child of this name."""
-        self._by_name.setdefault(name, []).append(child)
+        """Has a stored object wait for the child of this name, in place of those that it covers.
+
+        A program that restores one checkpoint after another, and never makes what waits, keeps the last of them only.
+        """
+        positions = self._by_name.setdefault(name, [])
+        covered = [position for position in positions if child.covers(position)]
+        positions[:] = [*(position for position in positions if position not in covered), child]
+        for position in covered:
+            position.give_way()
 
     def discard(self, name: str, child: DeferredChild) -> None:
         """Has it wait no longer."""

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from torch_trackckpt import AutoTrackable, Checkpoint
 from torch_trackckpt.errors import MismatchError
+from torch_trackckpt.restore.deferred import Restoration
 
 
 def values(*tensors: torch.Tensor) -> list[float]:
@@ -400,3 +401,46 @@ def test_a_restored_tensor_can_be_swapped_by_hand(prefix: str) -> None:
     checkpoint.x = x
     torch.utils.swap_tensors(x, y)
     assert values(x, y) == [5.0, 1.0]
+
+
+# ------------------------------------------------------------------------------- the same program again and again
+
+
+def restorations() -> int:
+    return sum(type(item) is Restoration for item in gc.get_objects())
+
+
+def test_of_restores_that_wait_for_the_same_things_in_vain_only_the_latest_is_kept(
+    prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = layer()
+    optimizer = Adam(net.parameters())
+    paths = [
+        Checkpoint(net=layer(i), extra=full(i), optimizer=optimizer).write(f"{prefix}-{i}") for i in (1.0, 2.0, 3.0)
+    ]
+    before = restorations()
+    evaluation = Checkpoint(net=net)
+    for path in paths * 2:
+        evaluation.read(path)
+        assert restorations() == before + 1
+    assert not caplog.records  # of the values the latest tells, when it goes
+    evaluation.extra = zeros()
+    assert values(net.weight, evaluation.extra) == [3.0, 3.0]
+    del evaluation
+    assert restorations() == before
+    assert [record.getMessage().count("unrestored values") for record in caplog.records] == [1]
+
+
+def test_a_restore_goes_on_waiting_behind_a_later_one_for_what_that_lacks_or_while_its_status_is_kept(
+    prefix: str,
+) -> None:
+    more = Checkpoint(a=thing(x=full(1.0), y=full(1.0))).write(prefix + "-more")
+    less = Checkpoint(a=thing(x=full(2.0))).write(prefix + "-less")
+    checkpoint = Checkpoint()
+    checkpoint.read(more)
+    checkpoint.read(less)
+    kept = checkpoint.read(less)
+    checkpoint.read(less)
+    checkpoint.a = thing(x=zeros(), y=zeros())
+    assert values(checkpoint.a.x, checkpoint.a.y) == [2.0, 1.0]
+    assert not kept.report().waiting

@@ -30,7 +30,7 @@ from torch_trackckpt.restore.bindings import Bindings, Place
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Match, Matcher, PendingSlots, Unmade, slots_of
 from torch_trackckpt.restore.materialize import give_memory, take_memory
-from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable, Waiting
+from torch_trackckpt.trackable import VARIABLE_VALUE, DeferredChild, SlotOwner, Trackable, Waiting
 from torch_trackckpt.update_uid import new_uid
 
 __all__ = ["Restoration"]
@@ -62,6 +62,16 @@ class _DeferredNode:
 
     def supersede(self) -> None:
         self.restoration.supersede(self.node_id)
+
+    def covers(self, earlier: DeferredChild) -> bool:
+        return (
+            isinstance(earlier, _DeferredNode)
+            and self.node_id == earlier.node_id
+            and self.restoration.covers(earlier.restoration)
+        )
+
+    def give_way(self) -> None:
+        self.restoration.give_way(self.node_id, self.place)
 
 
 class Restoration:
@@ -104,6 +114,9 @@ class Restoration:
             for node_id in pair:
                 self._pairs_of.setdefault(node_id, []).append(pair)
         self._watched: set[int] = set()
+        self._has_all_of: dict[int, bool] = {}
+        """By the numbers of earlier restores, whether this one has all that they have."""
+        self._status: weakref.ref[object] | None = None
         self._streams_to: torch.device | None = None
 
     # Steps.
@@ -174,6 +187,30 @@ class Restoration:
         """Says that a live tensor that waits for its value has got another one, which is newer."""
         self.superseded.add(node_id)
         self._unmade.pop(node_id, None)
+
+    def observe(self, status: object) -> None:
+        """Says who shows the caller what becomes of the values."""
+        self._status = weakref.ref(status)
+
+    def covers(self, other: Restoration) -> bool:
+        """Whether another restore is an earlier one, which has nothing that this one lacks, and no status any more.
+
+        Graphs of one form tell that: a program that saves again and again writes such.
+        """
+        if other._status is not None and other._status() is not None:
+            return False
+        if other.uid not in self._has_all_of:
+            skips, other_skips = (each.options.experimental_skip_slot_variables for each in (self, other))
+            self._has_all_of[other.uid] = other.uid < self.uid and skips <= other_skips and self.graph == other.graph
+        return self._has_all_of[other.uid]
+
+    def give_way(self, node_id: int, place: Place) -> None:
+        """Has a node wait no longer at a place where a later restore waits that has all that this one has.
+
+        What then becomes of the values is for the later one to tell.
+        """
+        self.expects_partial = True
+        self.waits_at[node_id].remove(place)
 
     def settle(self) -> None:
         """Looks for a place for what optimizers could not take so far."""

@@ -105,6 +105,7 @@ class CheckpointLoadStatus(LoadStatus):
         self._restoration = restoration
         self._discover = discover
         self._prefix = restoration.reader.file_prefix
+        restoration.observe(self)
 
     def assert_consumed(self) -> CheckpointLoadStatus:
         return self._assert_none([*self._complaints_of_program(), *self._complaints_of_checkpoint()])
