@@ -26,6 +26,19 @@ def thing(**children: object) -> AutoTrackable:
     return made
 
 
+class Text:
+    """An object that encodes itself."""
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+
+    def serialize(self) -> str:
+        return self.text
+
+    def deserialize(self, string_value: bytes) -> None:
+        self.text = string_value.decode()
+
+
 def names_in(directory: Path | str) -> list[str]:
     return sorted(os.listdir(directory))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import names_in, thing, zero
+from checkpoints import Text, names_in, thing, zero
 from held import PATIENCE_SECONDS
 from torch import nn
 
@@ -35,17 +35,6 @@ class Meter(Trackable):
 
     def _restore_from_tensors(self, values: Any) -> None:
         self.values = dict(values)
-
-
-class Text:
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def serialize(self) -> str:
-        return self.text
-
-    def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
 
 
 class History:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import witness
+from checkpoints import Text
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, Trackable, list_objects, load_checkpoint
@@ -141,19 +142,6 @@ def test_values_lie_in_the_order_of_their_nodes_with_the_graph_last() -> None:
         "z/b/.ATTRIBUTES/VARIABLE_VALUE",
         "_CHECKPOINTABLE_OBJECT_GRAPH",
     ]
-
-
-class Text:
-    """An object that encodes itself."""
-
-    def __init__(self, text: str = "") -> None:
-        self.text = text
-
-    def serialize(self) -> str:
-        return self.text
-
-    def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
 
 
 def test_python_states_lie_after_all_tensors_slots_included() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import thing
+from checkpoints import Text, thing
 from named_values import full, is_restored, ones, zeros
 from torch import nn
 
@@ -159,16 +159,6 @@ def test_a_save_counter_that_is_made_after_a_read_has_the_stored_number(prefix: 
 
 def test_a_python_state_that_comes_late_takes_its_bytes_when_it_comes(prefix: str) -> None:
     """C095"""
-
-    class Text:
-        def __init__(self, text: str) -> None:
-            self.text = text
-
-        def serialize(self) -> str:
-            return self.text
-
-        def deserialize(self, string_value: bytes) -> None:
-            self.text = string_value.decode()
 
     Checkpoint(text=Text("saved")).write(prefix)
     checkpoint = Checkpoint()

@@ -6,23 +6,12 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from checkpoints import thing
+from checkpoints import Text, thing
 from named_values import full, ones, scalar, write_named, zeros
 from torch import nn
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, streaming_restore
 from torch_trackckpt.restore.report import RestoreReport, ValueReport
-
-
-class Text:
-    def __init__(self, text: str = "") -> None:
-        self.text = text
-
-    def serialize(self) -> str:
-        return self.text
-
-    def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
 
 
 def trained(**parameters: torch.Tensor) -> tuple[nn.ParameterDict, torch.optim.Optimizer]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis
 import torch
+from checkpoints import Text
 from hypothesis import strategies as st
 from torch import nn
 
@@ -24,17 +25,6 @@ PROGRAMS = st.dictionaries(
     ),
     max_size=3,
 )
-
-
-class Text:
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def serialize(self) -> str:
-        return self.text
-
-    def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
 
 
 class Program:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import thing
+from checkpoints import Text, thing
 from named_values import full, write_named, zeros
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
@@ -208,17 +208,6 @@ class Counter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value = state["value"]
-
-
-class Text:
-    def __init__(self, text: str = "") -> None:
-        self.text = text
-
-    def serialize(self) -> str:
-        return self.text
-
-    def deserialize(self, string_value: bytes) -> None:
-        self.text = string_value.decode()
 
 
 @pytest.mark.parametrize("attach_to", list(itertools.permutations(["old", "new"])), ids=str)
