@@ -1,4 +1,8 @@
-"""From a live object to the trackable that stands for it."""
+"""From a live object to the trackable that stands for it.
+
+The adapter of the nearest class above an object's own stands for it, as in `functools.singledispatch`. A class of a
+package that may not be installed is registered by its name, and takes its place when an object of it first appears.
+"""
 
 from __future__ import annotations
 
@@ -28,27 +32,61 @@ class Adapter(Trackable):
 
 
 @functools.singledispatch
-def adapt(value: object) -> Trackable | None:
-    """The trackable that stands for a live object, or None where the object is not trackable."""
+def _adapt(value: object) -> Trackable | None:
     return None
 
 
-@adapt.register
+@_adapt.register
 def _(value: Trackable) -> Trackable:
     return value
 
 
-@adapt.register
+@_adapt.register
 def _(value: weakref.ref) -> Trackable | None:  # type: ignore[type-arg]
     return adapt(value())
 
 
-def register_adapter(kind: type[T], adapter: Callable[[T], Trackable | None]) -> None:
+class _Registry:
+    """Which adapter stands for which class; this process has one."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Callable[[Any], Trackable | None]] = {}
+        self._known: weakref.WeakSet[type] = weakref.WeakSet()
+        """Classes that were seen since the last registration by name, with all of their bases."""
+
+    def add(self, kind: type | str, adapter: Callable[[Any], Trackable | None]) -> None:
+        if isinstance(kind, str):
+            self._by_name[kind] = adapter
+            self._known.clear()
+        else:
+            _adapt.register(kind, adapter)
+
+    def find(self, kind: type) -> Callable[[Any], Trackable | None]:
+        if kind not in self._known:
+            for base in kind.__mro__:
+                adapter = self._by_name.get(f"{base.__module__}.{base.__qualname__}")
+                if adapter is not None and base not in _adapt.registry:
+                    _adapt.register(base, adapter)
+            self._known.add(kind)
+        return _adapt.dispatch(kind)
+
+
+_registry = _Registry()
+
+
+def adapt(value: object) -> Trackable | None:
+    """The trackable that stands for a live object, or None where the object is not trackable."""
+    return _registry.find(value.__class__)(value)
+
+
+def register_adapter(kind: type[T] | str, adapter: Callable[[T], Trackable | None]) -> None:
     """Makes instances of a class trackable, in this process.
 
     Args:
-        kind: the class (or abstract base class); its subclasses are covered as well.
-        adapter: called with an instance; returns the trackable that stands for it, usually an `Adapter`.
+        kind: the class (or abstract base class); its subclasses are covered as well. A class that should not be
+            imported for this is given by its full name, such as ``"torchmetrics.metric.Metric"``.
+        adapter: called with an instance; returns the trackable that stands for it, usually an `Adapter`; for a wrapper
+            that has no state of its own, what ``adapt`` returns for the object inside. None leaves the object out.
 
     Example:
         >>> import torch
@@ -65,7 +103,7 @@ def register_adapter(kind: type[T], adapter: Callable[[T], Trackable | None]) ->
         >>> is_trackable(Meter())
         True
     """
-    adapt.register(kind, adapter)
+    _registry.add(kind, adapter)
 
 
 def is_trackable(value: object) -> bool:
