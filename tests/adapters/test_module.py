@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from torch_trackckpt import Checkpoint
@@ -124,59 +123,6 @@ def test_a_module_on_the_meta_device_is_refused_by_key(prefix: str) -> None:
     assert list(Path(prefix).parent.iterdir()) == []
 
 
-# --------------------------------------------------------------------------------------------- wrappers
-
-
-def compiled(module: nn.Module) -> nn.Module:
-    wrapped = torch.compile(module, backend="eager")
-    assert isinstance(wrapped, nn.Module)
-    return wrapped
-
-
-WRAPPERS: list[Callable[[nn.Module], nn.Module]] = [
-    nn.DataParallel,
-    compiled,
-    lambda module: compiled(nn.DataParallel(compiled(module))),
-]
-wrappers = pytest.mark.parametrize("wrap", WRAPPERS, ids=["DataParallel", "compile", "both"])
-
-
-@wrappers
-def test_a_wrapped_module_is_saved_under_the_keys_of_the_module_itself(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """C072"""
-    assert saved_paths({"m": wrap(nn.Linear(1, 1)), "n": nn.Sequential(wrap(nn.Linear(1, 1)))}) == [
-        "m/weight",
-        "m/bias",
-        "n/0/weight",
-        "n/0/bias",
-    ]
-
-
-@wrappers
-def test_wrapping_between_save_and_restore_changes_nothing(prefix: str, wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """C072"""
-    written, fresh = nn.Linear(2, 1), nn.Linear(2, 1)
-    Checkpoint(wrap(written), again=wrap(written)).write(prefix)
-    Checkpoint(fresh).read(prefix).expect_partial()
-    assert same_values(written, fresh)
-
-
-def test_a_module_and_its_wrapper_are_one_node() -> None:
-    """C023, C072"""
-    module = nn.Linear(1, 1, bias=False)
-    assert saved_paths({"wrapped": nn.DataParallel(module), "bare": module}) == ["wrapped/weight"]
-
-
-def test_a_distributed_module_is_saved_under_the_keys_of_the_module_itself(tmp_path: Path) -> None:
-    """C072"""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(nn.Linear(1, 1, bias=False))
-        assert saved_paths({"m": wrapped}) == ["m/weight"]
-    finally:
-        dist.destroy_process_group()
-
-
 # ------------------------------------------------------------------------------------------ extra state
 
 
@@ -229,6 +175,29 @@ def test_a_value_that_only_the_modules_own_state_dict_knows_is_refused_by_name(p
         Checkpoint(m=nn.Sequential(Metric())).write(prefix)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {f"renamed.{key}": value for key, value in state.items()},
+        lambda state: {f"renamed.{key}": value.detach() for key, value in state.items()},
+        lambda state: {key: value.detach().clone().cpu() for key, value in state.items()},
+        lambda state: {key: value for key, value in state.items() if "weight" in key},
+    ],
+    ids=["renames", "renames and detaches", "copies", "leaves out"],
+)
+def test_a_module_whose_state_dict_shows_the_known_in_another_way_is_saved_whole(
+    change: Callable[[dict[str, Any]], dict[str, Any]], prefix: str
+) -> None:
+    written, fresh = nn.Linear(2, 1), nn.Linear(2, 1)
+    for module in (written, fresh):
+        module._register_state_dict_hook(lambda module, state, prefix, metadata: change(state))
+    Checkpoint(m=written).write(prefix)
+    Checkpoint(m=fresh).read(prefix).assert_consumed()
+
+    assert torch.equal(fresh.weight, written.weight)
+    assert torch.equal(fresh.bias, written.bias)
+
+
 def test_a_hook_on_state_dict_that_adds_nothing_is_no_obstacle(prefix: str) -> None:
     module = nn.Linear(1, 1)
     module._register_state_dict_hook(lambda module, state, prefix, metadata: None)
@@ -246,19 +215,6 @@ def test_a_scripted_module_is_saved_and_restored(prefix: str) -> None:
     Checkpoint(m=fresh).read(prefix).assert_consumed()
 
     assert torch.equal(fresh.weight, written.weight)
-
-
-def test_a_parallel_wrapper_with_buffers_of_its_own_keeps_its_node(prefix: str) -> None:
-    class Counting(nn.DataParallel):
-        def __init__(self, module: nn.Module, steps: int) -> None:
-            super().__init__(module)
-            self.register_buffer("steps", torch.tensor(steps))
-
-    Checkpoint(m=Counting(nn.Linear(1, 1), 7)).write(prefix)
-    fresh = Counting(nn.Linear(1, 1), 0)
-    Checkpoint(m=fresh).read(prefix).assert_consumed()
-
-    assert fresh.steps.item() == 7
 
 
 def test_an_extra_state_that_cannot_be_set_is_found_before_anything_changes(prefix: str) -> None:

@@ -143,7 +143,7 @@ def test_a_tensor_that_cannot_take_values_is_named_before_anything_changes(
     """C068"""
     written = Meter()
     written.total = 2.5
-    Checkpoint(a=torch.ones(2), m=written, x=torch.ones(2, 3), z=torch.ones(2)).write(prefix)
+    Checkpoint(a=torch.ones(2), m=written, x=torch.rand(2, 3), z=torch.ones(2)).write(prefix)
     a, z, meter = torch.zeros(2), torch.zeros(4)[::2], Meter()
     with pytest.raises(MismatchError, match=r"\(root\)\.x"):
         Checkpoint(a=a, m=meter, x=make(), z=z).read(prefix)

@@ -3,7 +3,7 @@
 Importing this package registers them all.
 """
 
-from torch_trackckpt.adapters import containers, module, optimizer, python_state, scheduler
+from torch_trackckpt.adapters import containers, module, optimizer, python_state, scheduler, tensor, wrappers
 from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
 from torch_trackckpt.adapters.rng import RNGState
 
@@ -18,4 +18,6 @@ __all__ = [
     "python_state",
     "register_adapter",
     "scheduler",
+    "tensor",
+    "wrappers",
 ]

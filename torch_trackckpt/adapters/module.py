@@ -1,49 +1,24 @@
-"""Tensors and modules as nodes."""
+"""Modules as nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_trackckpt.adapters.late_children import ModuleWaiting
+from torch_trackckpt.adapters.late_children import ModuleWaiting, is_unmade
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
-from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value, Waiting
+from torch_trackckpt.trackable import Prepared, Value, Waiting
 
-__all__ = ["ModuleAdapter", "TensorAdapter"]
-
-
-class TensorAdapter(Adapter):
-    """A parameter, buffer or tensor: a leaf that is restored in place."""
-
-    def _attribute_names(self) -> tuple[str, ...]:
-        return (VARIABLE_VALUE,)
-
-    def _serialize_to_tensors(self) -> Mapping[str, Value]:
-        if is_lazy(self.adapted):
-            raise UnsupportedValueError(
-                "the parameter is not initialised yet and has no value to save; run one forward pass first."
-            )
-        return {VARIABLE_VALUE: self.adapted}
-
-    def _restore_destinations(self) -> Mapping[str, torch.Tensor]:
-        return {VARIABLE_VALUE: self.adapted}
+__all__ = ["ModuleAdapter"]
 
 
 class ModuleAdapter(Adapter):
-    """A module: parameters, persistent buffers, submodules, each in the order of registration.
-
-    Wrappers (``torch.compile``, DataParallel, DistributedDataParallel) have no node of their own, so wrapping or
-    unwrapping between save and restore changes nothing.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__(_unwrapped(module))
+    """A module: parameters, persistent buffers, submodules, each in the order of registration."""
 
     def _trackable_children(self) -> Mapping[str, object]:
         module: nn.Module = self.adapted
@@ -104,7 +79,8 @@ def _is_lazy_tensor(value: object) -> bool:
 def _state_without_a_node(module: nn.Module) -> list[str]:
     """Keys of a module's own ``state_dict`` for values that are no parameters or buffers of it.
 
-    Only modules that interfere with ``state_dict`` can have any: quantised ones and some metrics do.
+    Only modules that interfere with ``state_dict`` can have any: quantised ones and some metrics do. A value may have
+    another name there, or be a copy or a detached view of what is known.
     """
     is_plain = (
         type(module).state_dict is nn.Module.state_dict
@@ -113,17 +89,24 @@ def _state_without_a_node(module: nn.Module) -> list[str]:
     )
     if is_plain or isinstance(module, torch.jit.ScriptModule):
         return []
-    known = {
-        id(tensor)
-        for part in module.modules()
-        for name, tensor in (*part._parameters.items(), *part._buffers.items())
-        if name not in part._non_persistent_buffers_set
-    }
+    known: set[object] = set()
+    for path, part in module.named_modules():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None and name not in part._non_persistent_buffers_set:
+                known |= {id(tensor), _memory(tensor), f"{path}.{name}" if path else name}
     return [
         key
         for key, value in module.state_dict(keep_vars=True).items()
-        if id(value) not in known and key.rpartition(".")[2] != "_extra_state"
+        if not ({id(value), _memory(value), key} & known) and key.rpartition(".")[2] != "_extra_state"
     ]
+
+
+def _memory(value: object) -> object:
+    """Equal for tensors that are views of the same values."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or is_unmade(value):
+        return id(value)
+    is_made_of_tensors = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return id(value) if is_made_of_tensors else (value.data_ptr(), value.dtype, value.shape, value.stride())
 
 
 def _has_extra_state(module: nn.Module) -> bool:
@@ -145,17 +128,4 @@ def _prepare_extra_state(module: nn.Module, state: object) -> Prepared:
     return Prepared(lambda: module.set_extra_state(state))
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
-    while True:
-        is_parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-        if is_parallel and not (module._parameters or module._buffers):
-            module = cast(nn.Module, module.module)
-        elif type(module).__module__ == "torch._dynamo.eval_frame" and "_orig_mod" in module._modules:
-            # The class is not imported for this: torch._dynamo takes seconds to load.
-            module = module._modules["_orig_mod"]  # type: ignore[assignment]
-        else:
-            return module
-
-
-register_adapter(torch.Tensor, TensorAdapter)
 register_adapter(nn.Module, ModuleAdapter)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 import torch
 
 from torch_trackckpt.adapters import adapt
-from torch_trackckpt.adapters.module import TensorAdapter
 from torch_trackckpt.adapters.optimizer import OptimizerAdapter
 from torch_trackckpt.adapters.state_node import StateNode
+from torch_trackckpt.adapters.tensor import TensorAdapter
 from torch_trackckpt.graph.keys import attribute_key, readable_path
 from torch_trackckpt.graph.walk import (
     LiveGraph,

@@ -22,7 +22,7 @@ import torch
 
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.late_children import SLOTS
-from torch_trackckpt.adapters.module import TensorAdapter
+from torch_trackckpt.adapters.tensor import TensorAdapter
 from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import UnsupportedFormatError
 from torch_trackckpt.graph.keys import escape
