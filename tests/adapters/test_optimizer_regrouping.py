@@ -129,6 +129,19 @@ def test_groups_that_share_a_stored_one_do_not_share_its_values(prefix: str) -> 
     assert second["scale"] == 2
 
 
+def test_groups_that_shared_a_list_share_one_again_where_the_stored_ones_are_equal(prefix: str) -> None:
+    """C103: as after PyTorch's own load_state_dict; RAdam of torch_optimizer depends on it."""
+    model, optimizer = trained([(A, {"cache": [1]}), (B, {"cache": [1]}), (f"{C} {D}", {"cache": [2]})])
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix)
+    shared: list[int] = []
+    other = grouped(model, [(names, {"cache": shared}) for names in (A, B, f"{C} {D}")])
+
+    Checkpoint(model=model, optimizer=other).restore(path).assert_consumed()
+    other.param_groups[0]["cache"].append(3)
+
+    assert [group["cache"] for group in other.param_groups] == [[1, 3], [1, 3], [2]]
+
+
 def test_a_learning_rate_in_a_tensor_stays_that_tensor_in_each_part_of_a_split_group(prefix: str) -> None:
     """C103, C122"""
     model, optimizer = trained([(ALL, {"lr": 0.5})])

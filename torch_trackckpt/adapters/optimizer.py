@@ -27,7 +27,7 @@ from torch_trackckpt.adapters.late_children import OptimizerWaiting
 from torch_trackckpt.adapters.param_groups import (
     GroupMatch,
     are_same,
-    assign_group,
+    assign_groups,
     check_stored,
     check_tensors,
     hyper_parameters,
@@ -242,14 +242,10 @@ class OptimizerAdapter(Adapter, SlotOwner):
         for target, (source, *_) in match.sources.items():
             check_tensors(live[target], groups[source])
 
-        def assign() -> None:
-            for target, (source, *_) in match.sources.items():
-                assign_group(live[target], groups[source], members[source])
-
-        placed = match.placed
-        left = [group for index, group in enumerate(groups) if index not in placed]
+        left = [group for index, group in enumerate(groups) if index not in match.placed]
         unused = tuple(f"a group of {len(group['params'])} parameters, none of which is known here" for group in left)
-        return Prepared(assign, unused, _RestOfGroups(stored, placed) if left else None)
+        rest = _RestOfGroups(stored, match.placed) if left else None
+        return Prepared(lambda: assign_groups(live, groups, members, match), unused, rest)
 
     def _check_kind(self, stored: dict[str, Any]) -> None:
         if stored["kind"] not in accepted_kinds(type(self.adapted), Optimizer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 
 from torch_trackckpt.errors import DataLossError, MismatchError
 
-__all__ = ["GroupMatch", "are_same", "assign_group", "check_stored", "check_tensors", "hyper_parameters", "some"]
+__all__ = ["GroupMatch", "are_same", "assign_groups", "check_stored", "check_tensors", "hyper_parameters", "some"]
 
 Group = dict[str, Any]
 
@@ -156,13 +156,28 @@ def check_tensors(group: Group, stored: Group) -> None:
                 )
 
 
-def assign_group(group: Group, stored: Group, members: Iterable[object]) -> None:
-    """Gives a live group stored hyper-parameters, and the stored order if it has the same members."""
-    for name, value in hyper_parameters(stored).items():
-        group[name] = _assigned(group.get(name), value)
-    members = list(members)
-    if are_same(members, group["params"]):
-        _reorder(group, members)
+def assign_groups(live: list[Group], stored: list[Group], members: list[list[object]], match: GroupMatch) -> None:
+    """Gives live groups stored hyper-parameters, and the stored order where they have the same members."""
+    given: dict[int, list[tuple[Any, Any, Any]]] = {}
+    for target, (source, *_) in match.sources.items():
+        group = live[target]
+        for name, value in hyper_parameters(stored[source]).items():
+            group[name] = _replacement(group.get(name), value, given)
+        if are_same(members[source], group["params"]):
+            _reorder(group, members[source])
+
+
+def _replacement(current: Any, value: Any, given: dict[int, list[tuple[Any, Any, Any]]]) -> Any:
+    """The new value in place of a live one. Groups that share a list or dict go on to share one."""
+    if not isinstance(current, (list, dict, set)):
+        return _assigned(current, value)
+    for _, earlier, new in given.setdefault(id(current), []):
+        if _is_equal(earlier, value):
+            return new
+    new = _assigned(current, value)
+    # The old one is kept: another object at its address would be taken for it.
+    given[id(current)].append((current, value, new))
+    return new
 
 
 def _tensors_and_values(current: Any, value: Any) -> list[tuple[torch.Tensor, Any]]:
