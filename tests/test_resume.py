@@ -157,43 +157,6 @@ def test_a_chain_of_resumed_runs_equals_one_run(tmp_path: Path) -> None:
 # Other companions of a training loop.
 
 
-def test_a_resumed_gradient_scaler_goes_on_with_its_scale_and_its_count(tmp_path: Path) -> None:
-    """C166"""
-
-    def build() -> tuple[Run, torch.amp.GradScaler]:
-        run = CASES["SGD, momentum"].original()
-        return run, torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
-
-    def train(run: Run, scaler: torch.amp.GradScaler, num_steps: int) -> list[float]:
-        scales = []
-        for _ in range(num_steps):
-            run.optimizer.zero_grad()
-            loss = run.model(torch.ones(1, 3)).square().sum()
-            scaler.scale(loss).backward()
-            if run.num_steps == 6:
-                next(run.model.parameters()).grad.fill_(float("inf"))  # type: ignore[union-attr]
-            scaler.step(run.optimizer)
-            scaler.update()
-            scales.append(scaler.get_scale())
-            run.num_steps += 1
-        return scales
-
-    uninterrupted, scaler = build()
-    expected = train(uninterrupted, scaler, 10)
-    first, first_scaler = build()
-    train(first, first_scaler, 4)
-    path = Checkpoint(run=[first.model, first.optimizer], scaler=first_scaler).save(tmp_path / "ckpt", FAST)
-
-    second, second_scaler = build()
-    Checkpoint(run=[second.model, second.optimizer], scaler=second_scaler).restore(path).assert_consumed()
-    second.num_steps = 4
-
-    assert train(second, second_scaler, 6) == expected[4:]
-    assert sorted(set(expected)) == [8.0, 16.0, 32.0]
-    assert second_scaler.state_dict() == scaler.state_dict()
-    assert is_same(second.result(), uninterrupted.result())
-
-
 def test_a_resumed_average_of_the_weights_goes_on(tmp_path: Path) -> None:
     """C166"""
 

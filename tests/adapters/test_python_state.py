@@ -569,21 +569,14 @@ def test_a_module_without_extra_state_has_no_such_child(prefix: str) -> None:
     assert not any("_extra_state" in key for key in witness.read_bundle(prefix))
 
 
-# Gradient scalers.
-
-
-def test_a_disabled_scaler_with_an_empty_state_round_trips(prefix: str) -> None:
-    """C166"""
-    path = Checkpoint(scaler=torch.amp.GradScaler("cpu", enabled=False)).save(prefix)
-
-    Checkpoint(scaler=torch.amp.GradScaler("cpu", enabled=False)).restore(path).assert_consumed()
-
-    assert py_state(path, "scaler") == b"{}"
+class Refusing(Box):
+    def load_state_dict(self, state: Any) -> None:
+        raise RuntimeError("not this one")
 
 
 def test_what_load_state_dict_refuses_reaches_the_caller(prefix: str) -> None:
     """C166"""
-    path = Checkpoint(scaler=torch.amp.GradScaler("cpu", enabled=False)).save(prefix)
+    path = Checkpoint(thing=Box(1)).save(prefix)
 
-    with pytest.raises(RuntimeError, match="source state dict is empty"):
-        Checkpoint(scaler=torch.amp.GradScaler("cpu")).restore(path)
+    with pytest.raises(RuntimeError, match=r"\(root\)\.thing did not take its state .*RuntimeError: not this one"):
+        Checkpoint(thing=Refusing()).restore(path)
