@@ -1,6 +1,6 @@
 """State that is not one tensor per parameter."""
 
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ ODD_STATES: dict[str, dict[str, Any]] = {
     "none": {"momentum_buffer": None},
     "numbers": {"step": 7, "beta": 0.5, "is_warm": True},
     "nested": {"history": {"grads": [torch.ones(2), torch.zeros(3)], 5: (None, torch.tensor(1.5))}},
+    "list": {"history": [torch.ones(2), None, 3, [torch.zeros(1, dtype=torch.int64)]]},
+    "deque": {"recent": deque([torch.ones(1), 2], maxlen=3)},
     "counter": {"seen": Counter({3: 1})},
+    "kinds of dicts": {"a": OrderedDict(b=torch.ones(1)), "c": [defaultdict(list, d=[torch.ones(1)])]},
     "both": {"exp_avg": torch.ones(2, 3), "step": 7, "pair": (torch.ones(1), 2)},
     "half precision": {"exp_avg": torch.ones(2, 3, dtype=torch.bfloat16)},
     "integers": {"codes": torch.arange(6, dtype=torch.uint8).reshape(2, 3)},

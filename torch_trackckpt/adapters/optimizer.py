@@ -14,6 +14,7 @@ Everything is matched to parameters through the object graph, never by position.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -274,12 +275,14 @@ def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tupl
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
+    """A decoded value with its tensors on a device; dicts and lists are changed in place, and so keep their kind."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
-    if isinstance(value, dict):
-        return {key: _on_device(item, device) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_on_device(item, device) for item in value)
+    if type(value) is tuple:
+        return tuple(_on_device(item, device) for item in value)
+    if isinstance(value, (dict, list, deque)):
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _on_device(item, device)
     return value
 
 
@@ -288,7 +291,8 @@ def _on_device_of(live: Any, value: Any) -> Any:
     if isinstance(live, torch.Tensor):
         return _on_device(value, live.device)
     if isinstance(live, dict) and isinstance(value, dict):
-        return {key: _on_device_of(live.get(key), item) for key, item in value.items()}
+        for key, item in value.items():
+            value[key] = _on_device_of(live.get(key), item)
     return value
 
 
