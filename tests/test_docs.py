@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["containers", "manager", "reading", "restoring", "saving", "views"]
+PAGES = ["containers", "manager", "reading", "restoring", "saving", "views", "what-is-saved"]
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -39,3 +39,39 @@ def test_the_blocks_of_a_page_run_as_one_program(page: str) -> None:
 def _files() -> set[Path]:
     """What lies beside the checkpoints that the pages read."""
     return set((ROOT / "tests" / "corpus").rglob("*"))
+
+
+def _lines_of_what_is_saved() -> list[str]:
+    """The second column of the tables."""
+    text = (ROOT / "docs" / "what-is-saved.md").read_text()
+    return re.findall(r"^\| [^|]+ \| `(Checkpoint\(.*\))` \| [^|]+ \|$", text, re.MULTILINE)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_line_of_the_tables_of_what_is_saved_saves_and_restores(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "what-is-saved.md").read_text()
+    lines = _lines_of_what_is_saved()
+    assert len(lines) == len(re.findall(r"^\| ", text, re.MULTILINE)) - 2 * text.count("| --- |") > 30
+    program = "\n".join(_BLOCK.findall(text)) + _SAVE_AND_RESTORE
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), *lines],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-len(lines) :] == [f"restored {line}" for line in lines]
+
+
+_SAVE_AND_RESTORE = """
+import sys
+for index, line in enumerate(sys.argv[2:]):
+    checkpoint = eval(line)
+    if "Lazy" in line:
+        checkpoint.layer(torch.ones(1, 4))
+    path = checkpoint.save(f"{sys.argv[1]}/{index}")
+    eval(line).restore(path).assert_consumed()
+    print("restored", line)
+"""

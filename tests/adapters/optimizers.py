@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,9 @@ def is_same(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor):
         return isinstance(right, torch.Tensor) and left.dtype == right.dtype and torch.equal(left, right)
     if isinstance(left, Mapping):
-        return left.keys() == right.keys() and all(is_same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
+        is_same_kind = type(left) is type(right) and left.keys() == right.keys()
+        return is_same_kind and all(is_same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple, deque)):
         return type(left) is type(right) and len(left) == len(right) and all(map(is_same, left, right))
     return type(left) is type(right) and bool(left == right)
 

@@ -19,13 +19,41 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from torch_trackckpt.adapters.json_codec import decode, encode
-from torch_trackckpt.errors import DataLossError, UnsupportedFormatError, UnsupportedValueError
+from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedFormatError, UnsupportedValueError
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.bool, torch.uint16]
 DEVICES = [torch.device(name) for name in ("cpu", "meta", "cuda", "cuda:3")]
 WORD = "trackckpt_hostile"
 
 numbers = st.integers() | st.floats(allow_nan=False)
+LAYOUTS = [torch.strided, torch.sparse_coo, torch.channels_last, torch.preserve_format]
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    EXACT = ("exact", 1)
+
+
+class Color(enum.IntEnum):
+    RED = 1
+    CRIMSON = 1
+    BLUE = 2
+
+
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+    RUN = 4
+    ALL = 7
+
+
+class Bits(enum.IntFlag):
+    LOW = 1
+    HIGH = 8
+
+
+MEMBERS = [*Mode, *Color, Access.READ, Access.ALL, Access.READ | Access.RUN, Access(0), Bits.HIGH, Bits.LOW | Bits.HIGH]
+ENUMS = {kind.__qualname__: kind for kind in (Mode, Color, Access, Bits)}
 scalars = (
     st.none()
     | st.booleans()
@@ -35,6 +63,9 @@ scalars = (
     | st.complex_numbers(allow_nan=False)
     | st.sampled_from(DTYPES)
     | st.sampled_from(DEVICES)
+    | st.sampled_from(LAYOUTS)
+    | st.sampled_from(MEMBERS)
+    | st.builds(range, st.integers(), st.integers(), st.integers(1))
 )
 keys = scalars | st.tuples(scalars, scalars)
 sizes = st.lists(st.integers(0, 2**63 - 1), max_size=4).map(torch.Size)
@@ -59,6 +90,9 @@ def containers_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.dictionaries(keys, values, max_size=4),
         st.dictionaries(keys, values, max_size=4).map(OrderedDict),
         st.dictionaries(keys, numbers, max_size=4).map(Counter),
+        st.dictionaries(keys, values, max_size=4).map(lambda items: defaultdict(list, items)),
+        st.lists(values, max_size=4).map(deque),
+        st.lists(values, max_size=4).map(lambda items: deque(items, maxlen=4)),
         st.sets(keys, max_size=4),
     )
 
@@ -67,7 +101,7 @@ values = st.recursive(leaves, containers_of, max_leaves=12)
 
 
 def round_trip(value: object) -> Any:
-    return decode(*encode(value))
+    return decode(*encode(value), ENUMS.__getitem__)
 
 
 def is_same(left: Any, right: Any) -> bool:
@@ -83,7 +117,12 @@ def is_same(left: Any, right: Any) -> bool:
     if isinstance(left, complex):
         return is_same(left.real, right.real) and is_same(left.imag, right.imag)
     if isinstance(left, dict):
-        return is_same(list(left.items()), list(right.items()))
+        is_default = isinstance(left, defaultdict)
+        return is_same(list(left.items()), list(right.items())) and (
+            not is_default or left.default_factory is right.default_factory
+        )
+    if isinstance(left, deque):
+        return left.maxlen == right.maxlen and is_same(list(left), list(right))
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(is_same, left, right))
     if isinstance(left, set):
@@ -137,6 +176,18 @@ def test_the_text_is_standard_json(value: object) -> None:
         (np.float32(1), '{"$":"scalar","dtype":"<f4","v":"AACAPw=="}'),
         (np.array([[1]], "<i2"), '{"$":"array","dtype":"<i2","shape":[1,1],"v":"AQA="}'),
         (torch.ones(2), '{"$":"tensor","v":"0"}'),
+        (range(1, 9, 2), '{"$":"range","v":[1,9,2]}'),
+        (deque([1], maxlen=3), '{"$":"deque","v":[1],"maxlen":3}'),
+        (deque(), '{"$":"deque","v":[],"maxlen":null}'),
+        (defaultdict(int, a=1), '{"$":"defaultdict","factory":"int","v":[["a",1]]}'),
+        (defaultdict(None), '{"$":"defaultdict","factory":null,"v":[]}'),
+        (torch.sparse_csr, '{"$":"layout","v":"sparse_csr"}'),
+        (torch.channels_last, '{"$":"memory_format","v":"channels_last"}'),
+        (Mode.FAST, '{"$":"enum","type":"Mode","v":"FAST"}'),
+        (Color.CRIMSON, '{"$":"enum","type":"Color","v":"RED"}'),
+        (Access.WRITE | Access.READ, '{"$":"enum","type":"Access","v":["READ","WRITE"]}'),
+        (Access(7), '{"$":"enum","type":"Access","v":"ALL"}'),
+        (Access(0), '{"$":"enum","type":"Access","v":[]}'),
     ],
 )
 def test_each_kind_has_one_spelling(value: object, text: str) -> None:
@@ -213,10 +264,6 @@ def test_an_extended_precision_number_never_carries_its_padding_into_the_file() 
 # Refusals.
 
 
-class Color(enum.IntEnum):
-    RED = 1
-
-
 class Opaque:
     def __repr__(self) -> str:
         return "<opaque>"
@@ -234,9 +281,8 @@ OPAQUE = Opaque()
         (len, "builtins.builtin_function_or_method"),
         (lambda: 0, "builtins.function"),
         (Point(1, 2), "test_json_codec.Point"),
-        (Color.RED, "test_json_codec.Color"),
-        (defaultdict(int), "collections.defaultdict"),
-        (deque(), "collections.deque"),
+        (Bits(1 | 2), "test_json_codec.Bits"),
+        (slice(1), "builtins.slice"),
         (bytearray(b"x"), "builtins.bytearray"),
         (np.array([OPAQUE]), "numpy.ndarray"),
         (np.array(["text"]), "numpy.ndarray"),
@@ -265,8 +311,20 @@ def test_a_value_of_another_kind_is_refused_by_its_type(value: object, kind: str
         ({(1, OPAQUE): 1}, " key (1, <opaque>)[1]"),
         ({OPAQUE}, "{<opaque>}"),
         ({"s": {(1, OPAQUE)}}, "['s']{(1, <opaque>)}[1]"),
+        ({"d": deque([1, OPAQUE])}, "['d'][1]"),
+        ({"d": defaultdict(Opaque)}, "['d'].default_factory"),
     ],
-    ids=["list in dict", "int key in tuple", "ordered dict", "key", "inside a key", "set", "inside a set's element"],
+    ids=[
+        "list in dict",
+        "int key in tuple",
+        "ordered dict",
+        "key",
+        "inside a key",
+        "set",
+        "inside a set's element",
+        "deque",
+        "default factory",
+    ],
 )
 def test_a_refusal_tells_the_position(value: object, position: str) -> None:
     with pytest.raises(UnsupportedValueError) as error:
@@ -367,6 +425,24 @@ MALFORMED = [
     array(dtype="(1,f4"),
     array(dtype={"names": ["a"], "formats": ["<f4"]}),
     array(dtype=[["a", "<f4"]]),
+    b'{"$":"range","v":[0,1,0]}',
+    b'{"$":"range","v":[0,1]}',
+    b'{"$":"range","v":[0,1.5,1]}',
+    b'{"$":"deque","v":[1]}',
+    b'{"$":"deque","v":[1],"maxlen":0}',
+    b'{"$":"deque","v":[],"maxlen":-1}',
+    b'{"$":"deque","v":[],"maxlen":%d}' % 2**70,
+    b'{"$":"deque","v":[],"maxlen":true}',
+    b'{"$":"defaultdict","factory":"eval","v":[]}',
+    b'{"$":"defaultdict","factory":["list"],"v":[]}',
+    b'{"$":"defaultdict","v":[]}',
+    b'{"$":"layout","v":"float32"}',
+    b'{"$":"memory_format","v":"load"}',
+    b'{"$":"enum","v":"FAST"}',
+    b'{"$":"enum","type":5,"v":"FAST"}',
+    b'{"$":"enum","type":"Mode","v":5}',
+    b'{"$":"enum","type":"Mode","v":["FAST"]}',
+    b'{"$":"enum","type":"Access","v":[5]}',
     b'{"$":"scalar","dtype":"<f4","v":""}',
     b'{"$":"scalar","dtype":"<f4","v":"AAAAAAAAAAA="}',
 ]
@@ -375,7 +451,7 @@ MALFORMED = [
 @pytest.mark.parametrize("text", MALFORMED, ids=lambda text: text[:60].decode(errors="replace"))
 def test_text_that_encode_never_writes_is_damage(text: bytes) -> None:
     with pytest.raises(DataLossError, match=r"python state is damaged"):
-        decode(text, {})
+        decode(text, {}, ENUMS.__getitem__)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "__class__", "decode", "", 5, None, True])
@@ -387,13 +463,14 @@ def test_an_unknown_kind_is_named(kind: object) -> None:
 
 
 KINDS = ["tuple", "size", "dict", "ordered_dict", "counter", "set", "float", "complex", "bytes", "dtype", "device"]
-KINDS += ["tensor", "array", "scalar", "other"]
-texts = st.text(max_size=4) | st.sampled_from(["<f4", "O", "AAAA", "0"])
+KINDS += ["tensor", "array", "scalar", "range", "deque", "defaultdict", "layout", "memory_format", "enum", "other"]
+texts = st.text(max_size=4) | st.sampled_from(["<f4", "O", "AAAA", "0", "list", "Mode", "FAST", "Access", "RUN"])
 
 
 def tagged(trees: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(
-        {"$": st.sampled_from(KINDS) | trees}, optional={"v": trees, "dtype": trees, "shape": trees}
+        {"$": st.sampled_from(KINDS) | trees},
+        optional=dict.fromkeys(("v", "dtype", "shape", "maxlen", "factory", "type"), trees),
     )
 
 
@@ -410,8 +487,8 @@ def test_any_json_is_either_a_value_or_a_named_error(tree: object) -> None:
     text = json.dumps(tree).encode()
 
     try:
-        value = decode(text, {"0": torch.ones(1)})
-    except (DataLossError, UnsupportedFormatError):
+        value = decode(text, {"0": torch.ones(1)}, ENUMS.__getitem__)
+    except (DataLossError, UnsupportedFormatError, MismatchError):
         return
 
     assert is_same(round_trip(value), value)
@@ -477,6 +554,9 @@ CODE = f"__import__('{WORD}').run()"
         json.dumps({"$": "device", "v": WORD}).encode(),
         json.dumps({"$": "tensor", "v": CODE}).encode(),
         json.dumps({"$": "float", "v": CODE}).encode(),
+        json.dumps({"$": "enum", "type": CODE, "v": "A"}).encode(),
+        json.dumps({"$": "enum", "type": f"{WORD}.Mode", "v": "A"}).encode(),
+        json.dumps({"$": "defaultdict", "factory": CODE, "v": []}).encode(),
         array(dtype=CODE),
         array(dtype=f"{WORD}.Type"),
         array(dtype=f"({CODE})f4,f4"),
@@ -487,7 +567,7 @@ CODE = f"__import__('{WORD}').run()"
 )
 def test_no_text_of_a_checkpoint_is_compiled_run_or_imported(text: bytes, watch: Watch) -> None:
     """C169: not even parsed as Python, which NumPy does with some names of types."""
-    with watch.watching() as seen, pytest.raises((DataLossError, UnsupportedFormatError)):
+    with watch.watching() as seen, pytest.raises((DataLossError, UnsupportedFormatError, MismatchError)):
         decode(text, {})
 
     assert seen == []

@@ -1,6 +1,7 @@
 """State that is not one tensor per parameter."""
 
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,10 @@ ODD_STATES: dict[str, dict[str, Any]] = {
     "none": {"momentum_buffer": None},
     "numbers": {"step": 7, "beta": 0.5, "is_warm": True},
     "nested": {"history": {"grads": [torch.ones(2), torch.zeros(3)], 5: (None, torch.tensor(1.5))}},
+    "list": {"history": [torch.ones(2), None, 3, [torch.zeros(1, dtype=torch.int64)]]},
+    "deque": {"recent": deque([torch.ones(1), 2], maxlen=3)},
     "counter": {"seen": Counter({3: 1})},
+    "kinds of dicts": {"a": OrderedDict(b=torch.ones(1)), "c": [defaultdict(list, d=[torch.ones(1)])]},
     "both": {"exp_avg": torch.ones(2, 3), "step": 7, "pair": (torch.ones(1), 2)},
     "half precision": {"exp_avg": torch.ones(2, 3, dtype=torch.bfloat16)},
     "integers": {"codes": torch.arange(6, dtype=torch.uint8).reshape(2, 3)},
@@ -89,14 +93,54 @@ def test_state_that_cannot_be_encoded_is_refused_with_its_position(prefix: str) 
     )
 
 
-def test_state_that_belongs_to_no_parameter_is_refused(prefix: str) -> None:
+def test_state_under_a_key_that_is_no_parameter_is_text_of_its_own(prefix: str) -> None:
+    """C121: under a name that no object path can clash with."""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.state["model/weight"] = {"step": 1}  # type: ignore[index]
+    optimizer.state["scale"] = torch.ones(2)  # type: ignore[index, assignment]
+    optimizer.fill(model.weight, {"step": 2})
+
+    Checkpoint(model=model, optimizer=optimizer).write(prefix)
+
+    assert py_state(prefix, "optimizer/global_state") == {
+        "model/weight": {"step": 1},
+        "scale": {"$": "tensor", "v": "0"},
+    }
+    assert py_state(prefix, "optimizer/extra_state") == {"model/weight": {"step": 2}}
+
+
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["fresh", "with a state"])
+def test_state_under_keys_that_are_no_parameters_round_trips(is_fresh: bool, prefix: str) -> None:
     """C121"""
     model = linear()
     optimizer = Odd(model.parameters())
-    optimizer.state["global"] = {"step": 1}  # type: ignore[index]
+    state = {"step": 7, "norms": {"mean": torch.ones(2), 5: [1.5]}, ("a", 1): None}
+    optimizer.state.update(state)  # type: ignore[arg-type]
+    path = Checkpoint(model=model, optimizer=optimizer).save(prefix)
+    other = Odd(model.parameters())
+    if not is_fresh:
+        other.state.update({"step": 1, "norms": {"mean": torch.zeros(2)}})  # type: ignore[arg-type]
 
-    with pytest.raises(UnsupportedValueError, match=r"Odd\.state has the key 'global'.*register_adapter"):
-        Checkpoint(model=model, optimizer=optimizer).save(prefix)
+    Checkpoint(model=model, optimizer=other).restore(path).assert_consumed()
+
+    assert is_same(dict(other.state), state)
+    assert is_same(other.state_dict()["state"], state)
+
+
+def test_global_state_that_cannot_be_encoded_is_refused_with_its_position(tmp_path: Path) -> None:
+    """C121, C168"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.state["hooks"] = [train]  # type: ignore[index, assignment]
+
+    with pytest.raises(UnsupportedValueError) as error:
+        Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "ckpt")
+
+    assert str(error.value).startswith(
+        "(root).optimizer.global_state cannot be saved: the value at ['hooks'][0] is a builtins.function"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lbfgs_with_its_history_and_parameters_in_another_order_round_trips(prefix: str) -> None:

@@ -204,3 +204,16 @@ def test_a_slot_of_another_shape_than_the_live_one_is_a_mismatch_and_nothing_cha
         Checkpoint(model=model, optimizer=optimizer).restore(path)
 
     assert is_same(everything(model, optimizer), before)
+
+
+@pytest.mark.parametrize("text", [b"[]", b"5", b"{", b'"text"'])
+def test_global_state_that_no_optimizer_wrote_is_refused_and_nothing_changes(text: bytes, prefix: str) -> None:
+    """C121, C169"""
+    path = Checkpoint(model=linear(5), optimizer=Forged(global_state=text)).save(prefix)
+    model, optimizer = trained(momentum)
+    before = everything(model, optimizer)
+
+    with pytest.raises(DataLossError, match=r"\(root\)\.optimizer\.global_state cannot be restored"):
+        Checkpoint(model=model, optimizer=optimizer).restore(path)
+
+    assert is_same(everything(model, optimizer), before)

@@ -11,7 +11,6 @@ import pytest
 import torch
 import witness
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
 
 from torch_trackckpt import AutoTrackable, Checkpoint, PythonState, latest_checkpoint
 from torch_trackckpt.errors import DataLossError, UnsupportedFormatError, UnsupportedValueError
@@ -570,103 +569,14 @@ def test_a_module_without_extra_state_has_no_such_child(prefix: str) -> None:
     assert not any("_extra_state" in key for key in witness.read_bundle(prefix))
 
 
-# Schedulers and scalers as objects with a state.
-
-
-def test_a_scheduler_is_one_node_and_its_optimizer_is_not_copied_into_it(prefix: str) -> None:
-    """C165, C170"""
-    model = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
-    scheduler = MultiStepLR(optimizer, [2, 2, 3])
-    model(torch.ones(1)).backward()
-    optimizer.step()
-
-    Checkpoint(model=model, scheduler=scheduler, zoptimizer=optimizer).write(prefix)
-
-    root, *_ = graph = witness.read_graph(prefix)
-    (node,) = (graph[child.node_id] for child in root.children if child.local_name == "scheduler")
-    assert node.children == []
-    assert node.slot_variables == []
-    stored = json.loads(py_state(prefix, "scheduler"))
-    assert stored["kind"] == "MultiStepLR"
-    state = stored["state"]
-    assert state["milestones"] == {"$": "counter", "v": [[2, 2], [3, 1]]}
-    assert "optimizer" not in state
-    assert [key for key in witness.read_bundle(prefix) if "momentum_buffer" in key] == [
-        "model/bias/.OPTIMIZER_SLOT/zoptimizer/momentum_buffer/.ATTRIBUTES/VARIABLE_VALUE",
-        "model/weight/.OPTIMIZER_SLOT/zoptimizer/momentum_buffer/.ATTRIBUTES/VARIABLE_VALUE",
-    ]
-
-
-def test_a_scheduler_restores_without_its_optimizer_in_the_checkpoint(prefix: str) -> None:
-    """C165, C170"""
-
-    def make() -> ReduceLROnPlateau:
-        return ReduceLROnPlateau(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5), patience=3)
-
-    scheduler = make()
-    scheduler.step(2.0)
-    scheduler.step(2.5)
-    path = Checkpoint(scheduler=scheduler).save(prefix)
-
-    other = make()
-    Checkpoint(scheduler=other).restore(path).assert_consumed()
-
-    assert other.state_dict() == scheduler.state_dict()
-    assert (other.best, other.num_bad_epochs) == (2.0, 1)
-
-
-class Warmup:
-    """A schedule as an object; its attributes are its state, as PyTorch has it."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self, epoch: int) -> float:
-        return min(1.0, (epoch + 1) / self.steps)
-
-
-def test_the_attributes_of_a_callable_schedule_travel_and_a_function_does_not(prefix: str) -> None:
-    """C165"""
-
-    def make(steps: int) -> LambdaLR:
-        model = nn.Linear(1, 1)
-        groups = [{"params": [model.weight]}, {"params": [model.bias]}]
-        return LambdaLR(torch.optim.SGD(groups, lr=0.5), [Warmup(steps), lambda epoch: 1.0])
-
-    path = Checkpoint(scheduler=make(4)).save(prefix)
-    other = make(10)
-    Checkpoint(scheduler=other).restore(path).assert_consumed()
-
-    assert json.loads(py_state(path, "scheduler"))["state"]["lr_lambdas"] == [{"steps": 4}, None]
-    assert other.lr_lambdas[0].steps == 4
-    assert other.lr_lambdas[1](7) == 1.0
-
-
-def test_a_schedule_that_holds_what_cannot_be_saved_is_refused_with_its_position(prefix: str) -> None:
-    """C165, C168"""
-    schedule = Warmup(4)
-    schedule.callback = Unsafe()  # type: ignore[attr-defined]
-    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5)
-
-    with pytest.raises(
-        UnsupportedValueError, match=r"\(root\)\.s cannot be saved: .* \['state'\]\['lr_lambdas'\]\[0\]"
-    ):
-        Checkpoint(s=LambdaLR(optimizer, schedule)).save(prefix)
-
-
-def test_a_disabled_scaler_with_an_empty_state_round_trips(prefix: str) -> None:
-    """C166"""
-    path = Checkpoint(scaler=torch.amp.GradScaler("cpu", enabled=False)).save(prefix)
-
-    Checkpoint(scaler=torch.amp.GradScaler("cpu", enabled=False)).restore(path).assert_consumed()
-
-    assert py_state(path, "scaler") == b"{}"
+class Refusing(Box):
+    def load_state_dict(self, state: Any) -> None:
+        raise RuntimeError("not this one")
 
 
 def test_what_load_state_dict_refuses_reaches_the_caller(prefix: str) -> None:
     """C166"""
-    path = Checkpoint(scaler=torch.amp.GradScaler("cpu", enabled=False)).save(prefix)
+    path = Checkpoint(thing=Box(1)).save(prefix)
 
-    with pytest.raises(RuntimeError, match="source state dict is empty"):
-        Checkpoint(scaler=torch.amp.GradScaler("cpu")).restore(path)
+    with pytest.raises(RuntimeError, match=r"\(root\)\.thing did not take its state .*RuntimeError: not this one"):
+        Checkpoint(thing=Refusing()).restore(path)

@@ -3,7 +3,17 @@
 Importing this package registers them all.
 """
 
-from torch_trackckpt.adapters import containers, module, optimizer, python_state, scheduler, tensor, wrappers
+from torch_trackckpt.adapters import (
+    containers,
+    grad_scaler,
+    module,
+    optimizer,
+    python_state,
+    random_generators,
+    scheduler,
+    tensor,
+    wrappers,
+)
 from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
 from torch_trackckpt.adapters.rng import RNGState
 
@@ -12,10 +22,12 @@ __all__ = [
     "RNGState",
     "adapt",
     "containers",
+    "grad_scaler",
     "is_trackable",
     "module",
     "optimizer",
     "python_state",
+    "random_generators",
     "register_adapter",
     "scheduler",
     "tensor",

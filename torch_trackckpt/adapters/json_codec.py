@@ -11,27 +11,35 @@ stand for themselves. Everything else is a JSON object whose ``"$"`` names its k
     {"$": "device", "v": "cuda:0"}                  {"$": "tensor", "v": child name}
     {"$": "array", "dtype": "<f4", "shape": [2], "v": base64}                             numpy.ndarray
     {"$": "scalar", "dtype": "<f4", "v": base64}                                          NumPy scalar
+    {"$": "range", "v": [start, stop, step]}        {"$": "deque", "v": [...], "maxlen": 5 | null}
+    {"$": "defaultdict", "factory": "list" | null, "v": [[key, value], ...]}
+    {"$": "layout", "v": "strided"}                 {"$": "memory_format", "v": "channels_last"}
+    {"$": "enum", "type": "Mode", "v": "FAST"}      the class's qualified name; of a combination of flags,
+                                                    "v" is the list of their names
 
 Tensors stay out of the JSON: they are collected, and the JSON refers to them by name. Decoding looks kinds up in
-a fixed table; nothing in the text is evaluated or imported.
+a fixed table; nothing in the text is evaluated or imported. The classes of enums come from the caller.
 """
 
 from __future__ import annotations
 
 import base64
 import collections
+import enum
+import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from torch_trackckpt.errors import DataLossError, UnsupportedFormatError, UnsupportedValueError
+from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedFormatError, UnsupportedValueError
 from torch_trackckpt.trackable import TrackedContainer
 
-__all__ = ["decode", "encode"]
+__all__ = ["FindEnum", "decode", "encode"]
 
 T = TypeVar("T")
 
@@ -42,6 +50,7 @@ _NUMPY_DTYPES = {
     for dtype in (np.dtype("<" + code), np.dtype(">" + code))
 }
 _DIM_LIMIT = 2**63
+_FACTORIES = {kind.__name__: kind for kind in (list, dict, set, tuple, int, float, bool, str)}
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -61,16 +70,30 @@ def encode(value: object) -> tuple[bytes, dict[str, torch.Tensor]]:
     return text, encoder.tensors
 
 
-def decode(data: bytes, tensors: Mapping[str, torch.Tensor]) -> Any:
+FindEnum = Callable[[str], type[enum.Enum]]
+"""Finds an enum by the qualified name of its class, or raises `MismatchError`."""
+
+
+def _find_none(name: str) -> type[enum.Enum]:
+    raise MismatchError(f"a member of the enum {name!r}, which is not known here.")
+
+
+def decode(data: bytes, tensors: Mapping[str, torch.Tensor], find_enum: FindEnum = _find_none) -> Any:
     """The value that `encode` was given.
 
+    Args:
+        data: the text.
+        tensors: those that it refers to.
+        find_enum: called for the class of each member of an enum.
+
     Raises:
+        MismatchError: an enum, or a member of one, is not there.
         DataLossError: the text is not what `encode` writes, or refers to a tensor that is not there.
         UnsupportedFormatError: it holds a kind that this version does not know.
     """
     try:
-        return _Decoder(tensors).decode(json.loads(data, parse_constant=_refuse_constant))
-    except UnsupportedFormatError:
+        return _Decoder(tensors, find_enum).decode(json.loads(data, parse_constant=_refuse_constant))
+    except (UnsupportedFormatError, MismatchError):
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise DataLossError(f"The python state is damaged: {type(error).__name__}: {error}") from error
@@ -99,9 +122,18 @@ class _Encoder:
             frozenset: lambda value, where: {"$": "frozenset", "v": self._sorted(value, where)},
             complex: lambda value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
             bytes: lambda value, where: {"$": "bytes", "v": _base64(value)},
-            torch.dtype: lambda value, where: {"$": "dtype", "v": str(value).removeprefix("torch.")},
+            torch.dtype: lambda value, where: {"$": "dtype", "v": _torch_name(value)},
+            torch.layout: lambda value, where: {"$": "layout", "v": _torch_name(value)},
+            torch.memory_format: lambda value, where: {"$": "memory_format", "v": _torch_name(value)},
             torch.device: lambda value, where: {"$": "device", "v": str(value)},
             np.ndarray: self._array,
+            range: lambda value, where: {"$": "range", "v": [value.start, value.stop, value.step]},
+            collections.deque: lambda value, where: {
+                "$": "deque",
+                "v": self._items(value, where),
+                "maxlen": value.maxlen,
+            },
+            collections.defaultdict: self._defaultdict,
         }
 
     def encode(self, value: Any, where: str) -> object:
@@ -113,6 +145,8 @@ class _Encoder:
             return {"$": "tensor", "v": self._name(value)}
         if isinstance(value, np.generic) and value.dtype.str in _NUMPY_DTYPES:
             return {"$": "scalar", "dtype": value.dtype.str, "v": _base64(value.tobytes())}
+        if isinstance(value, enum.Enum):
+            return self._enum(value, where)
         raise _cannot_encode(value, where)
 
     def _name(self, tensor: torch.Tensor) -> str:
@@ -139,6 +173,23 @@ class _Encoder:
             for key, item in value.items()
         ]
 
+    def _defaultdict(self, value: collections.defaultdict[Any, Any], where: str) -> object:
+        factory: Any = value.default_factory
+        names = [name for name, kind in _FACTORIES.items() if factory is kind]
+        if factory is not None and not names:
+            raise _cannot_encode(factory, f"{where}.default_factory")
+        return {"$": "defaultdict", "factory": names[0] if names else None, "v": self._pairs(value, where)}
+
+    def _enum(self, value: enum.Enum, where: str) -> object:
+        kind = type(value)
+        if value._name_ in kind.__members__:
+            return {"$": "enum", "type": kind.__qualname__, "v": value._name_}
+        # A combination of flags; Python 3.10 has no names for these, and later ones join those of their parts.
+        parts = [name for name, flag in kind.__members__.items() if _is_part(flag, name, value)]
+        if not isinstance(value, enum.Flag) or _combined(kind, parts) != value:
+            raise _cannot_encode(value, where)
+        return {"$": "enum", "type": kind.__qualname__, "v": parts}
+
     def _sorted(self, value: set[Any] | frozenset[Any], where: str) -> list[object]:
         # By their text, because equal sets may iterate in different orders.
         return sorted((self.encode(item, f"{where}{{{item!r}}}") for item in value), key=json.dumps)
@@ -162,8 +213,9 @@ class _Encoder:
 class _Decoder:
     """Trusts nothing: the text may come from anywhere."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor], find_enum: FindEnum) -> None:
         self._tensors = tensors
+        self._find_enum = find_enum
         self._by_kind: dict[str, Callable[[dict[str, Any]], object]] = {
             "tuple": lambda tagged: tuple(self._items(tagged)),
             "size": lambda tagged: torch.Size(_dims(tagged["v"])),
@@ -175,11 +227,17 @@ class _Decoder:
             "float": lambda tagged: _NON_FINITE[tagged["v"]],
             "complex": self._complex,
             "bytes": lambda tagged: _bytes(tagged["v"]),
-            "dtype": lambda tagged: _torch_dtypes()[tagged["v"]],
+            "dtype": lambda tagged: _torch_constants(torch.dtype)[tagged["v"]],
+            "layout": lambda tagged: _torch_constants(torch.layout)[tagged["v"]],
+            "memory_format": lambda tagged: _torch_constants(torch.memory_format)[tagged["v"]],
             "device": lambda tagged: torch.device(_checked(tagged["v"], str)),
             "tensor": lambda tagged: self._tensors[tagged["v"]],
             "array": lambda tagged: _numpy_values(tagged).reshape(_dims(tagged["shape"])).copy(),
             "scalar": lambda tagged: _numpy_values(tagged).reshape(())[()],
+            "range": self._range,
+            "deque": self._deque,
+            "defaultdict": self._defaultdict,
+            "enum": self._enum,
         }
 
     def decode(self, tree: Any) -> object:
@@ -206,6 +264,31 @@ class _Decoder:
     def _complex(self, tagged: dict[str, Any]) -> complex:
         real, imaginary = (_checked(part, float) for part in self._items(tagged))
         return complex(real, imaginary)
+
+    def _range(self, tagged: dict[str, Any]) -> range:
+        start, stop, step = (_checked(part, int) for part in _checked(tagged["v"], list))
+        return range(start, stop, step)
+
+    def _deque(self, tagged: dict[str, Any]) -> collections.deque[Any]:
+        items, maxlen = self._items(tagged), tagged["maxlen"]
+        if maxlen is not None and len(items) > _checked(maxlen, int):
+            raise ValueError("a deque with more elements than it may have")
+        return collections.deque(items, maxlen)
+
+    def _defaultdict(self, tagged: dict[str, Any]) -> collections.defaultdict[Any, Any]:
+        factory = tagged["factory"]
+        return collections.defaultdict(None if factory is None else _FACTORIES[factory], self._pairs(tagged))
+
+    def _enum(self, tagged: dict[str, Any]) -> enum.Enum:
+        name, is_combination = _checked(tagged["type"], str), isinstance(tagged["v"], list)
+        members = [_checked(member, str) for member in (tagged["v"] if is_combination else [tagged["v"]])]
+        kind = self._find_enum(name)
+        if unknown := [member for member in members if member not in kind.__members__]:
+            raise MismatchError(
+                f"the checkpoint holds {name}.{unknown[0]}, but the live enum {kind.__module__}.{kind.__qualname__} "
+                f"has no such member; it has {', '.join(kind.__members__)}."
+            )
+        return _combined(kind, members) if is_combination else kind.__members__[members[0]]
 
 
 def _checked(value: Any, kind: type[T]) -> T:
@@ -237,8 +320,28 @@ def _bytes(text: Any) -> bytes:
     return base64.b64decode(_checked(text, str), validate=True)
 
 
-def _torch_dtypes() -> dict[str, torch.dtype]:
-    return {str(item).removeprefix("torch."): item for item in vars(torch).values() if isinstance(item, torch.dtype)}
+def _torch_name(constant: object) -> str:
+    return str(constant).removeprefix("torch.")
+
+
+def _torch_constants(kind: type[T]) -> dict[str, T]:
+    return {_torch_name(item): item for item in vars(torch).values() if isinstance(item, kind)}
+
+
+def _is_part(flag: enum.Enum, name: str, whole: enum.Enum) -> bool:
+    """Whether a member of one bit, under its own name, is in a combination."""
+    return (
+        isinstance(flag, enum.Flag)
+        and flag._name_ == name
+        and flag.value.bit_count() == 1
+        and bool(flag.value & whole.value)
+    )
+
+
+def _combined(kind: type[enum.Enum], names: Iterable[str]) -> enum.Enum:
+    if not issubclass(kind, enum.Flag):
+        raise TypeError(f"{kind.__qualname__} is no enum of flags")
+    return functools.reduce(operator.or_, (kind[name] for name in names), kind(0))
 
 
 def _numpy_values(tagged: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -28,7 +28,7 @@ SLOTS = "slots"
 """Names, with the variable's place in memory, the part of an optimizer that holds one variable's slots."""
 
 
-PARTS_OF_OPTIMIZER = ("param_groups", "extra_state")
+PARTS_OF_OPTIMIZER = ("param_groups", "extra_state", "global_state")
 """The other parts of an optimizer that are restored."""
 
 
@@ -179,7 +179,8 @@ class OptimizerWaiting(Waiting):
     @staticmethod
     def find(optimizer: Optimizer) -> OptimizerWaiting | None:
         """What waits for parameters of an optimizer, if anything does."""
-        hooks = optimizer._optimizer_load_state_dict_pre_hooks.values()
+        # Some foreign optimizers around another one never call Optimizer.__init__, and have no hooks.
+        hooks = getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", {}).values()
         return next((hook for hook in hooks if isinstance(hook, OptimizerWaiting)), None)
 
     def look(self, optimizer: Optimizer) -> None:

@@ -5,6 +5,8 @@
                                                     ...], "lr": ..., every other hyper-parameter}, ...]}
     <optimizer>/extra_state                         {object path of a parameter: {name: value}}: state that is not
                                                     one tensor per parameter, such as LBFGS's histories
+    <optimizer>/global_state                        {key: value}: state under keys that are no parameters, where an
+                                                    optimizer has any
 
 Everything is matched to parameters through the object graph, never by position.
 """
@@ -12,6 +14,7 @@ Everything is matched to parameters through the object graph, never by position.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -22,14 +25,21 @@ from torch.optim import LBFGS, Optimizer
 
 from torch_trackckpt.adapters.kinds import accepted_kinds
 from torch_trackckpt.adapters.late_children import OptimizerWaiting
+from torch_trackckpt.adapters.param_groups import (
+    GroupMatch,
+    are_same,
+    assign_groups,
+    check_stored,
+    check_tensors,
+    hyper_parameters,
+    some,
+)
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner, Waiting
 
 __all__ = ["OptimizerAdapter"]
-
-_NOT_HYPER_PARAMETERS = frozenset({"params", "param_names"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,7 @@ class _RestOfGroups:
 class OptimizerAdapter(Adapter, SlotOwner):
     """An optimizer: hyper-parameters and irregular state as children, regular state as slot variables."""
 
-    _children_with_slots = ("extra_state",)
+    _children_with_slots = ("extra_state", "global_state")
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
@@ -58,19 +68,26 @@ class OptimizerAdapter(Adapter, SlotOwner):
         children = {"param_groups": self._param_groups()}
         if self._extra_state_by_parameter():
             children["extra_state"] = self._extra_state()
+        if self._global_values():
+            children["global_state"] = self._global_state()
         return children
 
     def _lookup_dependency(self, name: str) -> object | None:
         if name == "param_groups":
             self._is_stored_by_torch = True
             return self._param_groups()
-        return self._extra_state() if name == "extra_state" else None
+        if name == "extra_state":
+            return self._extra_state()
+        return self._global_state() if name == "global_state" else None
 
     def _param_groups(self) -> StateNode:
         return StateNode(self.adapted, "param_groups", self._capture_groups, self._prepare_groups)
 
     def _extra_state(self) -> StateNode:
         return StateNode(self.adapted, "extra_state", self._capture_extra, self._prepare_extra)
+
+    def _global_state(self) -> StateNode:
+        return StateNode(self.adapted, "global_state", lambda path_of: self._global_values(), self._prepare_global)
 
     # Slot variables.
 
@@ -82,7 +99,9 @@ class OptimizerAdapter(Adapter, SlotOwner):
                     slots.setdefault(name, []).append((parameter, value))
         return dict(sorted(slots.items()))
 
-    def _waiting(self) -> Waiting:
+    def _waiting(self) -> Waiting | None:
+        if not _has_hooks(self.adapted):
+            return None
         waiting = OptimizerWaiting.find(self.adapted)
         return OptimizerWaiting(self.adapted) if waiting is None else waiting
 
@@ -133,13 +152,10 @@ class OptimizerAdapter(Adapter, SlotOwner):
         return isinstance(self.adapted, LBFGS)
 
     def _states(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-        for key in self.adapted.state:
-            if not isinstance(key, torch.Tensor):
-                raise UnsupportedValueError(
-                    f"{type(self.adapted).__name__}.state has the key {key!r}; only state of parameters can be saved. "
-                    "Register an adapter for this optimizer (torch_trackckpt.register_adapter)."
-                )
-        return list(self.adapted.state.items())
+        return [(key, state) for key, state in self.adapted.state.items() if isinstance(key, torch.Tensor)]
+
+    def _global_values(self) -> dict[Any, Any]:
+        return {key: value for key, value in self.adapted.state.items() if not isinstance(key, torch.Tensor)}
 
     # Extra state.
 
@@ -172,6 +188,12 @@ class OptimizerAdapter(Adapter, SlotOwner):
 
         return Prepared(assign, tuple(rest), rest or None)
 
+    def _prepare_global(self, stored: Any, resolve: Resolve) -> Prepared:
+        if not isinstance(stored, dict) or any(isinstance(key, torch.Tensor) for key in stored):
+            raise DataLossError("The stored global_state of an optimizer is not a dict.")
+        state: dict[Any, Any] = self.adapted.state
+        return Prepared(lambda: state.update({key: _on_device_of(state.get(key), stored[key]) for key in stored}))
+
     # Hyper-parameters.
 
     def _capture_groups(self, path_of: PathOf) -> object:
@@ -181,7 +203,7 @@ class OptimizerAdapter(Adapter, SlotOwner):
             "groups": [
                 {
                     "params": [path_of(parameter) for parameter in group["params"]],
-                    **{name: value for name, value in group.items() if name not in _NOT_HYPER_PARAMETERS},
+                    **hyper_parameters(group),
                 }
                 for group in self.adapted.param_groups
             ],
@@ -189,34 +211,42 @@ class OptimizerAdapter(Adapter, SlotOwner):
 
     def _check_nothing_is_left_out(self) -> None:
         """A subclass may keep more than PyTorch's optimizers do; what its own state_dict has on top would be lost."""
-        if type(self.adapted).state_dict is Optimizer.state_dict:
+        kind = type(self.adapted)
+        if not _has_hooks(self.adapted):
+            raise UnsupportedValueError(
+                f"{kind.__name__} derives from torch.optim.Optimizer but never called Optimizer.__init__, as wrappers "
+                "of others do; what it keeps beside state and param_groups is not known. Register an adapter for "
+                "it (torch_trackckpt.register_adapter)."
+            )
+        if kind.state_dict is Optimizer.state_dict:
             return
         surplus = sorted(self.adapted.state_dict().keys() - {"state", "param_groups"})
         if surplus:
             raise UnsupportedValueError(
-                f"{type(self.adapted).__name__}.state_dict() has {surplus} beside state and param_groups; register an "
-                "adapter for this optimizer (torch_trackckpt.register_adapter)."
+                f"{kind.__name__}.state_dict() has {surplus} beside state and param_groups; register an adapter for "
+                "this optimizer (torch_trackckpt.register_adapter)."
             )
 
     def _prepare_groups(self, stored: Any, resolve: Resolve) -> Prepared:
         earlier = stored if isinstance(stored, _RestOfGroups) else _RestOfGroups(stored, frozenset())
         stored = earlier.stored
-        _check_stored_groups(stored)
+        if not isinstance(stored, dict) or not isinstance(stored.get("kind"), str):
+            raise DataLossError("The stored param_groups of an optimizer do not have the expected form.")
+        check_stored(stored.get("groups"))
         self._check_kind(stored)
         groups: list[dict[str, Any]] = stored["groups"]
         members = [[None if path is None else resolve(path) for path in group["params"]] for group in groups]
-        targets = self._match_groups(groups, members, earlier.placed)
-        for index, target in targets.items():
-            _check_tensors(self.adapted.param_groups[target], groups[index])
+        live = self.adapted.param_groups
+        match = GroupMatch.find(groups, members, live, earlier.placed)
+        if self._is_flat():
+            self._check_flat_members(groups, members, match)
+        for target, (source, *_) in match.sources.items():
+            check_tensors(live[target], groups[source])
 
-        def assign() -> None:
-            for index, target in targets.items():
-                _assign_group(self.adapted.param_groups[target], groups[index], members[index])
-
-        placed = earlier.placed | targets.keys()
-        left = [group for index, group in enumerate(groups) if index not in placed]
+        left = [group for index, group in enumerate(groups) if index not in match.placed]
         unused = tuple(f"a group of {len(group['params'])} parameters, none of which is known here" for group in left)
-        return Prepared(assign, unused, _RestOfGroups(stored, placed) if left else None)
+        rest = _RestOfGroups(stored, match.placed) if left else None
+        return Prepared(lambda: assign_groups(live, groups, members, match), unused, rest)
 
     def _check_kind(self, stored: dict[str, Any]) -> None:
         if stored["kind"] not in accepted_kinds(type(self.adapted), Optimizer):
@@ -226,92 +256,13 @@ class OptimizerAdapter(Adapter, SlotOwner):
                 "optimizer that was saved, or leave the optimizer out."
             )
 
-    def _match_groups(
-        self, groups: list[dict[str, Any]], members: list[list[object]], placed: frozenset[int]
-    ) -> dict[int, int]:
-        """Stored group -> live group, by the parameters they have in common; without those that were placed before."""
-        live_groups = self.adapted.param_groups
-        group_of = {id(parameter): index for index, group in enumerate(live_groups) for parameter in group["params"]}
-        found = [sorted({group_of[id(member)] for member in group if id(member) in group_of}) for group in members]
-        targets: dict[int, int] = {}
-        sources = {live: stored for stored in placed for live in found[stored]}
-        for stored, live_indices in enumerate(found):
-            for live in () if stored in placed else live_indices:
-                if targets.setdefault(stored, live) != live or sources.setdefault(live, stored) != stored:
-                    raise MismatchError(
-                        f"the parameter groups differ: stored group {stored} ({_some(groups[stored]['params'])}) has "
-                        f"parameters in live group {live}, which "
-                        + (
-                            f"also has parameters of stored group {sources[live]}"
-                            if sources.get(live, stored) != stored
-                            else f"differs from live group {targets[stored]} that holds others of them"
-                        )
-                        + "; make the groups as they were when the checkpoint was saved."
-                    )
-        if self._is_flat():
-            for stored, live in targets.items():
-                if not _are_same(members[stored], live_groups[live]["params"]):
-                    raise MismatchError(
-                        f"the state of {type(self.adapted).__name__} runs over all of its parameters, but the "
-                        f"checkpoint has others: {_some(groups[stored]['params'])}."
-                    )
-        return targets
-
-
-def _check_stored_groups(stored: Any) -> None:
-    groups = stored.get("groups") if isinstance(stored, dict) and isinstance(stored.get("kind"), str) else None
-    if not isinstance(groups, list) or not all(_is_group(group) for group in groups):
-        raise DataLossError("The stored param_groups of an optimizer do not have the expected form.")
-
-
-def _is_group(group: Any) -> bool:
-    return (
-        isinstance(group, dict)
-        and all(isinstance(name, str) for name in group)
-        and isinstance(group.get("params"), list)
-        and all(path is None or isinstance(path, str) for path in group["params"])
-    )
-
-
-def _check_tensors(group: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Hyper-parameters that live in tensors take numbers and tensors of their shape."""
-    for name, value in stored.items():
-        current = group.get(name)
-        if not isinstance(current, torch.Tensor):
-            continue
-        is_number = type(value) in (int, float, bool)
-        if not is_number and not (isinstance(value, torch.Tensor) and value.shape == current.shape):
-            raise MismatchError(
-                f"the hyper-parameter {name!r} is a tensor of shape {list(current.shape)} here, but the checkpoint "
-                f"has {value!r} for it."
-            )
-
-
-def _assign_group(group: dict[str, Any], stored: dict[str, Any], members: list[object]) -> None:
-    for name, value in stored.items():
-        if name in _NOT_HYPER_PARAMETERS:
-            continue
-        current = group.get(name)
-        if isinstance(current, torch.Tensor):
-            # A learning rate in a tensor may be part of a captured graph: it keeps its identity.
-            with torch.no_grad():
-                current.copy_(torch.as_tensor(value, dtype=current.dtype, device=current.device))
-        else:
-            group[name] = value
-    if _are_same(members, group["params"]):
-        _reorder(group, members)
-
-
-def _reorder(group: dict[str, Any], members: list[Any]) -> None:
-    """Puts a group's parameters into the stored order, which flat states depend on."""
-    order = {id(parameter): index for index, parameter in enumerate(group["params"])}
-    if "param_names" in group:
-        group["param_names"][:] = [group["param_names"][order[id(member)]] for member in members]
-    group["params"][:] = members
-
-
-def _are_same(members: list[object], parameters: list[torch.Tensor]) -> bool:
-    return len(members) == len(parameters) and {id(m) for m in members} == {id(p) for p in parameters}
+    def _check_flat_members(self, groups: list[dict[str, Any]], members: list[list[object]], match: GroupMatch) -> None:
+        for live, stored in match.sources.items():
+            if len(stored) != 1 or not are_same(members[stored[0]], self.adapted.param_groups[live]["params"]):
+                raise MismatchError(
+                    f"the state of {type(self.adapted).__name__} runs over all of its parameters, but the "
+                    f"checkpoint has others: {some(groups[stored[0]]['params'])}."
+                )
 
 
 def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -324,23 +275,34 @@ def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tupl
 
 
 def _on_device(value: Any, device: torch.device) -> Any:
+    """A decoded value with its tensors on a device; dicts and lists are changed in place, and so keep their kind."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
-    if isinstance(value, dict):
-        return {key: _on_device(item, device) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_on_device(item, device) for item in value)
+    if type(value) is tuple:
+        return tuple(_on_device(item, device) for item in value)
+    if isinstance(value, (dict, list, deque)):
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _on_device(item, device)
     return value
+
+
+def _on_device_of(live: Any, value: Any) -> Any:
+    """A stored value, its tensors where those are that it replaces."""
+    if isinstance(live, torch.Tensor):
+        return _on_device(value, live.device)
+    if isinstance(live, dict) and isinstance(value, dict):
+        for key, item in value.items():
+            value[key] = _on_device_of(live.get(key), item)
+    return value
+
+
+def _has_hooks(optimizer: Optimizer) -> bool:
+    return hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks")
 
 
 def _called(group_index: int, index: int, group: dict[str, Any]) -> str:
     name = f" {group['param_names'][index]!r}" if "param_names" in group else ""
     return f"param_groups[{group_index}]['params'][{index}]{name} {tuple(group['params'][index].shape)}"
-
-
-def _some(paths: list[str | None]) -> str:
-    shown = ", ".join(str(path) for path in paths[:3])
-    return shown + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 register_adapter(Optimizer, OptimizerAdapter)

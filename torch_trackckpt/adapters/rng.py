@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from torch_trackckpt.adapters.random_generators import check_numpy_state, check_python_state
+
 __all__ = ["RNGState"]
 
 
@@ -18,6 +20,8 @@ class RNGState:
 
     Raises (when restored):
         ValueError: the checkpoint has states for more CUDA devices than there are.
+        MismatchError: NumPy's global generator is of another kind.
+        DataLossError: one of them is no state. Nothing has been set in any of these cases.
 
     Example:
         >>> import tempfile, torch
@@ -34,13 +38,16 @@ class RNGState:
         """The states, as Python values and tensors of bytes."""
         return {
             "python": random.getstate(),
-            "numpy": np.random.get_state(),
+            "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Sets every generator. Without CUDA, stored states of CUDA devices are left aside."""
+        check_python_state(state["python"])
+        check_numpy_state(state["numpy"], dict(np.random.get_state(legacy=False)))
+        torch.Generator().set_state(state["torch"])
         if torch.cuda.is_available():
             if len(state["cuda"]) > torch.cuda.device_count():
                 raise ValueError(

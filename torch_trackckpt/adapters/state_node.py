@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
 
 from torch_trackckpt.adapters import json_codec
+from torch_trackckpt.adapters.live_enums import find_enum
 from torch_trackckpt.errors import DataLossError
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Trackable, Value
 
@@ -73,7 +75,11 @@ class StateNode(Trackable):
 
     def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         tensors = {name: place.tensor for name, place in self._tensors.items() if place.tensor is not None}
-        return self._prepare(json_codec.decode(state_bytes(values), tensors), resolve)
+        return self._prepare(json_codec.decode(state_bytes(values), tensors, self._find_enum), resolve)
+
+    def _find_enum(self, name: str) -> type[enum.Enum]:
+        owner, _ = self._owner_and_part
+        return find_enum(name, owner, lambda: self._capture(lambda value: None))
 
     def _prepare_rest(self, rest: Any, resolve: Resolve) -> Prepared:
         return self._prepare(rest, resolve)
