@@ -102,6 +102,9 @@ def _content(value: Any, names: Mapping[int, str]) -> object:
             for parameter in group["params"]
         }
         return dict(sorted(by_name.items()))
+    if isinstance(value, schedules.LRScheduler):
+        group_names = [min(names[id(member)] for member in group["params"]) for group in value.optimizer.param_groups]
+        return _by_group(value.state_dict(), group_names)
     if isinstance(value, RNGState):
         return value.state_dict()
     if isinstance(value, torch.Generator):
@@ -119,6 +122,19 @@ def _content(value: Any, names: Mapping[int, str]) -> object:
     if isinstance(value, dict):
         return {key: _content(item, names) for key, item in value.items()}
     return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+def _by_group(state: Any, group_names: list[str]) -> Any:
+    """A schedule's state, with what it keeps for each group by the names of the groups."""
+    if isinstance(state, dict):
+        is_per_group = {"base_lrs", "min_lrs", "_last_lr"} & state.keys()
+        return {
+            name: dict(sorted(zip(group_names, item, strict=True)))
+            if name in is_per_group and isinstance(item, list)
+            else _by_group(item, group_names)
+            for name, item in state.items()
+        }
+    return [_by_group(item, group_names) for item in state] if isinstance(state, list) else state
 
 
 def _inner(tensor: object) -> object:
@@ -193,7 +209,8 @@ def scheduled(make: Callable[[torch.optim.Optimizer], Any]) -> Program:
         seen = train(objects)
         schedule = objects["schedule"]
         schedule.step(*([seen[0]] if isinstance(schedule, schedules.ReduceLROnPlateau) else []))
-        return [seen, [group["lr"] for group in objects["optimizer"].param_groups if "weight_decay" in group]]
+        rates = {group["weight_decay"]: group["lr"] for group in objects["optimizer"].param_groups}
+        return [seen, dict(sorted(rates.items()))]
 
     return Program(training(Net, schedule=lambda objects: make(objects["optimizer"])), step)
 

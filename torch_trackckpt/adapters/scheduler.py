@@ -2,7 +2,8 @@
 
 The python state is ``{"kind": class name, "state": what state_dict() returns}``, and, of a schedule that is made of
 others, ``"parts": [{"kind": class name}, ...]`` beside these. Schedulers take any dict without a question, and one of
-another class would go on with a wrong learning rate.
+another class would go on with a wrong learning rate. Where the optimizer has several parameter groups, ``"groups"`` has
+the path of one parameter of each.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch.optim.swa_utils import SWALR
 
 from torch_trackckpt.adapters.kinds import accepted_kinds
 from torch_trackckpt.adapters.registry import register_adapter
-from torch_trackckpt.adapters.state_node import StateNode
+from torch_trackckpt.adapters.schedule_groups import first_members, with_values_of_live_groups
+from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError
-from torch_trackckpt.trackable import Prepared
+from torch_trackckpt.trackable import Prepared, Resolve
 
 __all__ = ["SchedulerAdapter"]
 
@@ -29,10 +31,16 @@ class SchedulerAdapter(StateNode):
         super().__init__(
             scheduler,
             None,
-            capture=lambda path_of: {**_kinds(scheduler), "state": _state_of(scheduler)},
-            prepare=lambda stored, resolve: _prepare(scheduler, stored),
+            capture=lambda path_of: _capture(scheduler, path_of),
+            prepare=lambda stored, resolve: _prepare(scheduler, stored, resolve),
         )
         self.adapted = scheduler
+
+
+def _capture(scheduler: LRScheduler, path_of: PathOf) -> dict[str, Any]:
+    captured = {**_kinds(scheduler), "state": _state_of(scheduler)}
+    members = first_members(scheduler, path_of)
+    return captured if members is None else {**captured, "groups": members}
 
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
@@ -47,16 +55,17 @@ def _kinds(scheduler: LRScheduler) -> dict[str, Any]:
     return kinds
 
 
-def _prepare(scheduler: LRScheduler, stored: Any) -> Prepared:
-    if not isinstance(stored, dict) or "state" not in stored or not _is_sound(stored, stored["state"]):
+def _prepare(scheduler: LRScheduler, stored: Any, resolve: Resolve) -> Prepared:
+    if not isinstance(stored, dict) or not _is_sound(stored, stored.get("state")) or not _are_paths(stored):
         raise DataLossError("The stored state of a scheduler does not have the expected form.")
     for complaint in _differences(scheduler, stored, "the live scheduler"):
         raise MismatchError(
             f"{complaint}; restore into the kind of scheduler that was saved, or leave the scheduler out."
         )
+    state = with_values_of_live_groups(scheduler, stored["state"], stored.get("groups"), resolve)
 
     def assign() -> None:
-        scheduler.load_state_dict(stored["state"])
+        scheduler.load_state_dict(state)
         _set_anneal_functions(scheduler)
 
     return Prepared(assign)
@@ -68,12 +77,17 @@ def _is_sound(kinds: Any, state: Any) -> bool:
         return False
     parts, states = kinds.get("parts", []), state.get("_schedulers", [])
     return (
-        kinds.keys() <= {"kind", "parts", "state"}
+        kinds.keys() <= {"kind", "parts", "state", "groups"}
         and isinstance(parts, list)
         and isinstance(states, list)
         and len(parts) == len(states)
         and all(map(_is_sound, parts, states))
     )
+
+
+def _are_paths(stored: dict[str, Any]) -> bool:
+    groups = stored.get("groups", [])
+    return isinstance(groups, list) and all(path is None or isinstance(path, str) for path in groups)
 
 
 def _differences(live: LRScheduler, stored: dict[str, Any], called: str) -> Iterator[str]:
