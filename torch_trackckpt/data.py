@@ -53,8 +53,8 @@ class _Epoch:
 class ResumableLoader(Generic[T]):
     """A data loader that a checkpoint can resume in the middle of an epoch: the next batch is the right one.
 
-    Iterate over it in place of the loader. It hands out what the loader hands out, and draws the random numbers that the
-    loader draws; an epoch begins when its first batch is asked for. Its state holds how many batches of this epoch have
+    Iterate over it in place of the loader. It hands out what the loader hands out, and draws the random numbers that it
+    draws; an epoch begins when its first batch is asked for. Its state holds how many batches of this epoch have
     been handed out (not those that workers have prepared), and the states of the generators, samplers and epochs that
     decide the order, as they were when the epoch began and as they are. Track `RNGState` beside it if anything is drawn
     from the generators of the process.
@@ -224,8 +224,8 @@ class ResumableLoader(Generic[T]):
             ]
             raise MismatchError(
                 f"the checkpoint was made in epoch {state['epoch']} after {state['position']} batches, and the rest of "
-                f"that epoch would be another one: {'; '.join(differences)}. Restore with the same data and batches, or "
-                "call end_epoch() before saving, to resume with the next epoch."
+                f"that epoch would be another one: {'; '.join(differences)}. Restore with the same data and batches, "
+                "or call end_epoch() before saving, to resume with the next epoch."
             )
 
     def _num_ahead(self) -> int:

@@ -1,0 +1,554 @@
+"""ResumableLoader: a training that is resumed anywhere in an epoch sees the batches that it would have seen."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loaders import (
+    FAST,
+    LENGTH,
+    LOADERS,
+    Augmented,
+    Batches,
+    Numbers,
+    Program,
+    Stream,
+    generator,
+    seed_process,
+)
+from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from torch_trackckpt import Checkpoint, RNGState
+from torch_trackckpt.data import ResumableLoader
+from torch_trackckpt.errors import DataLossError, MismatchError
+
+Make = Callable[[int], Iterable[Any]]
+
+
+@pytest.fixture(autouse=True)
+def _kept_random_state() -> Iterator[None]:
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    np.random.set_state(legacy)
+
+
+def check_every_position(make: Make, directory: Path, num_batches: int, save_every: int = 1) -> None:
+    """Saves after each batch and between epochs; resumes from each of these with new objects, seeded otherwise."""
+    uninterrupted = Program(ResumableLoader(make(1)), seed=1).train(num_batches)
+    saved: dict[str, int] = {}
+
+    def save_to(num_seen: int, where: str) -> str | None:
+        if num_seen % save_every and where == "in":
+            return None
+        saved[path := str(directory / f"{num_seen}-{where}")] = num_seen
+        return path
+
+    assert Program(ResumableLoader(make(1)), seed=1).train(num_batches, save_to) == uninterrupted, "saving changes it"
+
+    for path, num_seen in saved.items():
+        resumed = Program(ResumableLoader(make(2)), seed=2)
+        resumed.checkpoint.read(path).assert_consumed()
+        assert resumed.train(num_batches - num_seen) == uninterrupted[num_seen:], path
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+def test_the_next_batch_is_the_right_one_wherever_it_was_saved(make: Make, tmp_path: Path) -> None:
+    """And so are all batches and random numbers of two epochs that follow."""
+    num_batches_of_epoch = sum(1 for _ in make(1))
+
+    check_every_position(make, tmp_path, num_batches_of_epoch * 5 // 2)
+
+
+@pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
+def test_a_wrapped_loader_hands_out_and_draws_what_it_does_unwrapped(make: Make) -> None:
+    class Unwrapped:
+        """What `Program` needs of a loader."""
+
+        def __init__(self, loader: Any) -> None:
+            self.loader = loader
+            self.sampler = getattr(loader, "sampler", None)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.loader)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    assert Program(ResumableLoader(make(1)), seed=1).train(20) == Program(Unwrapped(make(1)), seed=1).train(20)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 9),
+    batch_size=st.one_of(st.none(), st.integers(1, 4)),
+    drop_last=st.booleans(),
+    shuffle=st.booleans(),
+    has_generator=st.booleans(),
+    position=st.integers(0, 30),
+)
+def test_any_loader_resumes_at_any_position(
+    length: int, batch_size: int | None, drop_last: bool, shuffle: bool, has_generator: bool, position: int
+) -> None:
+    def make(seed: int) -> ResumableLoader[Any]:
+        return ResumableLoader(
+            DataLoader(
+                Augmented(length),
+                batch_size=batch_size,
+                drop_last=drop_last and batch_size is not None,
+                shuffle=shuffle,
+                generator=generator(seed) if has_generator else None,
+            )
+        )
+
+    loader = make(1)
+    if not len(loader):
+        return
+    position = position % (2 * len(loader)) + 1
+    num_batches = position + 2 * len(loader)
+    uninterrupted = Program(loader, seed=1).train(num_batches)
+    first = Program(make(1), seed=1)
+    first.train(position)
+    loader_state, process_state = first.loader.state_dict(), RNGState().state_dict()
+
+    resumed = Program(make(2), seed=2)
+    resumed.loader.load_state_dict(loader_state)
+    RNGState().load_state_dict(process_state)
+
+    assert resumed.train(num_batches - position) == uninterrupted[position:]
+
+
+# Workers.
+
+WORKERS: dict[str, dict[str, Any]] = {
+    "shuffle": {"shuffle": True},
+    "generator": {"shuffle": True, "generator": True},
+    "lazy sampler": {"replacement": True},
+    "persistent": {"shuffle": True, "persistent_workers": True},
+    "persistent, generator": {"shuffle": True, "generator": True, "persistent_workers": True},
+    "iterable": {"is_iterable": True},
+    "iterable, persistent": {"is_iterable": True, "persistent_workers": True},
+}
+
+
+def loader_with_workers(
+    seed: int,
+    *,
+    generator: bool = False,
+    replacement: bool = False,
+    is_iterable: bool = False,
+    num_workers: int = 2,
+    **options: Any,
+) -> DataLoader[int]:
+    own = torch.Generator().manual_seed(seed)
+    if replacement:
+        options["sampler"] = RandomSampler(range(LENGTH), replacement=True, num_samples=70, generator=own)
+    return DataLoader(
+        Stream() if is_iterable else Numbers(),
+        batch_size=10 if replacement else 3,
+        num_workers=num_workers,
+        multiprocessing_context="fork",
+        generator=own if generator else None,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("options", WORKERS.values(), ids=WORKERS)
+def test_what_workers_have_prepared_but_not_handed_out_comes_after_a_restore(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """With every position in turn, in the first epoch and in the second."""
+    check_every_position(lambda seed: loader_with_workers(seed, **options), tmp_path, 13, save_every=2)
+
+
+def test_the_number_of_workers_may_change_for_data_that_are_asked_by_index(tmp_path: Path) -> None:
+    path = str(tmp_path / "ckpt")
+    with_two = Program(ResumableLoader(loader_with_workers(1, generator=True, shuffle=True)), seed=1)
+    seen = with_two.train(9, lambda num_seen, where: path if num_seen == 2 else None)
+    with_none = DataLoader(Numbers(), batch_size=3, shuffle=True, generator=generator(2))
+
+    resumed = Program(ResumableLoader(with_none), seed=2)
+    resumed.checkpoint.read(path)
+
+    assert resumed.train(7) == seen[2:]
+
+
+# What is saved when.
+
+
+def shuffled(seed: int, length: int = LENGTH, **options: Any) -> ResumableLoader[Any]:
+    return ResumableLoader(
+        DataLoader(Numbers(length), batch_size=3, shuffle=True, generator=generator(seed), **options)
+    )
+
+
+def taken(loader: Iterable[Any], num_batches: int | None = None) -> list[Any]:
+    """The first batches of an iteration that is left then; or all."""
+    return [batch.tolist() for _, batch in zip(range(num_batches or 99), loader, strict=False)]
+
+
+def resumed(state: dict[str, Any]) -> ResumableLoader[Any]:
+    loader = shuffled(2)
+    loader.load_state_dict(state)
+    return loader
+
+
+def test_what_was_handed_out_is_not_loaded_again() -> None:
+    loader = shuffled(1)
+    for num_batches, _ in enumerate(loader, 1):
+        if num_batches == 3:
+            break
+
+    other = resumed(loader.state_dict())
+    (last,) = taken(other)
+
+    assert other.dataset.loaded == last
+
+
+def test_a_new_iteration_after_a_break_is_a_new_epoch() -> None:
+    loader, plain = shuffled(1), shuffled(1).loader
+    taken(loader, 2)
+    taken(plain, 2)
+
+    assert taken(loader) == taken(plain)
+    assert loader.epoch == 2
+
+
+def test_what_is_saved_after_a_break_resumes_the_epoch_that_was_left() -> None:
+    """As torchdata's StatefulDataLoader: a program that is asked to stop breaks, saves and ends."""
+    loader, whole = shuffled(1), shuffled(1)
+    for num_batches, _ in enumerate(loader, 1):
+        if num_batches == 2:
+            break
+
+    assert taken(resumed(loader.state_dict())) == taken(whole)[2:]
+
+
+def test_an_epoch_whose_rest_is_not_wanted_is_ended() -> None:
+    loader = shuffled(1)
+    for _ in loader:
+        break
+    assert (loader.epoch, loader.position) == (0, 1)
+    loader.end_epoch()
+    state = loader.state_dict()
+
+    assert (loader.epoch, loader.position) == (1, 0)
+    assert taken(resumed(state)) == taken(loader)
+
+
+def test_the_end_of_an_epoch_that_was_restored_and_is_not_wanted() -> None:
+    loader = shuffled(1)
+    for _ in loader:
+        break
+    other = resumed(loader.state_dict())
+    other.end_epoch()
+    assert (other.epoch, other.position) == (1, 0)
+
+    other.end_epoch()
+
+    assert other.epoch == 1
+    assert taken(other) == taken(loader)
+
+
+def test_after_the_last_batch_the_next_epoch_follows_not_an_empty_one() -> None:
+    loader = shuffled(1)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    state = loader.state_dict()
+    assert next(batches, None) is None
+
+    other = resumed(state)
+
+    assert (loader.epoch, other.epoch) == (1, 1)
+    assert taken(other) == taken(loader)
+    assert other.epoch == loader.epoch == 2
+
+
+@pytest.mark.parametrize("num_batches", [1, 3])
+def test_a_state_that_was_loaded_is_saved_again_before_it_is_used(num_batches: int) -> None:
+    loader = shuffled(1)
+    batches = iter(loader)
+    for _ in range(num_batches):
+        next(batches)
+    again = resumed(resumed(loader.state_dict()).state_dict())
+    rest = [batch.tolist() for batch in batches]
+
+    assert again.position == num_batches
+    assert taken(again) == rest
+    assert taken(again) == taken(loader)
+
+
+def test_an_iteration_that_runs_while_a_state_is_loaded_goes_on_and_the_next_one_resumes() -> None:
+    loader, other = shuffled(1), shuffled(2)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    rest_of_other = taken(shuffled(2))[1:]
+    running = iter(other)
+    next(running)
+
+    other.load_state_dict(state)
+
+    assert [batch.tolist() for batch in running] == rest_of_other
+    assert other.position == 1
+    assert taken(other) == [batch.tolist() for batch in batches]
+
+
+def test_epochs_are_counted_through_a_restore() -> None:
+    loader = shuffled(1)
+    epochs = [loader.epoch]
+    for _ in range(2):
+        epochs += [loader.epoch for _ in loader]
+    state = loader.state_dict()
+
+    assert epochs == [0, 0, 0, 0, 0, 1, 1, 1, 1]
+    assert resumed(state).epoch == 2
+
+
+def test_the_rest_of_an_epoch_keeps_its_permutation_whatever_epoch_is_set_after_the_restore() -> None:
+    """And the epoch that was set counts from the next one on."""
+
+    def make() -> ResumableLoader[Any]:
+        sampler = DistributedSampler(Numbers(), num_replicas=2, rank=0)
+        return ResumableLoader(DataLoader(Numbers(), batch_size=2, sampler=sampler))
+
+    loader, other = make(), make()
+    loader.sampler.set_epoch(5)
+    batches = iter(loader)
+    next(batches)
+    other.load_state_dict(loader.state_dict())
+    assert other.sampler.epoch == 5
+    rest = [batch.tolist() for batch in batches]
+    other.sampler.set_epoch(7)
+    loader.sampler.set_epoch(7)
+
+    assert taken(other) == rest
+    assert other.sampler.epoch == 7
+    assert taken(other) == taken(loader)
+
+
+def test_a_generator_that_the_program_shares_with_the_loader_continues(tmp_path: Path) -> None:
+    """The program draws from it between the batches, and tracks it as well."""
+
+    def train(num_batches: int, seed: int, restore: str | None, save_at: int | None = None) -> list[Any]:
+        shared, seen = generator(seed), []
+        loader = ResumableLoader(DataLoader(Augmented(), batch_size=3, shuffle=True, generator=shared))
+        checkpoint = Checkpoint(loader=loader, generator=shared, rng=RNGState())
+        seed_process(seed)
+        if restore is not None:
+            checkpoint.read(restore).assert_consumed()
+        while True:
+            for batch in loader:
+                seen.append((batch.tolist(), torch.rand(2, generator=shared).tolist()))
+                if len(seen) == save_at:
+                    checkpoint.write(str(tmp_path / "ckpt"), FAST)
+                if len(seen) == num_batches:
+                    return seen
+
+    uninterrupted = train(12, seed=1, restore=None, save_at=6)
+
+    assert train(6, seed=2, restore=str(tmp_path / "ckpt")) == uninterrupted[6:]
+
+
+def test_the_order_of_the_restores_does_not_matter(tmp_path: Path) -> None:
+    """The random state of the process is a node before the loader's, or after it."""
+    for first, second in (("a", "b"), ("b", "a")):
+        loader = ResumableLoader(LOADERS["augmented"](1))
+        checkpoint = Checkpoint(**{first: loader, second: RNGState()})
+        batches = iter(loader)
+        next(batches)
+        checkpoint.write(path := str(tmp_path / first), FAST)
+        rest = [batch.tolist() for batch in batches]
+        seed_process(9)
+        other = ResumableLoader(LOADERS["augmented"](2))
+
+        Checkpoint(**{first: other, second: RNGState()}).read(path).assert_consumed()
+
+        assert taken(other) == rest
+
+
+def test_the_state_is_for_torch_save_too(tmp_path: Path) -> None:
+    """Without the pickles that torch.load refuses."""
+    loader = shuffled(1)
+    batches = iter(loader)
+    next(batches)
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+
+    other = resumed(torch.load(tmp_path / "state.pt", weights_only=True))
+
+    assert taken(other) == [batch.tolist() for batch in batches]
+
+
+SCRIPT = """
+import sys
+from loaders import LOADERS, Program
+from torch_trackckpt.data import ResumableLoader
+
+program = Program(ResumableLoader(LOADERS[sys.argv[2]](2)), seed=2)
+program.checkpoint.read(sys.argv[1]).assert_consumed()
+print(program.train(int(sys.argv[3])))
+"""
+
+
+def test_a_new_process_goes_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "ckpt")
+    program = Program(ResumableLoader(LOADERS["augmented"](1)), seed=1)
+    seen = program.train(10, lambda num_seen, where: path if num_seen == 2 else None)
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT, path, "augmented", "8"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(seen[2:])
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("live", "found"),
+    [
+        (
+            lambda: shuffled(2, length=12),
+            r"length of the data set 10 \(stored\) and 12 \(live\)",
+        ),
+        (
+            lambda: ResumableLoader(DataLoader(Numbers(), batch_size=2, shuffle=True, generator=generator(2))),
+            r"batch size 3 \(stored\) and 2 \(live\); number of batches 4 \(stored\) and 5 \(live\)",
+        ),
+        (lambda: shuffled(2, drop_last=True), r"number of batches 4 \(stored\) and 3 \(live\)"),
+        (
+            lambda: ResumableLoader(DataLoader(Numbers(), batch_size=3, shuffle=True)),
+            r"decided by loader.generator, that of the live one by nothing random",
+        ),
+    ],
+    ids=["length", "batch size", "number of batches", "generator"],
+)
+def test_in_the_middle_of_an_epoch_other_data_are_refused_and_nothing_changes(
+    live: Callable[[], ResumableLoader[Any]], found: str, tmp_path: Path
+) -> None:
+    loader = shuffled(1)
+    batches = iter(loader)
+    next(batches)
+    path = Checkpoint(loader=loader, z=RNGState()).write(str(tmp_path / "ckpt"), FAST)
+    other = live()
+    expected = torch.get_rng_state()
+
+    with pytest.raises(MismatchError, match=rf"\(root\)\.loader cannot be restored .* nothing has been .*{found}"):
+        Checkpoint(loader=other, z=RNGState()).read(path)
+
+    assert other.position == other.epoch == 0
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_between_two_epochs_the_data_may_have_become_more() -> None:
+    loader, other = shuffled(1), shuffled(2, length=12)
+    taken(loader)
+
+    other.load_state_dict(loader.state_dict())
+
+    assert other.epoch == 1
+    assert len(taken(other)) == 4
+
+
+def test_an_epoch_that_cannot_be_begun_again_is_an_error_and_the_generators_stay() -> None:
+    """A data set without a length, which became shorter."""
+    loader = ResumableLoader(DataLoader(Stream(), batch_size=3))
+    taken(loader, 3)
+    other = ResumableLoader(DataLoader(Stream(5), batch_size=3))
+    other.load_state_dict(loader.state_dict())
+    before = torch.get_rng_state()
+
+    with pytest.raises(MismatchError, match="made in epoch 0 after 3 batches, but the epoch has only 2"):
+        next(iter(other))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_indices_that_became_fewer_are_an_error_and_the_generators_stay() -> None:
+    """A sampler without a length, which became shorter."""
+
+    def make(length: int) -> ResumableLoader[Any]:
+        return ResumableLoader(DataLoader(Numbers(), batch_size=3, sampler=(Unsized(length))))
+
+    loader, other = make(10), make(4)
+    taken(loader, 3)
+    other.load_state_dict(loader.state_dict())
+    before = torch.get_rng_state()
+
+    with pytest.raises(MismatchError, match="made in epoch 0 after 3 batches, but the epoch has only 2"):
+        next(iter(other))
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Unsized:
+    """A sampler that does not tell how long it is."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.length).tolist())
+
+
+@pytest.mark.parametrize("state", [None, {}, {"position": 0}, {"position": 3, "epoch": 1}, [1]])
+def test_a_state_of_another_form_is_damage(state: Any) -> None:
+    with pytest.raises(DataLossError, match="does not have the expected form"):
+        shuffled(1).load_state_dict(state)
+
+
+def test_a_loader_with_a_state_of_its_own_is_not_wrapped() -> None:
+    with pytest.raises(TypeError, match="a ResumableLoader has state_dict and load_state_dict of its own"):
+        ResumableLoader(shuffled(1))
+
+
+def test_what_can_be_iterated_over_once_is_not_wrapped() -> None:
+    with pytest.raises(TypeError, match="a list_iterator can be iterated over only once"):
+        ResumableLoader(iter([1, 2]))
+
+
+def test_batches_that_come_in_any_order_are_not_wrapped() -> None:
+    with pytest.raises(ValueError, match="in_order=False"):
+        ResumableLoader(DataLoader(Numbers(), num_workers=1, in_order=False))
+
+
+def test_a_plain_loader_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"loader is a DataLoader, which is not trackable. .*\.ResumableLoader"):
+        Checkpoint(loader=DataLoader(Numbers()))
+    with pytest.raises(ValueError, match="root is a DataLoader, which is not trackable. .* or use torchdata's"):
+        Checkpoint(DataLoader(Numbers()))
+    with pytest.raises(ValueError, match="x is a object, which is not trackable. Pass a module"):
+        Checkpoint(x=object())
+
+
+def test_the_rest_is_the_loaders_own() -> None:
+    loader = shuffled(1)
+
+    assert (loader.batch_size, len(loader), len(loader.dataset)) == (3, 4, LENGTH)
+    with pytest.raises(AttributeError, match="no_such"):
+        loader.no_such
+    with pytest.raises(AttributeError, match="_private"):
+        loader._private
+    with pytest.raises(TypeError, match="has no len"):
+        len(ResumableLoader(Batches()))
