@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, RNGState
 from torch_trackckpt.data import ResumableLoader
+
+Make = Callable[[int], Iterable[Any]]
+"""Makes a loader; its own generator, if it has one, gets the seed."""
 
 FAST = CheckpointOptions(durable=False)
 LENGTH = 10
@@ -125,7 +129,7 @@ def sampled(sampler: Sampler[int], **options: Any) -> DataLoader[int]:
 
 WEIGHTS = [1.0, 2.0, 3.0, 4.0]
 
-LOADERS: dict[str, Callable[[int], Iterable[Any]]] = {
+LOADERS: dict[str, Make] = {
     "sequential": lambda seed: DataLoader(Numbers(), batch_size=3),
     "shuffle": lambda seed: DataLoader(Numbers(), batch_size=3, shuffle=True),
     "shuffle, generator": lambda seed: DataLoader(Numbers(), batch_size=3, shuffle=True, generator=generator(seed)),
@@ -170,24 +174,25 @@ class Program:
     """A training that notes each batch, and the random numbers that it draws with it.
 
     Args:
-        loader: what it iterates over.
+        make: makes what it iterates over, of the seed.
         seed: what it seeds the process with.
     """
 
-    def __init__(self, loader: Any, seed: int) -> None:
+    def __init__(self, make: Callable[[int], Any], seed: int) -> None:
         seed_process(seed)
-        self.loader = loader
-        self.checkpoint = Checkpoint(loader=loader, rng=RNGState())
-        self.seen: list[object] = []
-        self.num_epochs = 0
+        self.loader = loader = make(seed)
+        self.num_epochs = torch.tensor(0)
+        self.checkpoint = Checkpoint(loader=loader, rng=RNGState(), num_epochs=self.num_epochs)
+        self.seen: list[Any] = []
 
     def train(self, num_batches: int, save_to: Callable[[int, str], str | None] = lambda num, where: None) -> list[Any]:
         """Goes on until so many batches were seen; returns them.
 
         Args:
             num_batches: how many.
-            save_to: called with the number of batches seen and "in" or "between" epochs; where to save then.
+            save_to: called with the number of batches seen and "in", "before" or "after" an epoch; where to save then.
         """
+        self._save(save_to(len(self.seen), "before"))
         while len(self.seen) < num_batches:
             self._set_epoch()
             for batch in self.loader:
@@ -197,14 +202,67 @@ class Program:
                 if len(self.seen) == num_batches:
                     return self.seen
             self.num_epochs += 1
-            self._save(save_to(len(self.seen), "between"))
+            self._save(save_to(len(self.seen), "after"))
         return self.seen
 
     def _set_epoch(self) -> None:
         sampler = getattr(self.loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
-            sampler.set_epoch(self.loader.epoch if isinstance(self.loader, ResumableLoader) else self.num_epochs)
+            sampler.set_epoch(self.loader.epoch if isinstance(self.loader, ResumableLoader) else int(self.num_epochs))
 
     def _save(self, path: str | None) -> None:
         if path is not None:
             self.checkpoint.write(path, FAST)
+
+
+def check_every_position(make: Make, directory: Path, num_batches: int, save_every: int = 1) -> None:
+    """Saves after each batch and between epochs; resumes from each of these with new objects, seeded otherwise."""
+    uninterrupted = Program(make, seed=1).train(num_batches)
+    saved: dict[str, int] = {}
+
+    def save_to(num_seen: int, where: str) -> str | None:
+        if num_seen % save_every and where == "in":
+            return None
+        saved[path := str(directory / f"{num_seen}-{where}")] = num_seen
+        return path
+
+    assert Program(make, seed=1).train(num_batches, save_to) == uninterrupted, "saving changes it"
+
+    for path, num_seen in saved.items():
+        resumed = Program(make, seed=2)
+        resumed.checkpoint.read(path).assert_consumed()
+        assert resumed.train(num_batches - num_seen) == uninterrupted[num_seen:], path
+
+
+# For loaders of torchdata.
+
+
+class StatefulStream(IterableDataset[int]):
+    """Its iterators know how far they are; that of each worker has every so-manieth number."""
+
+    def __init__(self, length: int = LENGTH) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        return StatefulIterator(self.length, *((0, 1) if info is None else (info.id, info.num_workers)))
+
+
+class StatefulIterator(Iterator[int]):
+    """Every so-manieth number, and a state which JSON alone could not hold."""
+
+    def __init__(self, length: int, first: int, step: int) -> None:
+        self.length, self.next, self.step = length, first, step
+
+    def __next__(self) -> int:
+        if self.next >= self.length:
+            raise StopIteration
+        self.next += self.step
+        return self.next - self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": torch.tensor(self.next), "kept": ({1: float("inf")}, np.int32(3), b"\x00")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state["kept"] == ({1: float("inf")}, np.int32(3), b"\x00")
+        self.next = int(state["next"])

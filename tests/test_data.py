@@ -20,9 +20,11 @@ from loaders import (
     LOADERS,
     Augmented,
     Batches,
+    Make,
     Numbers,
     Program,
     Stream,
+    check_every_position,
     generator,
     seed_process,
 )
@@ -32,8 +34,6 @@ from torch.utils.data.distributed import DistributedSampler
 from torch_trackckpt import Checkpoint, RNGState
 from torch_trackckpt.data import ResumableLoader
 from torch_trackckpt.errors import DataLossError, MismatchError
-
-Make = Callable[[int], Iterable[Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -45,23 +45,8 @@ def _kept_random_state() -> Iterator[None]:
     np.random.set_state(legacy)
 
 
-def check_every_position(make: Make, directory: Path, num_batches: int, save_every: int = 1) -> None:
-    """Saves after each batch and between epochs; resumes from each of these with new objects, seeded otherwise."""
-    uninterrupted = Program(ResumableLoader(make(1)), seed=1).train(num_batches)
-    saved: dict[str, int] = {}
-
-    def save_to(num_seen: int, where: str) -> str | None:
-        if num_seen % save_every and where == "in":
-            return None
-        saved[path := str(directory / f"{num_seen}-{where}")] = num_seen
-        return path
-
-    assert Program(ResumableLoader(make(1)), seed=1).train(num_batches, save_to) == uninterrupted, "saving changes it"
-
-    for path, num_seen in saved.items():
-        resumed = Program(ResumableLoader(make(2)), seed=2)
-        resumed.checkpoint.read(path).assert_consumed()
-        assert resumed.train(num_batches - num_seen) == uninterrupted[num_seen:], path
+def resumable(make: Make) -> Make:
+    return lambda seed: ResumableLoader(make(seed))
 
 
 @pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
@@ -69,7 +54,7 @@ def test_the_next_batch_is_the_right_one_wherever_it_was_saved(make: Make, tmp_p
     """And so are all batches and random numbers of two epochs that follow."""
     num_batches_of_epoch = sum(1 for _ in make(1))
 
-    check_every_position(make, tmp_path, num_batches_of_epoch * 5 // 2)
+    check_every_position(resumable(make), tmp_path, num_batches_of_epoch * 5 // 2)
 
 
 @pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS)
@@ -89,7 +74,9 @@ def test_a_wrapped_loader_hands_out_and_draws_what_it_does_unwrapped(make: Make)
 
         def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
-    assert Program(ResumableLoader(make(1)), seed=1).train(20) == Program(Unwrapped(make(1)), seed=1).train(20)
+    wrapped = Program(resumable(make), seed=1)
+
+    assert wrapped.train(20) == Program(lambda seed: Unwrapped(make(seed)), seed=1).train(20)
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,12 +107,12 @@ def test_any_loader_resumes_at_any_position(
         return
     position = position % (2 * len(loader)) + 1
     num_batches = position + 2 * len(loader)
-    uninterrupted = Program(loader, seed=1).train(num_batches)
-    first = Program(make(1), seed=1)
+    uninterrupted = Program(make, seed=1).train(num_batches)
+    first = Program(make, seed=1)
     first.train(position)
     loader_state, process_state = first.loader.state_dict(), RNGState().state_dict()
 
-    resumed = Program(make(2), seed=2)
+    resumed = Program(make, seed=2)
     resumed.loader.load_state_dict(loader_state)
     RNGState().load_state_dict(process_state)
 
@@ -172,16 +159,17 @@ def test_what_workers_have_prepared_but_not_handed_out_comes_after_a_restore(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     """With every position in turn, in the first epoch and in the second."""
-    check_every_position(lambda seed: loader_with_workers(seed, **options), tmp_path, 13, save_every=2)
+    make = resumable(lambda seed: loader_with_workers(seed, **options))
+
+    check_every_position(make, tmp_path, 13, save_every=2)
 
 
 def test_the_number_of_workers_may_change_for_data_that_are_asked_by_index(tmp_path: Path) -> None:
     path = str(tmp_path / "ckpt")
-    with_two = Program(ResumableLoader(loader_with_workers(1, generator=True, shuffle=True)), seed=1)
+    with_two = Program(resumable(lambda seed: loader_with_workers(seed, generator=True, shuffle=True)), seed=1)
     seen = with_two.train(9, lambda num_seen, where: path if num_seen == 2 else None)
-    with_none = DataLoader(Numbers(), batch_size=3, shuffle=True, generator=generator(2))
 
-    resumed = Program(ResumableLoader(with_none), seed=2)
+    resumed = Program(shuffled, seed=2)
     resumed.checkpoint.read(path)
 
     assert resumed.train(7) == seen[2:]
@@ -399,7 +387,7 @@ import sys
 from loaders import LOADERS, Program
 from torch_trackckpt.data import ResumableLoader
 
-program = Program(ResumableLoader(LOADERS[sys.argv[2]](2)), seed=2)
+program = Program(lambda seed: ResumableLoader(LOADERS[sys.argv[2]](seed)), seed=2)
 program.checkpoint.read(sys.argv[1]).assert_consumed()
 print(program.train(int(sys.argv[3])))
 """
@@ -407,7 +395,7 @@ print(program.train(int(sys.argv[3])))
 
 def test_a_new_process_goes_on(tmp_path: Path) -> None:
     path = str(tmp_path / "ckpt")
-    program = Program(ResumableLoader(LOADERS["augmented"](1)), seed=1)
+    program = Program(resumable(LOADERS["augmented"]), seed=1)
     seen = program.train(10, lambda num_seen, where: path if num_seen == 2 else None)
 
     done = subprocess.run(
@@ -536,9 +524,9 @@ def test_batches_that_come_in_any_order_are_not_wrapped() -> None:
 def test_a_plain_loader_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"loader is a DataLoader, which is not trackable. .*\.ResumableLoader"):
         Checkpoint(loader=DataLoader(Numbers()))
-    with pytest.raises(ValueError, match="root is a DataLoader, which is not trackable. .* or use torchdata's"):
+    with pytest.raises(ValueError, match=r"root is a DataLoader, which is not trackable. .* or use torchdata"):
         Checkpoint(DataLoader(Numbers()))
-    with pytest.raises(ValueError, match="x is a object, which is not trackable. Pass a module"):
+    with pytest.raises(ValueError, match=r"x is a object, which is not trackable. Pass a module"):
         Checkpoint(x=object())
 
 
@@ -547,8 +535,8 @@ def test_the_rest_is_the_loaders_own() -> None:
 
     assert (loader.batch_size, len(loader), len(loader.dataset)) == (3, 4, LENGTH)
     with pytest.raises(AttributeError, match="no_such"):
-        loader.no_such
+        _ = loader.no_such
     with pytest.raises(AttributeError, match="_private"):
-        loader._private
+        _ = loader._private
     with pytest.raises(TypeError, match="has no len"):
         len(ResumableLoader(Batches()))
