@@ -5,6 +5,7 @@ They are here so that worker processes, and programs that tests start, can impor
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -100,23 +101,30 @@ class EagerSampler(Sampler[int]):
 
 
 class CountingSampler(Sampler[int]):
-    """Has a state of its own: how many epochs it has begun."""
+    """Has a state of its own, which it hands out and takes as it is: how many epochs it has begun."""
 
     def __init__(self, num_begun: int) -> None:
-        self.num_begun = num_begun
+        self.state = {"num_begun": num_begun}
 
     def __iter__(self) -> Iterator[int]:
-        self.num_begun += 1
-        return iter([(index * 7 + self.num_begun) % LENGTH for index in range(LENGTH)])
+        self.state["num_begun"] += 1
+        return iter([(index * 7 + self.state["num_begun"]) % LENGTH for index in range(LENGTH)])
 
     def __len__(self) -> int:
         return LENGTH
 
     def state_dict(self) -> dict[str, int]:
-        return {"num_begun": self.num_begun}
+        return self.state
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.num_begun = state["num_begun"]
+        self.state = state
+
+
+class Paired(DataLoader[Any]):
+    """Hands out something else than PyTorch's own loaders do."""
+
+    def __iter__(self) -> Any:
+        return zip(map(torch.Tensor.tolist, super().__iter__()), itertools.count(), strict=False)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -152,6 +160,8 @@ LOADERS: dict[str, Make] = {
         Numbers(), batch_sampler=BatchSampler(RandomSampler(range(LENGTH), generator=generator(seed)), 4, False)
     ),
     "list of batches": lambda seed: DataLoader(Numbers(), batch_sampler=[[1, 2], [3], [0, 4, 5]]),
+    "collate_fn": lambda seed: DataLoader(Numbers(), batch_size=3, shuffle=True, collate_fn=tuple),
+    "derived loader": lambda seed: Paired(Numbers(), batch_size=3, shuffle=True),
     "eager sampler": lambda seed: sampled(EagerSampler()),
     "sampler with a state": lambda seed: sampled(CountingSampler(seed)),
     "augmented": lambda seed: DataLoader(Augmented(), batch_size=3, shuffle=True),

@@ -31,7 +31,7 @@ from loaders import (
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from torch_trackckpt import Checkpoint, RNGState
+from torch_trackckpt import Checkpoint, RNGState, frozen_saver
 from torch_trackckpt.data import ResumableLoader
 from torch_trackckpt.errors import DataLossError, MismatchError
 
@@ -132,6 +132,10 @@ WORKERS: dict[str, dict[str, Any]] = {
 }
 
 
+# Where the process has threads, Python 3.12 and later warn of forks, which is what PyTorch's loaders do by default.
+FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
 def loader_with_workers(
     seed: int,
     *,
@@ -154,6 +158,7 @@ def loader_with_workers(
     )
 
 
+@FORKS
 @pytest.mark.parametrize("options", WORKERS.values(), ids=WORKERS)
 def test_what_workers_have_prepared_but_not_handed_out_comes_after_a_restore(
     options: dict[str, Any], tmp_path: Path
@@ -164,6 +169,7 @@ def test_what_workers_have_prepared_but_not_handed_out_comes_after_a_restore(
     check_every_position(make, tmp_path, 13, save_every=2)
 
 
+@FORKS
 def test_the_number_of_workers_may_change_for_data_that_are_asked_by_index(tmp_path: Path) -> None:
     path = str(tmp_path / "ckpt")
     with_two = Program(resumable(lambda seed: loader_with_workers(seed, generator=True, shuffle=True)), seed=1)
@@ -368,6 +374,22 @@ def test_the_order_of_the_restores_does_not_matter(tmp_path: Path) -> None:
         Checkpoint(**{first: other, second: RNGState()}).read(path).assert_consumed()
 
         assert taken(other) == rest
+
+
+def test_a_frozen_saver_saves_it_before_in_and_after_an_epoch(tmp_path: Path) -> None:
+    loader, plain = shuffled(1), shuffled(1)
+    saver = frozen_saver(Checkpoint(loader=loader))
+    paths = [saver.save(str(tmp_path / "0"))]
+    paths += [saver.save(str(tmp_path / str(number))) for number, _ in enumerate(loader, 1)]
+    paths.append(saver.save(str(tmp_path / "after")))
+    whole = taken(plain)
+
+    for path, expected in zip(
+        paths, [whole, whole[1:], whole[2:], whole[3:], taken(plain), taken(loader)], strict=True
+    ):
+        other = shuffled(2)
+        Checkpoint(loader=other).read(path).assert_consumed()
+        assert taken(other) == expected
 
 
 def test_the_state_is_for_torch_save_too(tmp_path: Path) -> None:

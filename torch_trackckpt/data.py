@@ -38,6 +38,10 @@ __all__ = ["ResumableLoader"]
 T = TypeVar("T", covariant=True)
 
 
+_KEYS = {"epoch", "position", "are_workers_seeded", "order", "start", "ahead", "plan"}
+"""Of a state."""
+
+
 @dataclasses.dataclass
 class _Epoch:
     """One pass over the data."""
@@ -130,11 +134,7 @@ class ResumableLoader(Generic[T]):
                 return
             # Every batch of the epoch had been handed out, but the program had not been told that it was over.
         self._epoch = _Epoch(self._epoch.number + (self._epoch.start is not None))
-        self._epoch.start = {
-            "process": process_random_state(),
-            "order": self._order.state(),
-            "are_workers_seeded": self._are_workers_seeded,
-        }
+        self._epoch.start = self._start()
         yield from self._hand_out(self._epoch, self._begin(are_workers_seeded=self._are_workers_seeded))
 
     def __len__(self) -> int:
@@ -173,19 +173,25 @@ class ResumableLoader(Generic[T]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration is, as Python values and tensors."""
-        between = {"epoch": self.epoch, "position": 0, "are_workers_seeded": self._are_workers_seeded}
         if self._pending is not None:
             return {**self._pending, "order": self._order.state()}
-        if self.position == 0:
-            return {**between, "order": self._order.state()}
         return {
-            "epoch": self._epoch.number,
-            "position": self._epoch.position,
+            "epoch": self.epoch,
+            "position": self.position,
             "are_workers_seeded": self._are_workers_seeded,
             "order": self._order.state(),
+            # Between two epochs it says nothing, but the state has the same tensors, as a frozen saver wants it.
+            "start": self._epoch.start if self.position > 0 else self._start(),
             "ahead": self._num_ahead(),
             "plan": _plan(self.loader),
-            "start": self._epoch.start,
+        }
+
+    def _start(self) -> dict[str, Any]:
+        """What decides the order of an epoch that begins now."""
+        return {
+            "process": process_random_state(),
+            "order": self._order.state(),
+            "are_workers_seeded": self._are_workers_seeded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,10 +213,7 @@ class ResumableLoader(Generic[T]):
             self._order.set_after_iter(state["order"])
 
     def _check(self, state: Any) -> None:
-        keys = {"epoch", "position", "are_workers_seeded", "order"}
-        if isinstance(state, dict) and state.get("position") != 0:
-            keys |= {"ahead", "plan", "start"}
-        if not isinstance(state, dict) or state.keys() != keys:
+        if not isinstance(state, dict) or state.keys() != _KEYS:
             raise DataLossError("The stored state of a ResumableLoader does not have the expected form.")
         self._order.check(state["order"])
         if state["position"] == 0:

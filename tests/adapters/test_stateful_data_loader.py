@@ -36,8 +36,12 @@ from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRando
 from torch_trackckpt import Checkpoint
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 
-# torchdata calls a function of torch that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+pytestmark = [
+    # torchdata calls a function of torch that is going away.
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+    # Where the process has threads, Python 3.12 and later warn of forks.
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ what it was when the checkpoint was made.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import random
@@ -101,8 +102,7 @@ def _holders(loader: object, *, with_data_set: bool) -> Iterator[tuple[str, obje
 
 def _parts_of(holder: object, *, with_state: bool) -> Iterator[tuple[str, object, _Part]]:
     if with_state and has_own_state(holder) and not isinstance(holder, torch.utils.data.Dataset):
-        stateful: Any = holder
-        yield "state", holder, _Part(stateful.state_dict, stateful.load_state_dict, is_only_for_iter=True)
+        yield "state", holder, _part_of_state(holder)
         return
     generator = getattr(holder, "generator", None)
     if isinstance(generator, torch.Generator):
@@ -111,6 +111,15 @@ def _parts_of(holder: object, *, with_state: bool) -> Iterator[tuple[str, object
         yield "epoch", holder, _Part(lambda: epoch_state(holder), lambda state: set_epoch_state(holder, state))
     elif callable(set_epoch := getattr(holder, "set_epoch", None)) and type(getattr(holder, "epoch", None)) is int:
         yield "epoch", holder, _Part(lambda: holder.epoch, set_epoch)  # type: ignore[attr-defined]
+
+
+def _part_of_state(sampler: Any) -> _Part:
+    # A state may be what the sampler goes on to change.
+    return _Part(
+        get=lambda: copy.deepcopy(sampler.state_dict()),
+        set=lambda state: sampler.load_state_dict(copy.deepcopy(state)),
+        is_only_for_iter=True,
+    )
 
 
 def _set_generator(generator: torch.Generator, state: torch.Tensor) -> None:
