@@ -258,6 +258,17 @@ def test_the_end_of_an_epoch_that_was_restored_and_is_not_wanted() -> None:
     assert taken(other) == taken(loader)
 
 
+def test_a_sampler_with_a_state_goes_on_when_the_rest_of_a_restored_epoch_is_not_wanted() -> None:
+    loader, other = (ResumableLoader(LOADERS["sampler with a state"](seed)) for seed in (1, 5))
+    for _ in loader:
+        break
+    other.load_state_dict(loader.state_dict())
+
+    other.end_epoch()
+
+    assert taken(other) == taken(loader)
+
+
 def test_after_the_last_batch_the_next_epoch_follows_not_an_empty_one() -> None:
     loader = shuffled(1)
     batches = iter(loader)
@@ -301,6 +312,21 @@ def test_an_iteration_that_runs_while_a_state_is_loaded_goes_on_and_the_next_one
     assert [batch.tolist() for batch in running] == rest_of_other
     assert other.position == 1
     assert taken(other) == [batch.tolist() for batch in batches]
+
+
+def test_an_iteration_that_resumed_and_runs_while_a_state_is_loaded_ends_with_its_epoch() -> None:
+    loader = shuffled(1)
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    other = resumed(loader.state_dict())
+    running = iter(other)
+    next(running)
+
+    other.load_state_dict(shuffled(3).state_dict())
+
+    assert list(running) == []
+    assert taken(other) == taken(shuffled(3))
 
 
 def test_epochs_are_counted_through_a_restore() -> None:

@@ -128,14 +128,14 @@ class ResumableLoader(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         stored, self._pending = self._pending, None
         if stored is not None:
-            self._epoch = _Epoch(self._epoch.number, stored["start"], stored["position"])
-            yield from self._hand_out(self._epoch, self._rest(stored))
-            if self._epoch.position > stored["position"]:
+            # Another state may be loaded meanwhile, which puts another epoch in the place of this one.
+            epoch = self._epoch = _Epoch(self._epoch.number, stored["start"], stored["position"])
+            yield from self._hand_out(epoch, self._rest(stored))
+            if epoch.position > stored["position"]:
                 return
             # Every batch of the epoch had been handed out, but the program had not been told that it was over.
-        self._epoch = _Epoch(self._epoch.number + (self._epoch.start is not None))
-        self._epoch.start = self._start()
-        yield from self._hand_out(self._epoch, self._begin(are_workers_seeded=self._are_workers_seeded))
+        epoch = self._epoch = _Epoch(self._epoch.number + (self._epoch.start is not None), self._start())
+        yield from self._hand_out(epoch, self._begin(are_workers_seeded=self._are_workers_seeded))
 
     def __len__(self) -> int:
         """How many batches an epoch has; of the loader."""
@@ -205,12 +205,8 @@ class ResumableLoader(Generic[T]):
         self._check(state)
         self._epoch = _Epoch(state["epoch"], position=state["position"])
         self._are_workers_seeded = state["are_workers_seeded"]
-        if state["position"] == 0:
-            self._pending = None
-            self._order.set(state["order"])
-        else:
-            self._pending = dict(state)
-            self._order.set_after_iter(state["order"])
+        self._order.set(state["order"])
+        self._pending = state if state["position"] > 0 else None
 
     def _check(self, state: Any) -> None:
         if not isinstance(state, dict) or state.keys() != _KEYS:

@@ -148,19 +148,19 @@ def has_own_state(value: object) -> bool:
 
 def process_random_state() -> dict[str, Any]:
     """The states of these generators."""
-    name, key, *rest = np.random.get_state()
+    numpy: Any = np.random.get_state(legacy=False)
+    words = {name: word.tolist() if isinstance(word, np.ndarray) else word for name, word in numpy["state"].items()}
     return {
         "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(key).astype(np.int64)), *rest],
+        "numpy": {**numpy, "state": words},
         "torch": torch.get_rng_state(),
     }
 
 
 def set_process_random_state(state: Mapping[str, Any]) -> None:
     """Takes over what `process_random_state` returned."""
-    name, key, *rest = state["numpy"]
     random.setstate(state["python"])
-    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
 
 
