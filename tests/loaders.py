@@ -225,6 +225,17 @@ class Program:
             self.checkpoint.write(path, FAST)
 
 
+def shuffled(seed: int, length: int = LENGTH, **options: Any) -> ResumableLoader[Any]:
+    return ResumableLoader(
+        DataLoader(Numbers(length), batch_size=3, shuffle=True, generator=generator(seed), **options)
+    )
+
+
+def taken(loader: Iterable[Any], num_batches: int | None = None) -> list[Any]:
+    """The first batches of an iteration that is left then; or all."""
+    return [batch.tolist() for _, batch in zip(range(num_batches or 99), loader, strict=False)]
+
+
 def check_every_position(make: Make, directory: Path, num_batches: int, save_every: int = 1) -> None:
     """Saves after each batch and between epochs; resumes from each of these with new objects, seeded otherwise."""
     uninterrupted = Program(make, seed=1).train(num_batches)
