@@ -23,9 +23,11 @@ from torch_trackckpt.errors import MismatchError
 
 __all__ = [
     "DataOrder",
+    "epoch_state",
     "has_own_state",
     "kept_process_random_state",
     "process_random_state",
+    "set_epoch_state",
     "set_process_random_state",
 ]
 
