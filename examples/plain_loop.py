@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torch_trackckpt.data import ResumableLoader
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointManager, RNGState
+from torch_trackckpt.data import ResumableLoader
 
 
 @dataclasses.dataclass

@@ -28,6 +28,7 @@ LEVELS = (
         "views",
         "frozen",
         "capture",
+        "data",
         "management",
     ),
     ("inspection",),

@@ -3,17 +3,8 @@
 Importing this package registers them all.
 """
 
-from torch_trackckpt.adapters import (
-    containers,
-    grad_scaler,
-    module,
-    optimizer,
-    python_state,
-    random_generators,
-    scheduler,
-    tensor,
-    wrappers,
-)
+from torch_trackckpt.adapters import containers
+from torch_trackckpt.adapters.advice import advice_for
 from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
 from torch_trackckpt.adapters.rng import RNGState
 
@@ -21,6 +12,7 @@ __all__ = [
     "Adapter",
     "RNGState",
     "adapt",
+    "advice_for",
     "containers",
     "grad_scaler",
     "is_trackable",
@@ -29,7 +21,9 @@ __all__ = [
     "python_state",
     "random_generators",
     "register_adapter",
+    "samplers",
     "scheduler",
+    "stateful_data_loader",
     "tensor",
     "wrappers",
 ]
