@@ -3,7 +3,19 @@
 Importing this package registers them all.
 """
 
-from torch_trackckpt.adapters import containers
+from torch_trackckpt.adapters import (
+    containers,
+    grad_scaler,
+    module,
+    optimizer,
+    python_state,
+    random_generators,
+    samplers,
+    scheduler,
+    stateful_data_loader,
+    tensor,
+    wrappers,
+)
 from torch_trackckpt.adapters.advice import advice_for
 from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
 from torch_trackckpt.adapters.rng import RNGState
