@@ -40,6 +40,10 @@ class Color(enum.IntEnum):
     BLUE = 2
 
 
+class Label(str, enum.Enum):
+    TRAIN = "train"
+
+
 class Access(enum.Flag):
     READ = 1
     WRITE = 2
@@ -52,8 +56,18 @@ class Bits(enum.IntFlag):
     HIGH = 8
 
 
-MEMBERS = [*Mode, *Color, Access.READ, Access.ALL, Access.READ | Access.RUN, Access(0), Bits.HIGH, Bits.LOW | Bits.HIGH]
-ENUMS = {kind.__qualname__: kind for kind in (Mode, Color, Access, Bits)}
+MEMBERS = [
+    *Mode,
+    *Color,
+    *Label,
+    Access.READ,
+    Access.ALL,
+    Access.READ | Access.RUN,
+    Access(0),
+    Bits.HIGH,
+    Bits.LOW | Bits.HIGH,
+]
+ENUMS = {kind.__qualname__: kind for kind in (Mode, Color, Label, Access, Bits)}
 scalars = (
     st.none()
     | st.booleans()

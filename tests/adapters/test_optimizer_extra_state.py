@@ -11,6 +11,7 @@ from adapters.optimizers import VALUE, Odd, adam, everything, is_same, linear, p
 from torch import optim
 
 from torch_trackckpt import Checkpoint
+from torch_trackckpt.adapters.optimizer import _on_device
 from torch_trackckpt.errors import (
     MismatchError,
     UnsupportedValueError,
@@ -170,3 +171,13 @@ def test_lbfgs_with_other_parameters_is_a_mismatch(prefix: str) -> None:
         Checkpoint(model=other, optimizer=other_optimizer).restore(path)
 
     assert is_same(everything(other, other_optimizer), before)
+
+
+def test_tensors_anywhere_in_irregular_state_move_to_the_device_of_their_parameter() -> None:
+    """C121: the meta device stands for an accelerator."""
+    state = {"a": [torch.ones(1), (1, torch.ones(1))], "b": OrderedDict(c=deque([torch.ones(1)], maxlen=2))}
+
+    moved = _on_device(state, torch.device("meta"))
+
+    assert [t.device.type for t in (moved["a"][0], moved["a"][1][1], moved["b"]["c"][0])] == ["meta"] * 3
+    assert (type(moved["b"]), moved["b"]["c"].maxlen, moved["a"][1][0]) == (OrderedDict, 2, 1)

@@ -26,16 +26,15 @@ from __future__ import annotations
 import base64
 import collections
 import enum
-import functools
 import json
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from torch_trackckpt.adapters.enums import member_of, names_of
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedFormatError, UnsupportedValueError
 from torch_trackckpt.trackable import TrackedContainer
 
@@ -181,14 +180,10 @@ class _Encoder:
         return {"$": "defaultdict", "factory": names[0] if names else None, "v": self._pairs(value, where)}
 
     def _enum(self, value: enum.Enum, where: str) -> object:
-        kind = type(value)
-        if value._name_ in kind.__members__:
-            return {"$": "enum", "type": kind.__qualname__, "v": value._name_}
-        # A combination of flags; Python 3.10 has no names for these, and later ones join those of their parts.
-        parts = [name for name, flag in kind.__members__.items() if _is_part(flag, name, value)]
-        if not isinstance(value, enum.Flag) or _combined(kind, parts) != value:
+        names = names_of(value)
+        if names is None:
             raise _cannot_encode(value, where)
-        return {"$": "enum", "type": kind.__qualname__, "v": parts}
+        return {"$": "enum", "type": type(value).__qualname__, "v": names}
 
     def _sorted(self, value: set[Any] | frozenset[Any], where: str) -> list[object]:
         # By their text, because equal sets may iterate in different orders.
@@ -280,15 +275,10 @@ class _Decoder:
         return collections.defaultdict(None if factory is None else _FACTORIES[factory], self._pairs(tagged))
 
     def _enum(self, tagged: dict[str, Any]) -> enum.Enum:
-        name, is_combination = _checked(tagged["type"], str), isinstance(tagged["v"], list)
-        members = [_checked(member, str) for member in (tagged["v"] if is_combination else [tagged["v"]])]
-        kind = self._find_enum(name)
-        if unknown := [member for member in members if member not in kind.__members__]:
-            raise MismatchError(
-                f"the checkpoint holds {name}.{unknown[0]}, but the live enum {kind.__module__}.{kind.__qualname__} "
-                f"has no such member; it has {', '.join(kind.__members__)}."
-            )
-        return _combined(kind, members) if is_combination else kind.__members__[members[0]]
+        names = tagged["v"]
+        for name in names if isinstance(names, list) else [names]:
+            _checked(name, str)
+        return member_of(self._find_enum(_checked(tagged["type"], str)), names)
 
 
 def _checked(value: Any, kind: type[T]) -> T:
@@ -326,22 +316,6 @@ def _torch_name(constant: object) -> str:
 
 def _torch_constants(kind: type[T]) -> dict[str, T]:
     return {_torch_name(item): item for item in vars(torch).values() if isinstance(item, kind)}
-
-
-def _is_part(flag: enum.Enum, name: str, whole: enum.Enum) -> bool:
-    """Whether a member of one bit, under its own name, is in a combination."""
-    return (
-        isinstance(flag, enum.Flag)
-        and flag._name_ == name
-        and flag.value.bit_count() == 1
-        and bool(flag.value & whole.value)
-    )
-
-
-def _combined(kind: type[enum.Enum], names: Iterable[str]) -> enum.Enum:
-    if not issubclass(kind, enum.Flag):
-        raise TypeError(f"{kind.__qualname__} is no enum of flags")
-    return functools.reduce(operator.or_, (kind[name] for name in names), kind(0))
 
 
 def _numpy_values(tagged: dict[str, Any]) -> np.ndarray[Any, Any]:
