@@ -32,11 +32,12 @@ def test_a_slot_of_another_shape_than_its_parameter_round_trips(prefix: str) -> 
     assert is_same(other_optimizer.state_dict(), optimizer.state_dict())
 
 
-ODD_STATES: dict[str, dict[str, Any]] = {
+ODD_STATES: dict[str, dict[Any, Any]] = {
     "none": {"momentum_buffer": None},
     "numbers": {"step": 7, "beta": 0.5, "is_warm": True},
     "nested": {"history": {"grads": [torch.ones(2), torch.zeros(3)], 5: (None, torch.tensor(1.5))}},
     "list": {"history": [torch.ones(2), None, 3, [torch.zeros(1, dtype=torch.int64)]]},
+    "numbered tensors": {0: torch.ones(2), 1: torch.zeros(1), "exp_avg": torch.ones(2, 3)},
     "deque": {"recent": deque([torch.ones(1), 2], maxlen=3)},
     "counter": {"seen": Counter({3: 1})},
     "kinds of dicts": {"a": OrderedDict(b=torch.ones(1)), "c": [defaultdict(list, d=[torch.ones(1)])]},
@@ -50,7 +51,7 @@ ODD_STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("state", ODD_STATES.values(), ids=ODD_STATES)
-def test_irregular_state_round_trips(state: dict[str, Any], prefix: str) -> None:
+def test_irregular_state_round_trips(state: dict[Any, Any], prefix: str) -> None:
     """C121"""
     model = linear()
     optimizer = Odd(model.parameters())
@@ -141,6 +142,18 @@ def test_global_state_that_cannot_be_encoded_is_refused_with_its_position(tmp_pa
     assert str(error.value).startswith(
         "(root).optimizer.global_state cannot be saved: the value at ['hooks'][0] is a builtins.function"
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_of_a_parameter_that_is_no_dict_is_refused_by_name(tmp_path: Path) -> None:
+    """C121, C168"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.state[model.weight] = torch.ones(2, 3)  # type: ignore[assignment]
+
+    with pytest.raises(UnsupportedValueError, match=r"\(root\)\.optimizer cannot be saved: Odd\.state has a Tensor"):
+        Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "ckpt")
+
     assert list(tmp_path.iterdir()) == []
 
 
