@@ -29,7 +29,7 @@ import enum
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -211,29 +211,6 @@ class _Decoder:
     def __init__(self, tensors: Mapping[str, torch.Tensor], find_enum: FindEnum) -> None:
         self._tensors = tensors
         self._find_enum = find_enum
-        self._by_kind: dict[str, Callable[[dict[str, Any]], object]] = {
-            "tuple": lambda tagged: tuple(self._items(tagged)),
-            "size": lambda tagged: torch.Size(_dims(tagged["v"])),
-            "dict": lambda tagged: dict(self._pairs(tagged)),
-            "ordered_dict": lambda tagged: collections.OrderedDict(self._pairs(tagged)),
-            "counter": lambda tagged: collections.Counter(dict(self._pairs(tagged))),
-            "set": lambda tagged: set(self._items(tagged)),
-            "frozenset": lambda tagged: frozenset(self._items(tagged)),
-            "float": lambda tagged: _NON_FINITE[tagged["v"]],
-            "complex": self._complex,
-            "bytes": lambda tagged: _bytes(tagged["v"]),
-            "dtype": lambda tagged: _torch_constants(torch.dtype)[tagged["v"]],
-            "layout": lambda tagged: _torch_constants(torch.layout)[tagged["v"]],
-            "memory_format": lambda tagged: _torch_constants(torch.memory_format)[tagged["v"]],
-            "device": lambda tagged: torch.device(_checked(tagged["v"], str)),
-            "tensor": lambda tagged: self._tensors[tagged["v"]],
-            "array": lambda tagged: _numpy_values(tagged).reshape(_dims(tagged["shape"])).copy(),
-            "scalar": lambda tagged: _numpy_values(tagged).reshape(())[()],
-            "range": self._range,
-            "deque": self._deque,
-            "defaultdict": self._defaultdict,
-            "enum": self._enum,
-        }
 
     def decode(self, tree: Any) -> object:
         if isinstance(tree, list):
@@ -243,11 +220,11 @@ class _Decoder:
         if "$" not in tree:
             return {key: self.decode(item) for key, item in tree.items()}
         kind = tree["$"]
-        if kind not in self._by_kind:
+        if kind not in self._BY_KIND:
             raise UnsupportedFormatError(
                 f"The python state holds a value of kind {kind!r}, which is unknown to this version."
             )
-        return self._by_kind[kind](tree)
+        return self._BY_KIND[kind](self, tree)
 
     def _items(self, tagged: dict[str, Any]) -> list[Any]:
         return [self.decode(item) for item in _checked(tagged["v"], list)]
@@ -279,6 +256,31 @@ class _Decoder:
         for name in names if isinstance(names, list) else [names]:
             _checked(name, str)
         return member_of(self._find_enum(_checked(tagged["type"], str)), names)
+
+    # Not the decoder's own: its functions would refer to it, and keep the live object behind `find_enum`.
+    _BY_KIND: ClassVar[Mapping[str, Callable[[_Decoder, dict[str, Any]], object]]] = {
+        "tuple": lambda self, tagged: tuple(self._items(tagged)),
+        "size": lambda self, tagged: torch.Size(_dims(tagged["v"])),
+        "dict": lambda self, tagged: dict(self._pairs(tagged)),
+        "ordered_dict": lambda self, tagged: collections.OrderedDict(self._pairs(tagged)),
+        "counter": lambda self, tagged: collections.Counter(dict(self._pairs(tagged))),
+        "set": lambda self, tagged: set(self._items(tagged)),
+        "frozenset": lambda self, tagged: frozenset(self._items(tagged)),
+        "float": lambda self, tagged: _NON_FINITE[tagged["v"]],
+        "complex": _complex,
+        "bytes": lambda self, tagged: _bytes(tagged["v"]),
+        "dtype": lambda self, tagged: _torch_constants(torch.dtype)[tagged["v"]],
+        "layout": lambda self, tagged: _torch_constants(torch.layout)[tagged["v"]],
+        "memory_format": lambda self, tagged: _torch_constants(torch.memory_format)[tagged["v"]],
+        "device": lambda self, tagged: torch.device(_checked(tagged["v"], str)),
+        "tensor": lambda self, tagged: self._tensors[tagged["v"]],
+        "array": lambda self, tagged: _numpy_values(tagged).reshape(_dims(tagged["shape"])).copy(),
+        "scalar": lambda self, tagged: _numpy_values(tagged).reshape(())[()],
+        "range": _range,
+        "deque": _deque,
+        "defaultdict": _defaultdict,
+        "enum": _enum,
+    }
 
 
 def _checked(value: Any, kind: type[T]) -> T:
