@@ -102,44 +102,12 @@ class _Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._names: dict[int, str] = {}
-        self._by_type: dict[type, Callable[[Any, str], object]] = {
-            type(None): _as_is,
-            bool: _as_is,
-            int: _as_is,
-            str: _as_is,
-            float: self._float,
-            list: self._items,
-            tuple: lambda value, where: {"$": "tuple", "v": self._items(value, where)},
-            torch.Size: self._size,
-            dict: self._dict,
-            collections.OrderedDict: lambda value, where: {
-                "$": "ordered_dict",
-                "v": self._pairs(value, where),
-            },
-            collections.Counter: lambda value, where: {"$": "counter", "v": self._pairs(value, where)},
-            set: lambda value, where: {"$": "set", "v": self._sorted(value, where)},
-            frozenset: lambda value, where: {"$": "frozenset", "v": self._sorted(value, where)},
-            complex: lambda value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
-            bytes: lambda value, where: {"$": "bytes", "v": _base64(value)},
-            torch.dtype: lambda value, where: {"$": "dtype", "v": _torch_name(value)},
-            torch.layout: lambda value, where: {"$": "layout", "v": _torch_name(value)},
-            torch.memory_format: lambda value, where: {"$": "memory_format", "v": _torch_name(value)},
-            torch.device: lambda value, where: {"$": "device", "v": str(value)},
-            np.ndarray: self._array,
-            range: lambda value, where: {"$": "range", "v": [value.start, value.stop, value.step]},
-            collections.deque: lambda value, where: {
-                "$": "deque",
-                "v": self._items(value, where),
-                "maxlen": value.maxlen,
-            },
-            collections.defaultdict: self._defaultdict,
-        }
 
     def encode(self, value: Any, where: str) -> object:
         kind = value.plain_type if isinstance(value, TrackedContainer) else type(value)
-        handler = self._by_type.get(kind)
+        handler = self._BY_TYPE.get(kind)
         if handler is not None:
-            return handler(value, where)
+            return handler(self, value, where)
         if isinstance(value, torch.Tensor):
             return {"$": "tensor", "v": self._name(value)}
         if isinstance(value, np.generic) and value.dtype.str in _NUMPY_DTYPES:
@@ -203,6 +171,43 @@ class _Encoder:
             "shape": list(value.shape),
             "v": _base64(np.ascontiguousarray(value).tobytes()),
         }
+
+    def _as_it_is(self, value: object, where: str) -> object:
+        return value
+
+    # Not the encoder's own: its functions would refer to it, and keep the tensors.
+    _BY_TYPE: ClassVar[Mapping[type, Callable[[_Encoder, Any, str], object]]] = {
+        type(None): _as_it_is,
+        bool: _as_it_is,
+        int: _as_it_is,
+        str: _as_it_is,
+        float: _float,
+        list: _items,
+        tuple: lambda self, value, where: {"$": "tuple", "v": self._items(value, where)},
+        torch.Size: _size,
+        dict: _dict,
+        collections.OrderedDict: lambda self, value, where: {
+            "$": "ordered_dict",
+            "v": self._pairs(value, where),
+        },
+        collections.Counter: lambda self, value, where: {"$": "counter", "v": self._pairs(value, where)},
+        set: lambda self, value, where: {"$": "set", "v": self._sorted(value, where)},
+        frozenset: lambda self, value, where: {"$": "frozenset", "v": self._sorted(value, where)},
+        complex: lambda self, value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
+        bytes: lambda self, value, where: {"$": "bytes", "v": _base64(value)},
+        torch.dtype: lambda self, value, where: {"$": "dtype", "v": _torch_name(value)},
+        torch.layout: lambda self, value, where: {"$": "layout", "v": _torch_name(value)},
+        torch.memory_format: lambda self, value, where: {"$": "memory_format", "v": _torch_name(value)},
+        torch.device: lambda self, value, where: {"$": "device", "v": str(value)},
+        np.ndarray: _array,
+        range: lambda self, value, where: {"$": "range", "v": [value.start, value.stop, value.step]},
+        collections.deque: lambda self, value, where: {
+            "$": "deque",
+            "v": self._items(value, where),
+            "maxlen": value.maxlen,
+        },
+        collections.defaultdict: _defaultdict,
+    }
 
 
 class _Decoder:
@@ -298,10 +303,6 @@ def _dims(dims: Any) -> list[int]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _as_is(value: object, where: str) -> object:
-    return value
 
 
 def _base64(data: bytes) -> str:
