@@ -9,6 +9,7 @@ import pytest
 import torch
 import witness
 from adapters.optimizers import Odd, linear
+from torch import nn
 
 from torch_trackckpt import Checkpoint
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
@@ -193,3 +194,25 @@ def test_members_among_hyper_parameters_and_state_of_an_optimizer_come_back(pref
 
     assert other.param_groups[0]["mode"] is Mode.EXACT
     assert other.state[model.weight]["mode"] is Mode.EXACT
+
+
+class Extra(nn.Module):
+    def __init__(self, mode: Mode) -> None:
+        super().__init__()
+        self.settings = [mode]
+
+    def get_extra_state(self) -> dict[str, Mode]:
+        return {"mode": self.settings[0]}
+
+    def set_extra_state(self, state: dict[str, Mode]) -> None:
+        self.settings = [state["mode"]]
+
+
+def test_members_in_the_extra_state_of_a_module_come_back(prefix: str) -> None:
+    """C166"""
+    path = Checkpoint(model=Extra(Mode.EXACT)).save(prefix)
+    model = Extra(Mode.FAST)
+
+    Checkpoint(model=model).restore(path).assert_consumed()
+
+    assert model.settings == [Mode.EXACT]

@@ -2,10 +2,12 @@
 
 import copy
 import enum
+import gc
 import json
 import math
 import struct
 import sys
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +42,10 @@ class Color(enum.IntEnum):
     BLUE = 2
 
 
+class Label(str, enum.Enum):
+    TRAIN = "train"
+
+
 class Access(enum.Flag):
     READ = 1
     WRITE = 2
@@ -52,8 +58,18 @@ class Bits(enum.IntFlag):
     HIGH = 8
 
 
-MEMBERS = [*Mode, *Color, Access.READ, Access.ALL, Access.READ | Access.RUN, Access(0), Bits.HIGH, Bits.LOW | Bits.HIGH]
-ENUMS = {kind.__qualname__: kind for kind in (Mode, Color, Access, Bits)}
+MEMBERS = [
+    *Mode,
+    *Color,
+    *Label,
+    Access.READ,
+    Access.ALL,
+    Access.READ | Access.RUN,
+    Access(0),
+    Bits.HIGH,
+    Bits.LOW | Bits.HIGH,
+]
+ENUMS = {kind.__qualname__: kind for kind in (Mode, Color, Label, Access, Bits)}
 scalars = (
     st.none()
     | st.booleans()
@@ -224,6 +240,25 @@ def test_a_decoded_array_owns_its_memory_and_can_be_changed() -> None:
 
 def test_a_dict_keeps_the_order_of_its_keys() -> None:
     assert list(round_trip({"b": 1, "a": 2})) == ["b", "a"]
+
+
+class Finder:
+    def find(self, name: str) -> type[enum.Enum]:
+        return ENUMS[name]
+
+
+def test_neither_way_keeps_what_it_was_given() -> None:
+    """Not even until the next run of the garbage collector: states hold large tensors."""
+    gc.collect()
+    gc.disable()
+    try:
+        tensor, finder = torch.ones(2), Finder()
+        gone = [weakref.ref(tensor), weakref.ref(finder)]
+        decode(encode([tensor, Mode.FAST])[0], {"0": tensor}, finder.find)
+        del tensor, finder
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 # Canonical.

@@ -11,6 +11,7 @@ from adapters.optimizers import VALUE, Odd, adam, everything, is_same, linear, p
 from torch import optim
 
 from torch_trackckpt import Checkpoint
+from torch_trackckpt.adapters.optimizer import _on_device
 from torch_trackckpt.errors import (
     MismatchError,
     UnsupportedValueError,
@@ -31,11 +32,12 @@ def test_a_slot_of_another_shape_than_its_parameter_round_trips(prefix: str) -> 
     assert is_same(other_optimizer.state_dict(), optimizer.state_dict())
 
 
-ODD_STATES: dict[str, dict[str, Any]] = {
+ODD_STATES: dict[str, dict[Any, Any]] = {
     "none": {"momentum_buffer": None},
     "numbers": {"step": 7, "beta": 0.5, "is_warm": True},
     "nested": {"history": {"grads": [torch.ones(2), torch.zeros(3)], 5: (None, torch.tensor(1.5))}},
     "list": {"history": [torch.ones(2), None, 3, [torch.zeros(1, dtype=torch.int64)]]},
+    "numbered tensors": {0: torch.ones(2), 1: torch.zeros(1), "exp_avg": torch.ones(2, 3)},
     "deque": {"recent": deque([torch.ones(1), 2], maxlen=3)},
     "counter": {"seen": Counter({3: 1})},
     "kinds of dicts": {"a": OrderedDict(b=torch.ones(1)), "c": [defaultdict(list, d=[torch.ones(1)])]},
@@ -49,7 +51,7 @@ ODD_STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("state", ODD_STATES.values(), ids=ODD_STATES)
-def test_irregular_state_round_trips(state: dict[str, Any], prefix: str) -> None:
+def test_irregular_state_round_trips(state: dict[Any, Any], prefix: str) -> None:
     """C121"""
     model = linear()
     optimizer = Odd(model.parameters())
@@ -143,6 +145,18 @@ def test_global_state_that_cannot_be_encoded_is_refused_with_its_position(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_state_of_a_parameter_that_is_no_dict_is_refused_by_name(tmp_path: Path) -> None:
+    """C121, C168"""
+    model = linear()
+    optimizer = Odd(model.parameters())
+    optimizer.state[model.weight] = torch.ones(2, 3)  # type: ignore[assignment]
+
+    with pytest.raises(UnsupportedValueError, match=r"\(root\)\.optimizer cannot be saved: Odd\.state has a Tensor"):
+        Checkpoint(model=model, optimizer=optimizer).save(tmp_path / "ckpt")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lbfgs_with_its_history_and_parameters_in_another_order_round_trips(prefix: str) -> None:
     """C121: its state runs over all parameters, so their stored order is taken over."""
     model, optimizer = trained(lambda model: optim.LBFGS(model.parameters(), max_iter=3))
@@ -170,3 +184,13 @@ def test_lbfgs_with_other_parameters_is_a_mismatch(prefix: str) -> None:
         Checkpoint(model=other, optimizer=other_optimizer).restore(path)
 
     assert is_same(everything(other, other_optimizer), before)
+
+
+def test_tensors_anywhere_in_irregular_state_move_to_the_device_of_their_parameter() -> None:
+    """C121: the meta device stands for an accelerator."""
+    state = {"a": [torch.ones(1), (1, torch.ones(1))], "b": OrderedDict(c=deque([torch.ones(1)], maxlen=2))}
+
+    moved = _on_device(state, torch.device("meta"))
+
+    assert [t.device.type for t in (moved["a"][0], moved["a"][1][1], moved["b"]["c"][0])] == ["meta"] * 3
+    assert (type(moved["b"]), moved["b"]["c"].maxlen, moved["a"][1][0]) == (OrderedDict, 2, 1)

@@ -26,16 +26,15 @@ from __future__ import annotations
 import base64
 import collections
 import enum
-import functools
 import json
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
+from torch_trackckpt.adapters.enums import member_of, names_of
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedFormatError, UnsupportedValueError
 from torch_trackckpt.trackable import TrackedContainer
 
@@ -103,44 +102,12 @@ class _Encoder:
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._names: dict[int, str] = {}
-        self._by_type: dict[type, Callable[[Any, str], object]] = {
-            type(None): _as_is,
-            bool: _as_is,
-            int: _as_is,
-            str: _as_is,
-            float: self._float,
-            list: self._items,
-            tuple: lambda value, where: {"$": "tuple", "v": self._items(value, where)},
-            torch.Size: self._size,
-            dict: self._dict,
-            collections.OrderedDict: lambda value, where: {
-                "$": "ordered_dict",
-                "v": self._pairs(value, where),
-            },
-            collections.Counter: lambda value, where: {"$": "counter", "v": self._pairs(value, where)},
-            set: lambda value, where: {"$": "set", "v": self._sorted(value, where)},
-            frozenset: lambda value, where: {"$": "frozenset", "v": self._sorted(value, where)},
-            complex: lambda value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
-            bytes: lambda value, where: {"$": "bytes", "v": _base64(value)},
-            torch.dtype: lambda value, where: {"$": "dtype", "v": _torch_name(value)},
-            torch.layout: lambda value, where: {"$": "layout", "v": _torch_name(value)},
-            torch.memory_format: lambda value, where: {"$": "memory_format", "v": _torch_name(value)},
-            torch.device: lambda value, where: {"$": "device", "v": str(value)},
-            np.ndarray: self._array,
-            range: lambda value, where: {"$": "range", "v": [value.start, value.stop, value.step]},
-            collections.deque: lambda value, where: {
-                "$": "deque",
-                "v": self._items(value, where),
-                "maxlen": value.maxlen,
-            },
-            collections.defaultdict: self._defaultdict,
-        }
 
     def encode(self, value: Any, where: str) -> object:
         kind = value.plain_type if isinstance(value, TrackedContainer) else type(value)
-        handler = self._by_type.get(kind)
+        handler = self._BY_TYPE.get(kind)
         if handler is not None:
-            return handler(value, where)
+            return handler(self, value, where)
         if isinstance(value, torch.Tensor):
             return {"$": "tensor", "v": self._name(value)}
         if isinstance(value, np.generic) and value.dtype.str in _NUMPY_DTYPES:
@@ -181,14 +148,10 @@ class _Encoder:
         return {"$": "defaultdict", "factory": names[0] if names else None, "v": self._pairs(value, where)}
 
     def _enum(self, value: enum.Enum, where: str) -> object:
-        kind = type(value)
-        if value._name_ in kind.__members__:
-            return {"$": "enum", "type": kind.__qualname__, "v": value._name_}
-        # A combination of flags; Python 3.10 has no names for these, and later ones join those of their parts.
-        parts = [name for name, flag in kind.__members__.items() if _is_part(flag, name, value)]
-        if not isinstance(value, enum.Flag) or _combined(kind, parts) != value:
+        names = names_of(value)
+        if names is None:
             raise _cannot_encode(value, where)
-        return {"$": "enum", "type": kind.__qualname__, "v": parts}
+        return {"$": "enum", "type": type(value).__qualname__, "v": names}
 
     def _sorted(self, value: set[Any] | frozenset[Any], where: str) -> list[object]:
         # By their text, because equal sets may iterate in different orders.
@@ -209,6 +172,43 @@ class _Encoder:
             "v": _base64(np.ascontiguousarray(value).tobytes()),
         }
 
+    def _as_it_is(self, value: object, where: str) -> object:
+        return value
+
+    # Not the encoder's own: its functions would refer to it, and keep the tensors.
+    _BY_TYPE: ClassVar[Mapping[type, Callable[[_Encoder, Any, str], object]]] = {
+        type(None): _as_it_is,
+        bool: _as_it_is,
+        int: _as_it_is,
+        str: _as_it_is,
+        float: _float,
+        list: _items,
+        tuple: lambda self, value, where: {"$": "tuple", "v": self._items(value, where)},
+        torch.Size: _size,
+        dict: _dict,
+        collections.OrderedDict: lambda self, value, where: {
+            "$": "ordered_dict",
+            "v": self._pairs(value, where),
+        },
+        collections.Counter: lambda self, value, where: {"$": "counter", "v": self._pairs(value, where)},
+        set: lambda self, value, where: {"$": "set", "v": self._sorted(value, where)},
+        frozenset: lambda self, value, where: {"$": "frozenset", "v": self._sorted(value, where)},
+        complex: lambda self, value, where: {"$": "complex", "v": self._items([value.real, value.imag], where)},
+        bytes: lambda self, value, where: {"$": "bytes", "v": _base64(value)},
+        torch.dtype: lambda self, value, where: {"$": "dtype", "v": _torch_name(value)},
+        torch.layout: lambda self, value, where: {"$": "layout", "v": _torch_name(value)},
+        torch.memory_format: lambda self, value, where: {"$": "memory_format", "v": _torch_name(value)},
+        torch.device: lambda self, value, where: {"$": "device", "v": str(value)},
+        np.ndarray: _array,
+        range: lambda self, value, where: {"$": "range", "v": [value.start, value.stop, value.step]},
+        collections.deque: lambda self, value, where: {
+            "$": "deque",
+            "v": self._items(value, where),
+            "maxlen": value.maxlen,
+        },
+        collections.defaultdict: _defaultdict,
+    }
+
 
 class _Decoder:
     """Trusts nothing: the text may come from anywhere."""
@@ -216,29 +216,6 @@ class _Decoder:
     def __init__(self, tensors: Mapping[str, torch.Tensor], find_enum: FindEnum) -> None:
         self._tensors = tensors
         self._find_enum = find_enum
-        self._by_kind: dict[str, Callable[[dict[str, Any]], object]] = {
-            "tuple": lambda tagged: tuple(self._items(tagged)),
-            "size": lambda tagged: torch.Size(_dims(tagged["v"])),
-            "dict": lambda tagged: dict(self._pairs(tagged)),
-            "ordered_dict": lambda tagged: collections.OrderedDict(self._pairs(tagged)),
-            "counter": lambda tagged: collections.Counter(dict(self._pairs(tagged))),
-            "set": lambda tagged: set(self._items(tagged)),
-            "frozenset": lambda tagged: frozenset(self._items(tagged)),
-            "float": lambda tagged: _NON_FINITE[tagged["v"]],
-            "complex": self._complex,
-            "bytes": lambda tagged: _bytes(tagged["v"]),
-            "dtype": lambda tagged: _torch_constants(torch.dtype)[tagged["v"]],
-            "layout": lambda tagged: _torch_constants(torch.layout)[tagged["v"]],
-            "memory_format": lambda tagged: _torch_constants(torch.memory_format)[tagged["v"]],
-            "device": lambda tagged: torch.device(_checked(tagged["v"], str)),
-            "tensor": lambda tagged: self._tensors[tagged["v"]],
-            "array": lambda tagged: _numpy_values(tagged).reshape(_dims(tagged["shape"])).copy(),
-            "scalar": lambda tagged: _numpy_values(tagged).reshape(())[()],
-            "range": self._range,
-            "deque": self._deque,
-            "defaultdict": self._defaultdict,
-            "enum": self._enum,
-        }
 
     def decode(self, tree: Any) -> object:
         if isinstance(tree, list):
@@ -248,11 +225,11 @@ class _Decoder:
         if "$" not in tree:
             return {key: self.decode(item) for key, item in tree.items()}
         kind = tree["$"]
-        if kind not in self._by_kind:
+        if kind not in self._BY_KIND:
             raise UnsupportedFormatError(
                 f"The python state holds a value of kind {kind!r}, which is unknown to this version."
             )
-        return self._by_kind[kind](tree)
+        return self._BY_KIND[kind](self, tree)
 
     def _items(self, tagged: dict[str, Any]) -> list[Any]:
         return [self.decode(item) for item in _checked(tagged["v"], list)]
@@ -280,15 +257,35 @@ class _Decoder:
         return collections.defaultdict(None if factory is None else _FACTORIES[factory], self._pairs(tagged))
 
     def _enum(self, tagged: dict[str, Any]) -> enum.Enum:
-        name, is_combination = _checked(tagged["type"], str), isinstance(tagged["v"], list)
-        members = [_checked(member, str) for member in (tagged["v"] if is_combination else [tagged["v"]])]
-        kind = self._find_enum(name)
-        if unknown := [member for member in members if member not in kind.__members__]:
-            raise MismatchError(
-                f"the checkpoint holds {name}.{unknown[0]}, but the live enum {kind.__module__}.{kind.__qualname__} "
-                f"has no such member; it has {', '.join(kind.__members__)}."
-            )
-        return _combined(kind, members) if is_combination else kind.__members__[members[0]]
+        names = tagged["v"]
+        for name in names if isinstance(names, list) else [names]:
+            _checked(name, str)
+        return member_of(self._find_enum(_checked(tagged["type"], str)), names)
+
+    # Not the decoder's own: its functions would refer to it, and keep the live object behind `find_enum`.
+    _BY_KIND: ClassVar[Mapping[str, Callable[[_Decoder, dict[str, Any]], object]]] = {
+        "tuple": lambda self, tagged: tuple(self._items(tagged)),
+        "size": lambda self, tagged: torch.Size(_dims(tagged["v"])),
+        "dict": lambda self, tagged: dict(self._pairs(tagged)),
+        "ordered_dict": lambda self, tagged: collections.OrderedDict(self._pairs(tagged)),
+        "counter": lambda self, tagged: collections.Counter(dict(self._pairs(tagged))),
+        "set": lambda self, tagged: set(self._items(tagged)),
+        "frozenset": lambda self, tagged: frozenset(self._items(tagged)),
+        "float": lambda self, tagged: _NON_FINITE[tagged["v"]],
+        "complex": _complex,
+        "bytes": lambda self, tagged: _bytes(tagged["v"]),
+        "dtype": lambda self, tagged: _torch_constants(torch.dtype)[tagged["v"]],
+        "layout": lambda self, tagged: _torch_constants(torch.layout)[tagged["v"]],
+        "memory_format": lambda self, tagged: _torch_constants(torch.memory_format)[tagged["v"]],
+        "device": lambda self, tagged: torch.device(_checked(tagged["v"], str)),
+        "tensor": lambda self, tagged: self._tensors[tagged["v"]],
+        "array": lambda self, tagged: _numpy_values(tagged).reshape(_dims(tagged["shape"])).copy(),
+        "scalar": lambda self, tagged: _numpy_values(tagged).reshape(())[()],
+        "range": _range,
+        "deque": _deque,
+        "defaultdict": _defaultdict,
+        "enum": _enum,
+    }
 
 
 def _checked(value: Any, kind: type[T]) -> T:
@@ -308,10 +305,6 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _as_is(value: object, where: str) -> object:
-    return value
-
-
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
@@ -326,22 +319,6 @@ def _torch_name(constant: object) -> str:
 
 def _torch_constants(kind: type[T]) -> dict[str, T]:
     return {_torch_name(item): item for item in vars(torch).values() if isinstance(item, kind)}
-
-
-def _is_part(flag: enum.Enum, name: str, whole: enum.Enum) -> bool:
-    """Whether a member of one bit, under its own name, is in a combination."""
-    return (
-        isinstance(flag, enum.Flag)
-        and flag._name_ == name
-        and flag.value.bit_count() == 1
-        and bool(flag.value & whole.value)
-    )
-
-
-def _combined(kind: type[enum.Enum], names: Iterable[str]) -> enum.Enum:
-    if not issubclass(kind, enum.Flag):
-        raise TypeError(f"{kind.__qualname__} is no enum of flags")
-    return functools.reduce(operator.or_, (kind[name] for name in names), kind(0))
 
 
 def _numpy_values(tagged: dict[str, Any]) -> np.ndarray[Any, Any]:

@@ -95,7 +95,7 @@ class OptimizerAdapter(Adapter, SlotOwner):
         slots: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for parameter, state in self._states():
             for name, value in state.items():
-                if self._is_slot(value):
+                if self._is_slot(name, value):
                     slots.setdefault(name, []).append((parameter, value))
         return dict(sorted(slots.items()))
 
@@ -120,7 +120,9 @@ class OptimizerAdapter(Adapter, SlotOwner):
     def _slot_destinations(
         self, variable: torch.Tensor, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     ) -> Mapping[str, torch.Tensor] | None:
-        live = {name: value for name, value in self.adapted.state.get(variable, {}).items() if self._is_slot(value)}
+        live = {
+            name: value for name, value in self.adapted.state.get(variable, {}).items() if self._is_slot(name, value)
+        }
         # Another program's slots may not be all that this optimizer needs; an incomplete state would break its
         # next step. They are taken only in place of slots that are here already.
         if not self._is_stored_by_torch and not stored.keys() <= live.keys():
@@ -144,15 +146,22 @@ class OptimizerAdapter(Adapter, SlotOwner):
     def _groups_by_member(self) -> dict[int, dict[str, Any]]:
         return {id(member): group for group in self.adapted.param_groups for member in group["params"]}
 
-    def _is_slot(self, value: object) -> bool:
-        return isinstance(value, torch.Tensor) and not self._is_flat()
+    def _is_slot(self, name: object, value: object) -> bool:
+        return isinstance(name, str) and isinstance(value, torch.Tensor) and not self._is_flat()
 
     def _is_flat(self) -> bool:
         """Whether the state runs over all parameters in their order, instead of belonging to each one."""
         return isinstance(self.adapted, LBFGS)
 
     def _states(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-        return [(key, state) for key, state in self.adapted.state.items() if isinstance(key, torch.Tensor)]
+        states = [(key, state) for key, state in self.adapted.state.items() if isinstance(key, torch.Tensor)]
+        for _, state in states:
+            if not isinstance(state, dict):
+                raise UnsupportedValueError(
+                    f"{type(self.adapted).__name__}.state has a {type(state).__name__} for a parameter, where a dict "
+                    "is usual. Register an adapter for this optimizer (torch_trackckpt.register_adapter)."
+                )
+        return states
 
     def _global_values(self) -> dict[Any, Any]:
         return {key: value for key, value in self.adapted.state.items() if not isinstance(key, torch.Tensor)}
@@ -161,7 +170,7 @@ class OptimizerAdapter(Adapter, SlotOwner):
 
     def _extra_state_by_parameter(self) -> list[tuple[torch.Tensor, dict[str, Any]]]:
         extra = [
-            (parameter, {name: value for name, value in state.items() if not self._is_slot(value)})
+            (parameter, {name: value for name, value in state.items() if not self._is_slot(name, value)})
             for parameter, state in self._states()
         ]
         return [(parameter, values) for parameter, values in extra if values]

@@ -125,30 +125,37 @@ class PythonRandomAdapter(StateNode):
     """A ``random.Random``."""
 
     def __init__(self, generator: random.Random) -> None:
-        super().__init__(generator, None, lambda path_of: self._state(), lambda stored, resolve: self._take(stored))
+        super().__init__(
+            generator,
+            None,
+            capture=lambda path_of: _python_state(generator),
+            prepare=lambda stored, resolve: _prepare_python(generator, stored),
+        )
         self.adapted = generator
 
-    def _state(self) -> object:
-        if not self._has_state():
-            raise UnsupportedValueError(
-                f"{type(self.adapted).__name__} does not draw from the state of a random.Random; register an adapter "
-                "for it (torch_trackckpt.register_adapter), or leave it out."
-            )
-        return self.adapted.getstate()
 
-    def _take(self, stored: Any) -> Prepared:
-        check_python_state(stored)
-        if not self._has_state():
-            raise MismatchError(
-                f"the checkpoint holds the state of a random.Random, which a {type(self.adapted).__name__} does not "
-                "draw from."
-            )
-        return Prepared(lambda: self.adapted.setstate(stored))
+def _python_state(generator: random.Random) -> object:
+    if not _has_state(generator):
+        raise UnsupportedValueError(
+            f"{type(generator).__name__} does not draw from the state of a random.Random; register an adapter for it "
+            "(torch_trackckpt.register_adapter), or leave it out."
+        )
+    return generator.getstate()
 
-    def _has_state(self) -> bool:
-        """SystemRandom has none, and a class with methods of its own may keep anything."""
-        kind = type(self.adapted)
-        return (kind.getstate, kind.setstate) == (random.Random.getstate, random.Random.setstate)
+
+def _prepare_python(generator: random.Random, stored: Any) -> Prepared:
+    check_python_state(stored)
+    if not _has_state(generator):
+        raise MismatchError(
+            f"the checkpoint holds the state of a random.Random, which a {type(generator).__name__} does not draw from."
+        )
+    return Prepared(lambda: generator.setstate(stored))
+
+
+def _has_state(generator: random.Random) -> bool:
+    """SystemRandom has none, and a class with methods of its own may keep anything."""
+    kind = type(generator)
+    return (kind.getstate, kind.setstate) == (random.Random.getstate, random.Random.setstate)
 
 
 register_adapter(np.random.Generator, NumpyGeneratorAdapter)

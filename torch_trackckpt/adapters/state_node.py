@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_trackckpt.adapters import json_codec
-from torch_trackckpt.adapters.live_enums import find_enum
+from torch_trackckpt.adapters.enums import find_enum
 from torch_trackckpt.errors import DataLossError
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Trackable, Value
 

@@ -1,4 +1,4 @@
-"""The class of an enum whose name a file holds, among those that the live object uses.
+"""Members of enums by their names, and the class of an enum by its name, among those that the live object uses.
 
 A file may never say what is imported or looked up in a module. So a class is taken only if the object that is being
 restored has it already: in its attributes, in its class's, or in the state that it would save now.
@@ -7,12 +7,56 @@ restored has it already: in its attributes, in its class's, or in the state that
 from __future__ import annotations
 
 import enum
+import functools
+import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from torch_trackckpt.errors import MismatchError
 
-__all__ = ["find_enum"]
+__all__ = ["find_enum", "member_of", "names_of"]
+
+
+def names_of(value: enum.Enum) -> str | list[str] | None:
+    """The name of a member, or those of the flags in a combination; None where bits of it have no name."""
+    members = type(value).__members__
+    if value._name_ in members:
+        return value._name_
+    # Python 3.10 has no names for combinations, and later ones join those of their parts.
+    parts = [name for name, flag in members.items() if _is_part(flag, name, value)]
+    return parts if isinstance(value, enum.Flag) and _combined(type(value), parts) == value else None
+
+
+def member_of(kind: type[enum.Enum], names: str | list[str]) -> enum.Enum:
+    """The member, or combination of flags, of these names.
+
+    Raises:
+        MismatchError: the enum has no member of a name.
+        TypeError: several names, and no enum of flags.
+    """
+    for name in [names] if isinstance(names, str) else names:
+        if name not in kind.__members__:
+            raise MismatchError(
+                f"the checkpoint holds {kind.__qualname__}.{name}, but the live enum {kind.__module__}."
+                f"{kind.__qualname__} has no such member; it has {', '.join(kind.__members__)}."
+            )
+    return kind.__members__[names] if isinstance(names, str) else _combined(kind, names)
+
+
+def _is_part(flag: enum.Enum, name: str, whole: enum.Enum) -> bool:
+    """Whether a member of one bit, under its own name, is in a combination."""
+    return (
+        isinstance(flag, enum.Flag)
+        and flag._name_ == name
+        and flag.value.bit_count() == 1
+        and bool(flag.value & whole.value)
+    )
+
+
+def _combined(kind: type[enum.Enum], names: list[str]) -> enum.Enum:
+    if not issubclass(kind, enum.Flag):
+        raise TypeError(f"{kind.__qualname__} is no enum of flags")
+    return functools.reduce(operator.or_, (kind[name] for name in names), kind(0))
 
 
 def find_enum(name: str, owner: object, capture: Callable[[], object]) -> type[enum.Enum]:
