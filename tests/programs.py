@@ -107,6 +107,8 @@ def _content(value: Any, names: Mapping[int, str]) -> object:
         return _by_group(value.state_dict(), group_names)
     if isinstance(value, RNGState):
         return value.state_dict()
+    if isinstance(value, torch.utils.data.DistributedSampler):
+        return {"epoch": value.epoch, "seed": value.seed}
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, np.random.Generator):
