@@ -38,7 +38,7 @@ from torch_trackckpt.save.staging import StagingBuffer, stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
-from torch_trackckpt.trackable import Trackable
+from torch_trackckpt.trackable import Trackable, Value
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 
 __all__ = ["Checkpoint"]
@@ -282,6 +282,10 @@ class Checkpoint(AutoTrackable):
         with self._own.metrics.reading(reader.file_prefix) as transfer:
             transfer.num_bytes = by_names.run()
         return NameBasedLoadStatus(by_names, self, reader.file_prefix, optional)
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        """Its children are all that it holds, as TensorFlow's; numbers go to an `AutoTrackable`."""
+        return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

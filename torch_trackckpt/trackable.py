@@ -89,8 +89,16 @@ class Trackable:
         return {}
 
     def _attribute_names(self) -> tuple[str, ...]:
-        """The names that `_serialize_to_tensors` would return."""
+        """The names that `_serialize_to_tensors` would return, or for which there is a place in any case."""
         return tuple(self._serialize_to_tensors())
+
+    def _asks_for_values(self, is_known: bool) -> bool:
+        """Whether something is left out where a restore has no values for the object.
+
+        Args:
+            is_known: the checkpoint has the object, but no values of it that this one could take.
+        """
+        return bool(self._attribute_names())
 
     def _restore_destinations(self) -> Mapping[str, torch.Tensor]:
         """The live tensors into which stored values of these names are copied directly.

@@ -187,7 +187,9 @@ class Program:
         unmade = {id(unmade.tensor) for unmade in restoration.unmade()}
         for identity, node in live.nodes.items():
             node_ids = self._nodes_of.get(identity, ())
-            if identity not in skipped and settled.isdisjoint(node_ids) and node.trackable._attribute_names():
+            if identity in skipped or not settled.isdisjoint(node_ids):
+                continue
+            if node.trackable._asks_for_values(is_known=bool(node_ids)):
                 found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
                 found.append(node)
 
