@@ -19,7 +19,7 @@ from torch_trackckpt.adapters import json_codec
 from torch_trackckpt.adapters.containers import PLAIN_TYPES
 from torch_trackckpt.adapters.registry import is_trackable
 from torch_trackckpt.errors import DataLossError, UnsupportedValueError
-from torch_trackckpt.trackable import Prepared, TrackedContainer
+from torch_trackckpt.trackable import PYTHON_STATE, Prepared, TrackedContainer
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
 
 __all__ = ["encode", "is_empty_container", "is_simple", "prepare"]
@@ -100,7 +100,7 @@ def encode(attributes: Mapping[str, object]) -> bytes:
 def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Prepared:
     """Checks and decodes stored attributes; the result sets those that are not as stored already.
 
-    What has no place is unused: an attribute that the live object lacks, or one that is not plain there. An empty
+    What has no place is unused: a state that is no attributes; an attribute that the live object lacks, or one that is not plain there. An empty
     list or dict is no loss, because the live one may have got its elements since.
 
     Args:
@@ -109,12 +109,15 @@ def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Pr
         state: what `encode` gave.
 
     Raises:
-        DataLossError: the state is damaged.
-        UnsupportedFormatError: it holds a kind of value that this version does not know.
+        UnsupportedFormatError: the state holds a kind of value that this version does not know.
     """
-    stored = json_codec.decode(state, {})
+    try:
+        stored = json_codec.decode(state, {})
+    except DataLossError:
+        stored = None
     if type(stored) is not dict or not all(isinstance(name, str) for name in stored):
-        raise DataLossError("The plain attributes are no dict by name.")
+        # The checksum was right: it is the state of an object of another kind, which had this name.
+        return Prepared(lambda: None, (PYTHON_STATE,))
     simple = {name: value for name, value in attributes.items() if name in stored and is_simple(value)}
     changed = {name: value for name, value in stored.items() if name in simple and not _is_equal(value, simple[name])}
     unused = [name for name, value in stored.items() if name not in simple and not is_empty_container(value)]
