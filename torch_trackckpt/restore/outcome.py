@@ -90,7 +90,7 @@ def report_of_names(
 
 def report_of_nothing(live: LiveGraph) -> RestoreReport:
     """For no checkpoint."""
-    values = [_reported_object(node) for node in live.nodes.values() if node.trackable._attribute_names()]
+    values = [_reported_object(node) for node in live.nodes.values() if node.trackable._asks_for_values(False)]
     slots = [_reported_slot(*slot) for slot in live.slots()]
     return RestoreReport("", only_in_program=(*values, *slots))
 
@@ -189,7 +189,7 @@ class Program:
             node_ids = self._nodes_of.get(identity, ())
             if identity in skipped or not settled.isdisjoint(node_ids):
                 continue
-            if node.trackable._asks_for_values(is_known=bool(node_ids)):
+            if node.trackable._asks_for_values(bool(node_ids)):
                 found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
                 found.append(node)
 

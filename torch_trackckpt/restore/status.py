@@ -171,7 +171,7 @@ class CheckpointLoadStatus(LoadStatus):
             return self
         live, graph = self._discover(), self._restoration.graph
         root, *others = live.nodes.values()
-        if not any(node.trackable._attribute_names() for node in others):
+        if not any(node.trackable._asks_for_values(False) for node in others):
             raise AssertionError(f"Nothing to load. No dependencies have been added to {root.readable} yet.")
         raise AssertionError(
             f"Nothing except the root object matched a checkpointed value of {self._prefix!r}. The checkpoint has "

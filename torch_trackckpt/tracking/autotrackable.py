@@ -154,9 +154,8 @@ class AutoTrackable(Trackable):
         return type(self)._serialize_to_tensors is AutoTrackable._serialize_to_tensors
 
     def _attribute_names(self) -> tuple[str, ...]:
-        if not self._saves_attributes():
-            return super()._attribute_names()
-        return (PYTHON_STATE,) if any(map(simple_attributes.is_simple, self._attributes().values())) else ()
+        # Whatever is stored is looked at: what has no place is told by its own name.
+        return (PYTHON_STATE,) if self._saves_attributes() else super()._attribute_names()
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         if not self._saves_attributes():

@@ -17,7 +17,6 @@ import numpy as np
 
 from torch_trackckpt.adapters import json_codec
 from torch_trackckpt.adapters.containers import PLAIN_TYPES
-from torch_trackckpt.adapters.registry import is_trackable
 from torch_trackckpt.errors import DataLossError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, Prepared, TrackedContainer
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
@@ -49,8 +48,6 @@ def _is_simple(value: Any, around: frozenset[int]) -> bool:
             return not _has_marks(value)
         inside = around | {id(value)}
         return id(value) not in around and not _has_marks(value) and all(_is_simple(p, inside) for p in _parts(value))
-    if is_trackable(value):
-        return False
     # Of an array the kind counts, however long it is.
     sample = value.reshape(-1)[:0] if type(value) is np.ndarray else value
     try:
@@ -100,8 +97,8 @@ def encode(attributes: Mapping[str, object]) -> bytes:
 def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Prepared:
     """Checks and decodes stored attributes; the result sets those that are not as stored already.
 
-    What has no place is unused: a state that is no attributes; an attribute that the live object lacks, or one that is not plain there. An empty
-    list or dict is no loss, because the live one may have got its elements since.
+    What has no place is unused: a state that is no attributes; an attribute that the live object lacks, or one that is
+    not plain there. An empty list or dict is no loss, because the live one may have got its elements since.
 
     Args:
         owner: the live object.
