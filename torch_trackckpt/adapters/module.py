@@ -72,6 +72,10 @@ class ModuleAdapter(Adapter):
     def _attribute_names(self) -> tuple[str, ...]:
         return ()
 
+    def _kept_attributes(self) -> Collection[str]:
+        """Plain attributes that are state of the module, saved or not."""
+        return ()
+
     def _lookup_dependency(self, name: str) -> object | None:
         module: nn.Module = self.adapted
         if name == "_extra_state":

@@ -153,6 +153,10 @@ class AutoTrackable(Trackable):
         """Whether plain attributes are saved: where the class does not say itself what is."""
         return type(self)._serialize_to_tensors is AutoTrackable._serialize_to_tensors
 
+    def _loses_attributes(self) -> bool:
+        """Whether plain attributes get lost: where nobody says what is saved. That is so of `Checkpoint`."""
+        return False
+
     def _attribute_names(self) -> tuple[str, ...]:
         # Whatever is stored is looked at: what has no place is told by its own name.
         return (PYTHON_STATE,) if self._saves_attributes() else super()._attribute_names()

@@ -1,0 +1,74 @@
+"""Where the code of a class assigns the attributes of its objects: read from the bytecode, nothing is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import inspect
+import types
+from collections.abc import Iterable, Iterator
+
+__all__ = ["Assignments", "assignments_of"]
+
+
+@dataclasses.dataclass
+class Assignments:
+    """Where one attribute is assigned."""
+
+    is_changed: bool = False
+    """Outside of ``__init__`` as well."""
+    literals: list[object] = dataclasses.field(default_factory=list)
+    """What ``__init__`` assigns as a literal."""
+
+
+def assignments_of(kinds: Iterable[type]) -> dict[str, Assignments]:
+    """By name, the attributes that methods of classes assign.
+
+    Example:
+        >>> from torch_trackckpt.graph.assignments import assignments_of
+        >>> class Counter:
+        ...     def __init__(self, start):
+        ...         self.step, self.start = 0, start
+        ...         self.kind = 3
+        ...     def count(self):
+        ...         self.step += 1
+        >>> found = assignments_of([Counter])
+        >>> found["step"].is_changed, found["start"].literals, found["kind"].literals
+        (True, [], [3])
+    """
+    found: dict[str, Assignments] = {}
+    for kind in kinds:
+        for method, code in _codes_of(kind):
+            for name, literal in _stores(code):
+                assigned = found.setdefault(name, Assignments())
+                assigned.is_changed |= method != "__init__"
+                assigned.literals += literal
+    return found
+
+
+def _codes_of(kind: type) -> Iterator[tuple[str, types.CodeType]]:
+    """The code of each method of a class, with what is defined inside of it."""
+    for name, member in vars(kind).items():
+        functions = (member.fget, member.fset) if isinstance(member, property) else (member,)
+        for function in functions:
+            function = inspect.unwrap(getattr(function, "__func__", function)) if callable(function) else None
+            if isinstance(function, types.FunctionType):
+                yield from ((name, code) for code in _nested(function.__code__))
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _nested(constant)
+
+
+def _stores(code: types.CodeType) -> Iterator[tuple[str, list[object]]]:
+    """Each attribute that the code assigns; with the literal, where it is one."""
+    instructions = [item for item in dis.get_instructions(code) if item.opname != "EXTENDED_ARG"]
+    for index, item in enumerate(instructions):
+        if item.opname == "STORE_ATTR":
+            value, owner = instructions[max(index - 2, 0)], instructions[max(index - 1, 0)]
+            # Python 3.14 has an instruction of its own for small integers.
+            is_literal = value.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and owner.opname.startswith("LOAD_FAST")
+            yield item.argval, [value.argval] if is_literal else []
