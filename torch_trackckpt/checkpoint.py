@@ -19,7 +19,7 @@ from torch_trackckpt.adapters.hints import hint
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
-from torch_trackckpt.graph.lost import lost_values
+from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.walk import LiveGraph, NamedValue, Snapshot, capture, collect, discover
 from torch_trackckpt.metrics import CheckpointMetrics, Transfer
@@ -365,6 +365,14 @@ class Checkpoint(AutoTrackable):
                 len(lost),
                 "; ".join(lost[:5]),
                 "; ..." if len(lost) > 5 else "",
+            )
+        if metrics := unsaved_metrics(live):
+            _logger.warning(
+                "The states of %d metrics are not saved, because none of them is persistent: call "
+                "metric.persistent(True) on %s%s. CheckpointOptions(warn_of_lost_values=False) silences this.",
+                len(metrics),
+                ", ".join(metrics[:5]),
+                ", ..." if len(metrics) > 5 else "",
             )
 
 

@@ -3,7 +3,7 @@
 Importing this package registers them all.
 """
 
-from torch_trackckpt.adapters import containers, module, optimizer, python_state, scheduler
+from torch_trackckpt.adapters import containers, metric, module, optimizer, python_state, scheduler
 from torch_trackckpt.adapters.registry import Adapter, adapt, is_trackable, register_adapter
 from torch_trackckpt.adapters.rng import RNGState
 
@@ -13,6 +13,7 @@ __all__ = [
     "adapt",
     "containers",
     "is_trackable",
+    "metric",
     "module",
     "optimizer",
     "python_state",

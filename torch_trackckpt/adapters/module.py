@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.late_children import ModuleWaiting
-from torch_trackckpt.adapters.registry import Adapter, register_adapter
+from torch_trackckpt.adapters.registry import Adapter, adapt, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value, Waiting
@@ -73,7 +73,7 @@ class ModuleAdapter(Adapter):
         return ()
 
     def _kept_attributes(self) -> Collection[str]:
-        """Plain attributes that are state of the module, saved or not."""
+        """Plain attributes that are state of the module, saved or not; its ``state_dict`` may have them."""
         return ()
 
     def _lookup_dependency(self, name: str) -> object | None:
@@ -123,10 +123,16 @@ def _state_without_a_node(module: nn.Module) -> list[str]:
         for name, tensor in (*part._parameters.items(), *part._buffers.items())
         if name not in part._non_persistent_buffers_set
     }
+    kept = {
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        if isinstance(adapter := adapt(part), ModuleAdapter)
+        for name in adapter._kept_attributes()
+    }
     return [
         key
         for key, value in module.state_dict(keep_vars=True).items()
-        if id(value) not in known and key.rpartition(".")[2] != "_extra_state"
+        if id(value) not in known and key not in kept and key.rpartition(".")[2] != "_extra_state"
     ]
 
 

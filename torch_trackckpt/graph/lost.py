@@ -30,13 +30,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_trackckpt.adapters.metric import MetricAdapter
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.graph.assignments import Assignments, assignments_of
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, live_object
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 from torch_trackckpt.tracking.simple_attributes import is_simple
 
-__all__ = ["lost_values"]
+__all__ = ["lost_values", "unsaved_metrics"]
 
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
@@ -54,6 +55,12 @@ def lost_values(live: LiveGraph, holder: AutoTrackable) -> list[str]:
     holder_node = live.node_of(holder) or LiveNode(holder, (), "", None)
     nodes = [holder_node, *(node for node in live.nodes.values() if node is not holder_node)]
     return [text for node in nodes for text in finder.of_node(node)]
+
+
+def unsaved_metrics(live: LiveGraph) -> list[str]:
+    """What to call the metrics of torchmetrics that have states, none of which is persistent."""
+    nodes = live.nodes.values()
+    return [node.readable for node in nodes if isinstance(node.trackable, MetricAdapter) and node.trackable.is_left_out]
 
 
 class _Finder:
