@@ -57,6 +57,8 @@ class Prepared:
     """What among them has no place in the live object; the status tells of it."""
     rest: object = None
     """The part of the value to which this applies, if it may have a place later: see `_prepare_rest`."""
+    missing: tuple[str, ...] = ()
+    """What the live object has beside them, and keeps as it is; the status tells of it as well."""
 
 
 class Trackable:

@@ -212,9 +212,14 @@ def test_stored_attributes_without_a_plain_place_are_unused(live: AutoTrackable,
         status.assert_consumed()
 
 
-def test_an_attribute_that_is_not_stored_keeps_its_value(prefix: str) -> None:
-    live = restored(thing(step=3), thing(step=0, epoch=4), prefix)
+def test_an_attribute_that_is_not_stored_keeps_its_value_and_is_named(prefix: str) -> None:
+    path = Checkpoint(thing=thing(step=3)).write(prefix)
+    live = thing(step=0, epoch=4, layers=[], cache=NoDependency(1))
+    status = Checkpoint(thing=live).read(path)
     assert (live.step, live.epoch) == (3, 4)
+    with pytest.raises(AssertionError, match=r"Attributes that checkpoint .* lacks.*: \(root\)\.thing: epoch\. They"):
+        status.assert_existing_objects_matched()
+    assert [value.name for value in status.report().only_in_program] == ["(root).thing: epoch"]
 
 
 def test_an_object_that_was_saved_without_numbers_keeps_its_own(prefix: str) -> None:

@@ -42,6 +42,11 @@ def report_of_graph(restoration: Restoration, live: LiveGraph) -> RestoreReport:
     waiting = listed(restoration.waiting(restoration.unresolved()))
     unwanted = listed(list(values)) + stored.unused_parts()
     missing = [_reported_object(node) for node in (*program.unassigned, *program.missing)]
+    missing += [
+        ValueReport(f"{restoration.graph.readable(node_id)}: {name}")
+        for node_id, names in sorted(restoration.missing_attributes.items())
+        for name in names
+    ]
     there = {value.name for value in missing}
     waiting = [_noted(value, _UNNOTICED) if value.name in there else value for value in waiting]
     unwanted = [_noted(value, _REPLACED) if value.name in there else value for value in unwanted]

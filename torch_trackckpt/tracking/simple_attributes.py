@@ -98,7 +98,8 @@ def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Pr
     """Checks and decodes stored attributes; the result sets those that are not as stored already.
 
     What has no place is unused: a state that is no attributes; an attribute that the live object lacks, or one that is
-    not plain there. An empty list or dict is no loss, because the live one may have got its elements since.
+    not plain there. What is not stored is missing. Neither is an empty list or dict, which may be there for modules
+    that come, or have come since.
 
     Args:
         owner: the live object.
@@ -117,13 +118,18 @@ def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Pr
         return Prepared(lambda: None, (PYTHON_STATE,))
     simple = {name: value for name, value in attributes.items() if name in stored and is_simple(value)}
     changed = {name: value for name, value in stored.items() if name in simple and not _is_equal(value, simple[name])}
+    missing = [
+        name
+        for name, value in attributes.items()
+        if name not in stored and is_simple(value) and not is_empty_container(value)
+    ]
     unused = [name for name, value in stored.items() if name not in simple and not is_empty_container(value)]
 
     def assign() -> None:
         for name, value in changed.items():
             setattr(owner, name, _filled(simple[name], value))
 
-    return Prepared(assign, tuple(unused))
+    return Prepared(assign, tuple(unused), missing=tuple(missing))
 
 
 def _is_equal(stored: object, live: object) -> bool:
