@@ -129,6 +129,12 @@ def test_torchs_own_modules_are_not_looked_at() -> None:
     assert lost(layer=layer) == []
 
 
+def test_a_class_that_torch_derived_from_the_programs_is_the_programs() -> None:
+    model = Counting()
+    model.__class__ = type("FSDPCounting", (Counting,), {"__module__": "torch.distributed.fsdp"})
+    assert lost(model=model)[0] == "(root).model.step = 0 (int)"
+
+
 def test_numbers_of_a_lightning_module_are_named_where_they_are_the_users() -> None:
     class Module(lightning.LightningModule):
         def __init__(self, lr: float = 0.1) -> None:

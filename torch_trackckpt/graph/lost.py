@@ -17,6 +17,7 @@ first such element is named, without a look at what is inside of it.
 
 from __future__ import annotations
 
+import enum
 import inspect
 import math
 import sys
@@ -124,9 +125,11 @@ class _ModuleClass:
     """What the code of a class of modules tells of its attributes."""
 
     def __init__(self, kind: type) -> None:
-        self._kind = kind
-        self.is_torchs = kind.__module__.partition(".")[0] == "torch"
-        self._is_installed = _is_installed(kind)
+        # torch derives classes from a module's own to shard it or to parametrise its weights; these say nothing.
+        self._bases = [base for base in kind.__mro__ if base is not object and not _is_torchs(base)]
+        self.is_torchs = not self._bases
+        self._is_installed = not self._bases or _is_installed(self._bases[0])
+        self._all_bases = kind.__mro__
         self._known: dict[str, Assignments] | None = None
         self._foreign: Collection[str] = ()
         self._configuration: set[str] = set()
@@ -146,11 +149,10 @@ class _ModuleClass:
 
     def _look(self) -> Mapping[str, Assignments]:
         if self._known is None:
-            bases = [base for base in self._kind.__mro__ if base not in (nn.Module, object)]
-            installed = [base for base in bases if _is_installed(base)]
-            self._known = assignments_of([base for base in bases if base not in installed])
+            installed = [base for base in self._all_bases if base is not nn.Module and _is_installed(base)]
+            self._known = assignments_of([base for base in self._bases if base not in installed])
             self._foreign = assignments_of(installed).keys()
-            for base in bases:
+            for base in self._all_bases:
                 self._configuration |= {name.lstrip("_") for name in _parameters_of(base)}
                 self._configuration |= {name.lstrip("_") for name in getattr(base, "__constants__", ())}
         return self._known
@@ -164,6 +166,10 @@ def _parameters_of(kind: type) -> tuple[str, ...]:
     return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch"
+
+
 def _is_installed(kind: type) -> bool:
     """Whether a class comes from an installed package, or from Python itself, and not from the program."""
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
@@ -175,7 +181,7 @@ def _is_installed(kind: type) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, (bool, np.bool_, enum.Enum)):
         return False
     return isinstance(value, (int, float, complex, np.number))
 
