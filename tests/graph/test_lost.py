@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 from typing import Any
+from unittest import mock
 
 import lightning
 import numpy as np
@@ -127,6 +128,29 @@ def test_torchs_own_modules_are_not_looked_at() -> None:
         layer = weight_norm(nn.Linear(2, 2))
     layer.note = 3  # type: ignore[assignment]
     assert lost(layer=layer) == []
+
+
+def test_what_decorated_and_inner_functions_assign_is_found() -> None:
+    class Peculiar(nn.Module):
+        call = mock.call
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = self.epochs = 3
+
+        @torch.no_grad()
+        def forward(self) -> None:
+            self.steps += 1
+
+        @property
+        def epoch(self) -> int:
+            return self.epochs
+
+        @epoch.setter
+        def epoch(self, value: int) -> None:
+            self.epochs = value
+
+    assert lost(model=Peculiar()) == ["(root).model.steps = 3 (int)", "(root).model.epochs = 3 (int)"]
 
 
 def test_a_class_that_torch_derived_from_the_programs_is_the_programs() -> None:

@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Iterable, Iterator
 
-__all__ = ["Assignments", "assignments_of"]
+__all__ = ["Assignments", "assignments_of", "code_of"]
 
 
 @dataclasses.dataclass
@@ -51,9 +51,19 @@ def _codes_of(kind: type) -> Iterator[tuple[str, types.CodeType]]:
     for name, member in vars(kind).items():
         functions = (member.fget, member.fset) if isinstance(member, property) else (member,)
         for function in functions:
-            function = inspect.unwrap(getattr(function, "__func__", function)) if callable(function) else None
-            if isinstance(function, types.FunctionType):
-                yield from ((name, code) for code in _nested(function.__code__))
+            code = code_of(function)
+            if code is not None:
+                yield from ((name, part) for part in _nested(code))
+
+
+def code_of(function: object) -> types.CodeType | None:
+    """The code of a function, below its decorators; None where it is no function in Python."""
+    if isinstance(function, (staticmethod, classmethod)):
+        function = function.__func__
+    # Other objects may claim to wrap anything.
+    if isinstance(function, types.FunctionType):
+        function = inspect.unwrap(function)
+    return function.__code__ if isinstance(function, types.FunctionType) else None
 
 
 def _nested(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -18,11 +18,9 @@ first such element is named, without a look at what is inside of it.
 from __future__ import annotations
 
 import enum
-import inspect
 import math
 import sys
 import sysconfig
-import types
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from torch import nn
 
 from torch_trackckpt.adapters.metric import MetricAdapter
 from torch_trackckpt.adapters.module import ModuleAdapter
-from torch_trackckpt.graph.assignments import Assignments, assignments_of
+from torch_trackckpt.graph.assignments import Assignments, assignments_of, code_of
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, live_object
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 from torch_trackckpt.tracking.simple_attributes import is_simple
@@ -159,11 +157,8 @@ class _ModuleClass:
 
 
 def _parameters_of(kind: type) -> tuple[str, ...]:
-    init = inspect.unwrap(vars(kind)["__init__"]) if "__init__" in vars(kind) else None
-    if not isinstance(init, types.FunctionType):
-        return ()
-    code = init.__code__
-    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    code = code_of(vars(kind).get("__init__"))
+    return () if code is None else code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
 
 def _is_torchs(kind: type) -> bool:

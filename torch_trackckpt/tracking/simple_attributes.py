@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -144,21 +144,17 @@ def _filled(live: Any, stored: Any) -> Any:
     """The live container with the stored content, where both are of one kind; else what is stored."""
     if _kind(live) is not type(stored) or not isinstance(stored, (list, dict, set)):
         return stored
+    content: Any = stored
     if isinstance(stored, list):
         found = itertools.chain(live, itertools.repeat(None))
-        elements = [_filled(old, new) for old, new in zip(found, stored, strict=False)]
-        _replace(live, elements, TrackedList._replace_all, lambda: live.__setitem__(slice(None), elements))
+        content = [_filled(old, new) for old, new in zip(found, stored, strict=False)]
     elif isinstance(stored, dict):
-        entries = {key: _filled(live.get(key), value) for key, value in stored.items()}
-        _replace(live, entries, TrackedDict._replace_all, lambda: (live.clear(), live.update(entries)))
+        content = {key: _filled(live.get(key), value) for key, value in stored.items()}
+    if isinstance(live, (TrackedList, TrackedDict)):
+        live._replace_all(content)
+    elif isinstance(live, list):
+        live[:] = content
     else:
         live.clear()
-        live.update(stored)
+        live.update(content)
     return live
-
-
-def _replace(live: Any, content: Any, of_tracked: Callable[[Any, Any], None], of_plain: Callable[[], object]) -> None:
-    if isinstance(live, TrackedContainer):
-        of_tracked(live, content)
-    else:
-        of_plain()
