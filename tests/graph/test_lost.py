@@ -153,6 +153,20 @@ def test_what_decorated_and_inner_functions_assign_is_found() -> None:
     assert lost(model=Peculiar()) == ["(root).model.steps = 3 (int)", "(root).model.epochs = 3 (int)"]
 
 
+def test_what_init_has_its_methods_count_is_configuration() -> None:
+    class Stages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.planes = 64
+            self.layers = nn.ModuleList(self.stage(2 * number) for number in range(3))
+
+        def stage(self, planes: int) -> nn.Module:
+            self.planes = planes * 4
+            return nn.Identity()
+
+    assert lost(model=Stages()) == []
+
+
 def test_a_class_that_torch_derived_from_the_programs_is_the_programs() -> None:
     model = Counting()
     model.__class__ = type("FSDPCounting", (Counting,), {"__module__": "torch.distributed.fsdp"})

@@ -16,9 +16,11 @@ class Assignments:
     """Where one attribute is assigned."""
 
     is_changed: bool = False
-    """Outside of ``__init__`` as well."""
+    """By code that runs later than ``__init__`` and the methods that it calls."""
+    is_computed: bool = False
+    """By other code, and not as a literal."""
     literals: list[object] = dataclasses.field(default_factory=list)
-    """What ``__init__`` assigns as a literal."""
+    """What is assigned as a literal."""
 
 
 def assignments_of(kinds: Iterable[type]) -> dict[str, Assignments]:
@@ -36,13 +38,15 @@ def assignments_of(kinds: Iterable[type]) -> dict[str, Assignments]:
         >>> found["step"].is_changed, found["start"].literals, found["kind"].literals
         (True, [], [3])
     """
+    methods = [method for kind in kinds for method in _codes_of(kind)]
+    made_by = {"__init__"}.union(*(code.co_names for method, code in methods if method == "__init__"))
     found: dict[str, Assignments] = {}
-    for kind in kinds:
-        for method, code in _codes_of(kind):
-            for name, literal in _stores(code):
-                assigned = found.setdefault(name, Assignments())
-                assigned.is_changed |= method != "__init__"
-                assigned.literals += literal
+    for method, code in methods:
+        for name, literal in _stores(code):
+            assigned = found.setdefault(name, Assignments())
+            assigned.is_changed |= method not in made_by
+            assigned.is_computed |= method in made_by and not literal
+            assigned.literals += literal
     return found
 
 

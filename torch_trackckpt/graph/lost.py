@@ -7,8 +7,9 @@ So a number of a module is named only where it looks like state. It is configura
 *   an ``__init__`` of its classes has a parameter of its name (leading underscores do not count), or it is among their
     ``__constants__``;
 *   its class is an installed package's, or a base of its class is and has code that assigns the attribute;
-*   no code of its classes but ``__init__`` assigns it. Where that assigns a literal, it is state all the same once it
-    is no longer that, or if it is zero, as counters are at first; and infinity is where best values begin.
+*   no code of its classes but ``__init__``, and the methods that this calls, assigns it. Where that is nothing but
+    literals, it is state all the same once it is another number, or if it is zero, as counters are at first; and
+    infinity is where best values begin.
 
 A tensor is named unless a module of torch itself has it, it is part of the checkpoint under another name, or it is a
 result of autograd, which has a history. Buffers that are not persistent were decided on. In a list, tuple or dict the
@@ -141,7 +142,7 @@ class _ModuleClass:
             return False
         if assigned is None or assigned.is_changed:
             return True
-        if assigned.literals:
+        if assigned.literals and not assigned.is_computed:
             return bool(value == 0) or value not in assigned.literals
         return not isinstance(value, complex) and math.isinf(value)
 
