@@ -130,7 +130,7 @@ def test_a_value_whose_object_took_that_of_another_name_is_superseded(prefix: st
 def test_a_value_that_its_object_does_not_know_is_only_in_the_checkpoint(prefix: str) -> None:
     """C133"""
     Checkpoint(x=Text("saved")).write(prefix)
-    (value,) = Checkpoint(x=torch.nn.Identity()).read(prefix).expect_partial().report().only_in_checkpoint
+    (value,) = Checkpoint(x=thing()).read(prefix).expect_partial().report().only_in_checkpoint
     assert value.name == "(root).x: py_state"
     assert value.key == "x/.ATTRIBUTES/py_state"
     assert value.note == "the object of this name does not take it"

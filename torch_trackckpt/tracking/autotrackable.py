@@ -158,8 +158,9 @@ class AutoTrackable(Trackable):
         return False
 
     def _attribute_names(self) -> tuple[str, ...]:
-        # Whatever is stored is looked at: what has no place is told by its own name.
-        return (PYTHON_STATE,) if self._saves_attributes() else super()._attribute_names()
+        if not self._saves_attributes():
+            return super()._attribute_names()
+        return (PYTHON_STATE,) if any(map(simple_attributes.may_be_stored, self._attributes().values())) else ()
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         if not self._saves_attributes():

@@ -21,7 +21,7 @@ from torch_trackckpt.errors import DataLossError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, Prepared, TrackedContainer
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
 
-__all__ = ["encode", "is_empty_container", "is_simple", "prepare"]
+__all__ = ["encode", "is_empty_container", "is_simple", "may_be_stored", "prepare"]
 
 _CONTAINERS = frozenset({list, tuple, dict, collections.OrderedDict, collections.Counter, set, frozenset})
 
@@ -55,6 +55,11 @@ def _is_simple(value: Any, around: frozenset[int]) -> bool:
     except UnsupportedValueError:
         return False
     return not tensors
+
+
+def may_be_stored(value: object) -> bool:
+    """Whether a value is plain, or a list or dict that was plain before something else was put in."""
+    return _kind(value) in _CONTAINERS or is_simple(value)
 
 
 def is_empty_container(value: object) -> bool:
