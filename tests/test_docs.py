@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["containers", "data", "manager", "reading", "restoring", "saving", "views", "what-is-saved"]
+PAGES = [
+    "containers",
+    "data",
+    "manager",
+    "own-objects",
+    "reading",
+    "restoring",
+    "saving",
+    "views",
+    "what-is-saved",
+]
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

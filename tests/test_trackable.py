@@ -18,8 +18,9 @@ from torch_trackckpt.trackable import Value
 
 
 def saved_paths(root: object) -> list[str]:
-    """The object paths of all values that a checkpoint of the object holds."""
-    return [value.key.split("/.ATTRIBUTES")[0] for value in walk(root).values[:-1]]
+    """The object paths of all tensors that a checkpoint of the object holds."""
+    values = [value for value in walk(root).values[:-1] if isinstance(value.value, torch.Tensor)]
+    return [value.key.split("/.ATTRIBUTES")[0] for value in values]
 
 
 class Meter(Trackable):
@@ -116,12 +117,23 @@ def test_attributes_are_children_in_the_order_of_their_first_assignment() -> Non
     assert saved_paths(thing) == ["z", "a"]
 
 
-def test_attributes_that_are_not_trackable_are_ignored() -> None:
-    """C025"""
+def test_attributes_that_are_not_trackable_are_no_children() -> None:
+    """C025: what is plain among them is the object's own state, which TensorFlow does not have."""
     thing = AutoTrackable()
     thing.number, thing.text, thing.function, thing.kind, thing.nothing = 1, "text", len, nn.Linear, None
     thing.layer = nn.Linear(1, 1, bias=False)
-    assert [child.local_name for child in walk(thing).graph.nodes[0].children] == ["layer"]
+    snapshot = walk(thing)
+    assert [child.local_name for child in snapshot.graph.nodes[0].children] == ["layer"]
+    assert snapshot.values[1].value == b'{"number":1,"text":"text","nothing":null}'
+
+
+def test_attributes_of_a_checkpoint_that_are_not_trackable_are_ignored() -> None:
+    """C025"""
+    checkpoint = Checkpoint(layer=nn.Linear(1, 1, bias=False))
+    checkpoint.number, checkpoint.text, checkpoint.losses = 1, "text", [0.5]
+    snapshot = walk(checkpoint)
+    assert [child.local_name for child in snapshot.graph.nodes[0].children] == ["layer", "losses"]
+    assert [value.key for value in snapshot.values[:-1]] == ["layer/weight/.ATTRIBUTES/VARIABLE_VALUE"]
 
 
 def test_an_attribute_that_is_assigned_again_replaces_the_old_dependency() -> None:

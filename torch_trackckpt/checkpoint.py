@@ -18,8 +18,9 @@ from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
+from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
-from torch_trackckpt.graph.walk import LiveGraph, NamedValue, Snapshot, discover, walk
+from torch_trackckpt.graph.walk import LiveGraph, NamedValue, Snapshot, capture, collect, discover
 from torch_trackckpt.metrics import CheckpointMetrics, Transfer
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import in_preemption_save_context
@@ -38,7 +39,7 @@ from torch_trackckpt.save.staging import StagingBuffer, stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
-from torch_trackckpt.trackable import Trackable
+from torch_trackckpt.trackable import Trackable, Value
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 
 __all__ = ["Checkpoint"]
@@ -194,11 +195,11 @@ class Checkpoint(AutoTrackable):
         options: CheckpointOptions,
         *,
         updates_state: bool,
-        values: Callable[[], Sequence[NamedValue]] | None = None,
+        values: Callable[[CheckpointOptions], Sequence[NamedValue]] | None = None,
     ) -> None:
         metrics = self._own.metrics
         write = metrics.begin(path)
-        plan = make_plan((values or self._walk)(), options.experimental_sharding_callback)
+        plan = make_plan((values or self._walk)(options), options.experimental_sharding_callback)
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
         if _becomes_pending(path, options):
             plan = self._own.staging.snapshot(plan)
@@ -208,9 +209,11 @@ class Checkpoint(AutoTrackable):
         else:
             metrics.wrote(complete(plan, path), in_background=False)
 
-    def _walk(self) -> Sequence[NamedValue]:
-        snapshot = walk(self._graph_root(), self._attached())
+    def _walk(self, options: CheckpointOptions) -> Sequence[NamedValue]:
+        live = capture(self._graph_root(), self._attached())
+        snapshot = collect(live)
         self._warn_of_unreachable(snapshot)
+        self._warn_of_lost(live, options)
         return snapshot.values
 
     # Restoring.
@@ -284,6 +287,13 @@ class Checkpoint(AutoTrackable):
             transfer.num_bytes = by_names.run()
         return NameBasedLoadStatus(by_names, self, reader.file_prefix, optional)
 
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        """Its children are all that it holds, as TensorFlow's; numbers go to an `AutoTrackable`."""
+        return {}
+
+    def _loses_attributes(self) -> bool:
+        return type(self)._serialize_to_tensors is Checkpoint._serialize_to_tensors
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__["_own"] = copy.copy(self._own)
@@ -338,6 +348,30 @@ class Checkpoint(AutoTrackable):
                 "; ".join(snapshot.unreachable[:5]),
             )
 
+    def _warn_of_lost(self, live: LiveGraph, options: CheckpointOptions) -> None:
+        """At the first save that is asked for it."""
+        if self._own.has_looked_for_lost or not options.warn_of_lost_values:
+            return
+        self._own.has_looked_for_lost = True
+        if lost := lost_values(live, self):
+            _logger.warning(
+                "%d plain numbers or tensors of tracked objects are not saved, and lost if they are state: %s%s. "
+                "Have a module register a tensor by register_buffer and return numbers from get_extra_state, and keep "
+                "what belongs to the training in an AutoTrackable. If nothing is missing, "
+                "CheckpointOptions(warn_of_lost_values=False) says so.",
+                len(lost),
+                "; ".join(lost[:5]),
+                "; ..." if len(lost) > 5 else "",
+            )
+        if metrics := unsaved_metrics(live):
+            _logger.warning(
+                "The states of %d metrics are not saved, because none of them is persistent: call "
+                "metric.persistent(True) on %s%s. CheckpointOptions(warn_of_lost_values=False) silences this.",
+                len(metrics),
+                ", ".join(metrics[:5]),
+                ", ..." if len(metrics) > 5 else "",
+            )
+
 
 def _becomes_pending(path: str, options: CheckpointOptions) -> bool:
     """Whether a save is left to a thread: where that was asked for, and the process has the time."""
@@ -375,6 +409,7 @@ class _Own:
     def __init__(self, root: object) -> None:
         self.root = root
         self.has_warned_of_unreachable = False
+        self.has_looked_for_lost = False
         self.lock = threading.RLock()
         self.turn_of: int | None = None
         """The thread that saves."""

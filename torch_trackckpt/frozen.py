@@ -105,7 +105,8 @@ class FrozenSaver:
         self._checkpoint._warn_of_unreachable(frozen.snapshot)
         return frozen
 
-    def _values(self) -> tuple[NamedValue, ...]:
+    def _values(self, options: CheckpointOptions) -> tuple[NamedValue, ...]:
+        self._checkpoint._warn_of_lost(self._frozen.live, options)
         values = self._frozen.values()
         if values is not None:
             return values

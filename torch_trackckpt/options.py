@@ -68,6 +68,10 @@ class CheckpointOptions:
     last time with both equal; about every 64 MiB, or after each value where one is larger. An asynchronous save calls
     it in its own thread. What it raises ends the save or restore."""
 
+    warn_of_lost_values: bool = True
+    """Saving only: the first save of a `Checkpoint` logs a warning where tracked objects have plain numbers or tensors
+    that no checkpoint will hold, and names them. False has it say nothing."""
+
     experimental_io_device: Any = None
     """Accepted for TensorFlow's sake; it has no effect."""
 

@@ -57,6 +57,8 @@ class Prepared:
     """What among them has no place in the live object; the status tells of it."""
     rest: object = None
     """The part of the value to which this applies, if it may have a place later: see `_prepare_rest`."""
+    missing: tuple[str, ...] = ()
+    """What the live object has beside them, and keeps as it is; the status tells of it as well."""
 
 
 class Trackable:
@@ -89,8 +91,16 @@ class Trackable:
         return {}
 
     def _attribute_names(self) -> tuple[str, ...]:
-        """The names that `_serialize_to_tensors` would return."""
+        """The names that `_serialize_to_tensors` would return, or for which there is a place in any case."""
         return tuple(self._serialize_to_tensors())
+
+    def _asks_for_values(self, is_known: bool) -> bool:
+        """Whether something is left out where a restore has no values for the object.
+
+        Args:
+            is_known: the checkpoint has the object, but no values of it that this one could take.
+        """
+        return bool(self._attribute_names())
 
     def _restore_destinations(self) -> Mapping[str, torch.Tensor]:
         """The live tensors into which stored values of these names are copied directly.

@@ -192,9 +192,13 @@ def test_attached_children_follow_the_roots_own_and_give_way_to_them() -> None:
 
 
 def test_what_is_not_trackable_has_no_node() -> None:
-    """C025"""
+    """C025: neither in a list nor as an attribute, where it is the object's own state."""
+    state = Attribute("py_state", "", "/.ATTRIBUTES/py_state")
     assert walk(thing(a=1, b="text", c=print, d=None, e=[1, "x"])).graph == ObjectGraph(
-        (Node(children=(Child(1, "e"),), has_checkpoint_values=False), Node(has_checkpoint_values=False))
+        (
+            Node(children=(Child(1, "e"),), attributes=(state,), has_checkpoint_values=True),
+            Node(has_checkpoint_values=False),
+        )
     )
 
 

@@ -18,8 +18,9 @@ from torch_trackckpt.tracking.data_structures import TrackedList, wrap
 
 
 def saved_paths(root: object) -> list[str]:
-    """The object paths of all values that a checkpoint of the object holds."""
-    return [value.key.split("/.ATTRIBUTES")[0] for value in walk(root).values[:-1]]
+    """The object paths of all tensors that a checkpoint of the object holds."""
+    values = [value for value in walk(root).values[:-1] if isinstance(value.value, torch.Tensor)]
+    return [value.key.split("/.ATTRIBUTES")[0] for value in values]
 
 
 def child_names(root: object) -> list[str]:

@@ -6,6 +6,7 @@ Importing this package registers them all.
 from torch_trackckpt.adapters import (
     containers,
     grad_scaler,
+    metric,
     module,
     optimizer,
     python_state,
@@ -28,6 +29,7 @@ __all__ = [
     "containers",
     "grad_scaler",
     "is_trackable",
+    "metric",
     "module",
     "optimizer",
     "python_state",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from torch.utils.data import DataLoader
@@ -12,6 +13,9 @@ __all__ = ["advice_for"]
 @functools.singledispatch
 def advice_for(value: object) -> str:
     """A sentence for the error that refuses the object."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kind = type(value).__name__
+        return f"Let the dataclass {kind} derive from torch_trackckpt.AutoTrackable; its fields are saved then."
     return (
         "Pass a module, optimizer, tensor, a container of these, an object with state_dict and load_state_dict, or "
         "register an adapter."

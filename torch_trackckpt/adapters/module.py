@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.late_children import ModuleWaiting, is_unmade
-from torch_trackckpt.adapters.registry import Adapter, register_adapter
+from torch_trackckpt.adapters.registry import Adapter, adapt, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import Prepared, Value, Waiting
@@ -45,6 +45,10 @@ class ModuleAdapter(Adapter):
         return {}
 
     def _attribute_names(self) -> tuple[str, ...]:
+        return ()
+
+    def _kept_attributes(self) -> Collection[str]:
+        """Plain attributes that are state of the module, saved or not; its ``state_dict`` may have them."""
         return ()
 
     def _lookup_dependency(self, name: str) -> object | None:
@@ -91,9 +95,12 @@ def _state_without_a_node(module: nn.Module) -> list[str]:
         return []
     known: set[object] = set()
     for path, part in module.named_modules():
+        before = f"{path}." if path else ""
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None and name not in part._non_persistent_buffers_set:
-                known |= {id(tensor), _memory(tensor), f"{path}.{name}" if path else name}
+                known |= {id(tensor), _memory(tensor), before + name}
+        if isinstance(adapter := adapt(part), ModuleAdapter):
+            known |= {before + name for name in adapter._kept_attributes()}
     return [
         key
         for key, value in module.state_dict(keep_vars=True).items()

@@ -61,11 +61,12 @@ class FrozenGraph:
     """
 
     def __init__(self, root: object, attached: Attached) -> None:
-        self._live = capture(root, attached())
-        self.snapshot = collect(self._live)
+        self.live = capture(root, attached())
+        """The objects."""
+        self.snapshot = collect(self.live)
         """What a checkpoint of this moment holds."""
-        self._slots = self._live.slots()
-        nodes = list(self._live.nodes.values())
+        self._slots = self.live.slots()
+        nodes = list(self.live.nodes.values())
         self._owners = [(node, _kept_by(node.trackable)) for node in nodes if isinstance(node.trackable, SlotOwner)]
         # A tensor has no children, and its value is itself. Slot variables are the last nodes of the saved graph.
         self._asked = [
@@ -73,7 +74,7 @@ class FrozenGraph:
             for index, (node, saved) in enumerate(zip(nodes, self.snapshot.graph.nodes, strict=False))
             if type(node.trackable) is not TensorAdapter
         ]
-        self._ids = {identity: index for index, identity in enumerate(self._live.nodes)}
+        self._ids = {identity: index for index, identity in enumerate(self.live.nodes)}
         self._positions = {named.key: index for index, named in enumerate(self.snapshot.values)}
 
     def values(self) -> tuple[NamedValue, ...] | None:
@@ -86,7 +87,7 @@ class FrozenGraph:
         """
         values = list(self.snapshot.values)
         for asked in self._asked:
-            now = asked.values(self._live)
+            now = asked.values(self.live)
             if now is None:
                 return None
             for key, value in now.items():
@@ -98,9 +99,9 @@ class FrozenGraph:
     def changes(self, now: FrozenGraph) -> list[str]:
         """What is different in the structure of a later graph of the same root, as text; nothing where it is equal."""
         found: list[str] = []
-        for identity, node in self._live.nodes.items():
-            if identity in now._live.nodes:
-                found += self._changed_children(node, now._live.nodes[identity], now)
+        for identity, node in self.live.nodes.items():
+            if identity in now.live.nodes:
+                found += self._changed_children(node, now.live.nodes[identity], now)
                 found += _changed_names(node, self._attribute_names(identity), now._attribute_names(identity))
         return [*found, *_changed_slots(self._slots, now._slots), *_changed_groups(self._owners, now._owners)]
 
@@ -119,7 +120,7 @@ class FrozenGraph:
             yield f"the children of {before.readable} are in another order"
 
     def _kind(self, identity: Hashable) -> str:
-        return type(live_object(self._live.nodes[identity].trackable)).__name__.strip("_")
+        return type(live_object(self.live.nodes[identity].trackable)).__name__.strip("_")
 
     def _attribute_names(self, identity: Hashable) -> list[str]:
         return [attribute.name for attribute in self.snapshot.graph.nodes[self._ids[identity]].attributes]

@@ -85,6 +85,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         _assign_one(match.graph.readable(node_id), decoded, changed, reader)
         if decoded.unused:
             match.unused_attributes.setdefault(node_id, []).extend(decoded.unused)
+        if decoded.missing:
+            match.missing_attributes[node_id] = list(decoded.missing)
         if decoded.rest is not None:
             match.left_over[node_id] = decoded.rest
     for item in in_place:

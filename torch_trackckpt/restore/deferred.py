@@ -102,6 +102,8 @@ class Restoration:
         """Nodes that the caller left out."""
         self.unused_attributes: dict[int, list[str]] = {}
         """Stored attributes, or parts of them, that the live objects do not know."""
+        self.missing_attributes: dict[int, list[str]] = {}
+        """Parts of the live objects' values that the stored ones lack."""
         self.waits_at: dict[int, list[Place]] = {}
         """Nodes that wait, and where."""
         self.expects_partial = True
@@ -284,8 +286,10 @@ class Restoration:
         self.skipped |= match.skipped
         for node_id in {rest.node_id for rest in match.rest} | match.overruled:
             self.unused_attributes.pop(node_id, None)
+            self.missing_attributes.pop(node_id, None)
             self._left_over.pop(node_id, None)
         self.unused_attributes |= match.unused_attributes
+        self.missing_attributes |= match.missing_attributes
         self._left_over |= match.left_over
         for pair in match.settled_slots:
             self._pending_slots.pop(pair, None)

@@ -122,6 +122,8 @@ class Match:
     """Nodes whose objects have values of a later restore."""
     unused_attributes: dict[int, list[str]] = dataclasses.field(default_factory=dict)
     """Node id -> stored attributes, or parts of them, that the live object does not know."""
+    missing_attributes: dict[int, list[str]] = dataclasses.field(default_factory=dict)
+    """Node id -> parts of the live object's value that the stored one lacks."""
     skipped: set[int] = dataclasses.field(default_factory=set)
     """Nodes that were left out because the caller skips slot variables."""
     absent: list[tuple[Place, int]] = dataclasses.field(default_factory=list)

@@ -42,6 +42,11 @@ def report_of_graph(restoration: Restoration, live: LiveGraph) -> RestoreReport:
     waiting = listed(restoration.waiting(restoration.unresolved()))
     unwanted = listed(list(values)) + stored.unused_parts()
     missing = [_reported_object(node) for node in (*program.unassigned, *program.missing)]
+    missing += [
+        ValueReport(f"{restoration.graph.readable(node_id)}: {name}")
+        for node_id, names in sorted(restoration.missing_attributes.items())
+        for name in names
+    ]
     there = {value.name for value in missing}
     waiting = [_noted(value, _UNNOTICED) if value.name in there else value for value in waiting]
     unwanted = [_noted(value, _REPLACED) if value.name in there else value for value in unwanted]
@@ -90,7 +95,7 @@ def report_of_names(
 
 def report_of_nothing(live: LiveGraph) -> RestoreReport:
     """For no checkpoint."""
-    values = [_reported_object(node) for node in live.nodes.values() if node.trackable._attribute_names()]
+    values = [_reported_object(node) for node in live.nodes.values() if node.trackable._asks_for_values(False)]
     slots = [_reported_slot(*slot) for slot in live.slots()]
     return RestoreReport("", only_in_program=(*values, *slots))
 
@@ -187,7 +192,9 @@ class Program:
         unmade = {id(unmade.tensor) for unmade in restoration.unmade()}
         for identity, node in live.nodes.items():
             node_ids = self._nodes_of.get(identity, ())
-            if identity not in skipped and settled.isdisjoint(node_ids) and node.trackable._attribute_names():
+            if identity in skipped or not settled.isdisjoint(node_ids):
+                continue
+            if node.trackable._asks_for_values(bool(node_ids)):
                 found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
                 found.append(node)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from torch_trackckpt.graph.walk import LiveGraph
@@ -137,6 +137,11 @@ class CheckpointLoadStatus(LoadStatus):
                 f"Object{_s(unassigned)} {_listed(unassigned)} not assigned a value from checkpoint {self._prefix!r}: "
                 "what it holds under this name is of another kind."
             )
+        if lacking := self._listed_attributes(self._restoration.missing_attributes):
+            complaints.append(
+                f"Attributes that checkpoint {self._prefix!r} lacks, although it has others of the same object: "
+                f"{lacking}. They keep their values."
+            )
         if missing:
             complaints.append(
                 f"Found {len(missing)} Python objects that were not bound to checkpointed values of "
@@ -155,23 +160,23 @@ class CheckpointLoadStatus(LoadStatus):
                 f"{_listed(unresolved, graph.readable)}. The "
                 "program has nothing of this name."
             )
-        unused = [
-            f"{graph.readable(node_id)}: {', '.join(names)}"
-            for node_id, names in self._restoration.unused_attributes.items()
-        ]
-        if unused:
+        if unused := self._listed_attributes(self._restoration.unused_attributes):
             complaints.append(
                 f"Unused attributes in checkpoint {self._prefix!r}, which the objects of the program do not know: "
-                f"{_listed(unused)}."
+                f"{unused}."
             )
         return complaints
+
+    def _listed_attributes(self, by_node: Mapping[int, Sequence[str]]) -> str:
+        readable = self._restoration.graph.readable
+        return _listed([f"{readable(node_id)}: {', '.join(names)}" for node_id, names in by_node.items()])
 
     def assert_nontrivial_match(self) -> CheckpointLoadStatus:
         if len(self._restoration.bindings) > 1 or self._restoration.unmade():
             return self
         live, graph = self._discover(), self._restoration.graph
         root, *others = live.nodes.values()
-        if not any(node.trackable._attribute_names() for node in others):
+        if not any(node.trackable._asks_for_values(False) for node in others):
             raise AssertionError(f"Nothing to load. No dependencies have been added to {root.readable} yet.")
         raise AssertionError(
             f"Nothing except the root object matched a checkpointed value of {self._prefix!r}. The checkpoint has "

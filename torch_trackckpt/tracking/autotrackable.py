@@ -1,4 +1,4 @@
-"""Objects whose attributes are their children in the object graph."""
+"""Objects whose attributes are their children in the object graph, or their values where they are plain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import types
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch_trackckpt.trackable import NoDependency, Trackable, Waiting
+from torch_trackckpt.adapters.state_node import state_bytes
+from torch_trackckpt.trackable import PYTHON_STATE, NoDependency, Prepared, Resolve, Trackable, Value, Waiting
+from torch_trackckpt.tracking import simple_attributes
 from torch_trackckpt.tracking.data_structures import wrap
 
 __all__ = ["AutoTrackable"]
@@ -33,7 +35,12 @@ class _Bookkeeping:
 class AutoTrackable(Trackable):
     """An object whose attributes are its children, in the order of their first assignment.
 
-    Attributes that are not trackable (numbers, text, functions) are ignored. A plain list or dict is replaced by a
+    Plain attributes (numbers, text, and what is made of them, see `simple_attributes`) are saved and restored as the
+    object's own state, in a dataclass and in slots as well; TensorFlow ignores them. `NoDependency` keeps an attribute
+    out, and so does a class that says itself what is saved (``_serialize_to_tensors``). Functions, classes and other
+    objects that are not trackable are ignored.
+
+    A plain list or dict is replaced by a
     tracked one of equal content when it is assigned, also inside of a tuple; from then on, change the attribute, not
     the object that was assigned (see `data_structures`). TensorFlow's ``tf.__internal__.tracking.AutoTrackable``.
 
@@ -48,6 +55,9 @@ class AutoTrackable(Trackable):
         >>> thing.layers.append(torch.nn.Linear(1, 1))
         >>> len(thing.layers), isinstance(thing.layers, list)
         (2, True)
+        >>> thing.step = 3
+        >>> thing._serialize_to_tensors()
+        {'py_state': b'{"step":3}'}
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -136,6 +146,42 @@ class AutoTrackable(Trackable):
             for name, value in (slots | vars(self)).items()
             if value is not bookkeeping and name not in bookkeeping.untracked
         }
+
+    # Plain attributes.
+
+    def _saves_attributes(self) -> bool:
+        """Whether plain attributes are saved: where the class does not say itself what is."""
+        return type(self)._serialize_to_tensors is AutoTrackable._serialize_to_tensors
+
+    def _loses_attributes(self) -> bool:
+        """Whether plain attributes get lost: where nobody says what is saved. That is so of `Checkpoint`."""
+        return False
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        if not self._saves_attributes():
+            return super()._attribute_names()
+        return (PYTHON_STATE,) if any(map(simple_attributes.may_be_stored, self._attributes().values())) else ()
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        if not self._saves_attributes():
+            return {}
+        attributes = self._attributes().items()
+        simple = {name: value for name, value in attributes if simple_attributes.is_simple(value)}
+        return {PYTHON_STATE: simple_attributes.encode(simple)} if simple else {}
+
+    def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
+        if not self._saves_attributes():
+            return super()._prepare_restore(values, resolve)
+        return simple_attributes.prepare(self, self._attributes(), state_bytes(values))
+
+    def _asks_for_values(self, is_known: bool) -> bool:
+        """TensorFlow's checkpoints know the object and none of its numbers, which is nothing to complain about."""
+        if not self._saves_attributes():
+            return super()._asks_for_values(is_known)
+        return not is_known and any(
+            simple_attributes.is_simple(value) and not simple_attributes.is_empty_container(value)
+            for value in self._attributes().values()
+        )
 
 
 def _slots_of(kind: type) -> list[str]:

@@ -54,7 +54,21 @@ class ContainerRecord:
         """Whether an element of the container is tracked under its name."""
         return self.is_part(element) and is_tracked(element)
 
+    def has_marks(self, content: list[Any] | dict[Any, Any]) -> bool:
+        """Whether any element came marked as no part of checkpoints."""
+        return bool(self._no_dependency) and not all(map(self.is_part, _elements(content)))
+
     # Changes.
+
+    def renew(self, is_plain: bool) -> None:
+        """Begins anew with other content, as if that were assigned; what waits goes on waiting.
+
+        Args:
+            is_plain: whether the content is nothing but numbers and text.
+        """
+        self.is_plain, self.change = is_plain, None
+        self._no_dependency = {}
+        self._source = self._snapshot = None
 
     def note(self, change: str, displaced: Iterable[object]) -> None:
         """Notes what was done to elements: where one of them is tracked, the container cannot be saved any more."""

@@ -230,6 +230,11 @@ class TrackedList(TrackedContainer, list[Any]):
         pairs = itertools.zip_longest(before, itertools.islice(self, len(before)), fillvalue=_GONE)
         self._record.note(change, (old for old, new in pairs if old is not new))
 
+    def _replace_all(self, elements: Iterable[Any]) -> None:
+        """Takes other content, as if it were assigned anew; for lists that hold nothing trackable."""
+        super().__setitem__(slice(None), [wrap(element) for element in elements])
+        self._record.renew(PLAIN_TYPES.issuperset(map(type, self)))
+
     # Copies.
 
     def copy(self) -> TrackedList:
@@ -311,6 +316,12 @@ class TrackedDict(TrackedContainer, dict[Any, Any]):
 
     def _note_gone(self, change: str, items: Iterable[tuple[Any, Any]]) -> None:
         self._record.note(change, (value for key, value in items if isinstance(key, str)))
+
+    def _replace_all(self, items: Mapping[Any, Any]) -> None:
+        """As a list's."""
+        super().clear()
+        super().update({key: wrap(value) for key, value in items.items()})
+        self._record.renew(PLAIN_TYPES.issuperset(map(type, self.values())))
 
     # Copies.
 
