@@ -15,7 +15,7 @@ from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Value, Waiting
 
-__all__ = ["ModuleAdapter", "TensorAdapter"]
+__all__ = ["ModuleAdapter", "TensorAdapter", "unwrapped"]
 
 
 class TensorAdapter(Adapter):
@@ -43,7 +43,7 @@ class ModuleAdapter(Adapter):
     """
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(_unwrapped(module))
+        super().__init__(unwrapped(module))
 
     def _trackable_children(self) -> Mapping[str, object]:
         module: nn.Module = self.adapted
@@ -89,6 +89,12 @@ class ModuleAdapter(Adapter):
         # A lazy module makes all of its parameters in its first forward pass, or none.
         lazy = {name for name, child in self._trackable_children().items() if _is_lazy_tensor(child)}
         return () if lazy <= set(stored_names) else lazy
+
+    def _module_version(self) -> int | None:
+        # Whatever else somebody may call by this name means nothing to torch either.
+        version = getattr(self.adapted, "_version", None)
+        is_number = type(version) is int and -(1 << 63) <= version < 1 << 63
+        return version if is_number and version != nn.Module._version else None
 
     def _waiting(self) -> Waiting | None:
         if isinstance(self.adapted, torch.jit.ScriptModule):
@@ -145,7 +151,8 @@ def _prepare_extra_state(module: nn.Module, state: object) -> Prepared:
     return Prepared(lambda: module.set_extra_state(state))
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside of wrappers that have no node of their own."""
     while True:
         is_parallel = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
         if is_parallel and not (module._parameters or module._buffers):
