@@ -180,6 +180,8 @@ class _Attempt:
         """What torch does for each module: it looks at the entries first, then its children at theirs."""
         if can_migrate(module) and not self._stores_in_its_own_form(module, state, prefix):
             self._let_migrate(module, state, prefix)
+        else:
+            self._note_copies(module, state, prefix)
         given: set[str] = set()
         for name, child in _children(module):
             if id(child) in self._cast.live:
@@ -214,13 +216,17 @@ class _Attempt:
             except Exception as error:
                 failure = error
         refusals = [text for text in errors if not str(text).startswith(_ERRORS_OF_COPYING)]
+        self._note_copies(module, state, prefix)
         filled = self._filled_by(module, state, prefix, own, storages, watch)
         written = watch.written.keys() & self._source.keys()
         kept = {name: value for name, value in vars(module).items() if attributes.get(name, self) is not value}
         known = {id(value) for value in before.values()}
         has_made = [key for key, value in state.items() if id(value) not in known and self._is_made(key, value)]
         if failure or refusals or filled or written or has_made or kept:
-            used = watch.touched | written | set(map(_storage, kept.values()))
+            used = watch.touched | written | set(map(_storage, (*kept.values(), *filled.values())))
+            # What was loaded into a tensor that is used then is used as well.
+            loaded = [state.get(prefix + name) for name in own if storages[name] in used or prefix + name in filled]
+            used |= set(map(_storage, loaded))
             touched = {self._source[storage] for storage in used & self._source.keys()}
             if (failure or refusals) and touched <= self._needs.values:
                 touched = {
@@ -228,11 +234,17 @@ class _Attempt:
                 }
             if self._needs.add(touched, self._cast.live[id(module)]):
                 self._is_repeated = True
-            elif failure or refusals:
+            elif (failure or refusals) and not self._is_repeated:
                 raise self._refusal(module, prefix, failure or "; ".join(map(str, refusals))) from failure
         self._filled |= filled
         self._written |= written
         self._attributes += [(self._cast.live[id(module)], name, value) for name, value in kept.items()]
+
+    def _note_copies(self, module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
+        """What torch copies comes after whatever a module further up has filled in."""
+        for name, tensor in _own_tensors(module).items():
+            if _fits(state.get(prefix + name), tensor):
+                self._filled.pop(prefix + name, None)
 
     def _filled_by(
         self,

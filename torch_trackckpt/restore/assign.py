@@ -117,8 +117,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
 
 def _note(match: Match) -> None:
     """Has the objects know by which restore they got their values."""
-    for bound in match.values.values():
-        owner, part = bound.trackable._owner()
+    for trackable in [bound.trackable for bound in match.values.values()] + [match.bound[kept] for kept in match.kept]:
+        owner, part = trackable._owner()
         set_update_uid(owner, match.uid, part)
     for slot_set in match.slots.values():
         optimizer, _ = slot_set.optimizer._owner()

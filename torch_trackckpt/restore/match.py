@@ -372,10 +372,10 @@ class Matcher:
             self.match.values[trackable._identity()] = BoundValues(node_id, trackable, keys)
 
     def _take_computed(self, node_id: int, trackable: Trackable, value: torch.Tensor | None) -> None:
-        if value is None:
-            self.match.kept.add(node_id)
-        elif update_uid(*trackable._owner()) >= self._uid:
+        if update_uid(*trackable._owner()) >= self._uid:
             self.match.overruled.add(node_id)
+        elif value is None:
+            self.match.kept.add(node_id)
         else:
             self.match.values.setdefault(trackable._identity(), BoundValues(node_id, trackable, {}, value))
 

@@ -82,13 +82,12 @@ class Migrator:
         values = self._placeholders(graph, below)
         if below.is_of(module, values):
             return None
-        readable = graph.readable(node_id)
         rehearsal = rehearse_loading(
             module,
             values,
             below.versions(),
             lambda name: self._read(graph, below.leaves[name], values[name]),
-            lambda prefix: ".".join([readable, prefix[:-1]] if prefix else [readable]),
+            lambda prefix: f"{graph.readable(node_id)}.{prefix}"[:-1],
         )
         return _Renaming(graph, below, rehearsal, values).migration([prefix for prefix, _ in live_parts(module)])
 
