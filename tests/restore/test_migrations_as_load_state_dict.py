@@ -48,7 +48,10 @@ def copy_over(old: str, new: str) -> Step:
 
 
 def drop(name: str) -> Step:
-    return lambda state, prefix: [state.pop(prefix + name, None)] and None
+    def step(state: State, prefix: str) -> None:
+        state.pop(prefix + name, None)
+
+    return step
 
 
 def negate(name: str) -> Step:
@@ -137,7 +140,7 @@ def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(net.named_parameters()), **dict(net.named_buffers())}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, 1 << 32))
 def test_a_restore_is_what_load_state_dict_is(seed: int) -> None:
     choose = random.Random(seed)
@@ -151,7 +154,7 @@ def test_a_restore_is_what_load_state_dict_is(seed: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Checkpoint(net=old).write(directory + "/ckpt")
         status = Checkpoint(net=new).read(path).expect_partial()
-        print(status)
+        assert str(status)
 
     found = tensors(new)
     assert {name: value.tolist() for name, value in found.items()} == {

@@ -415,6 +415,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.touched: set[int | None] = set()
         self.written: Counter[int | None] = Counter()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To skip it, torch would load torch._dynamo, which takes seconds; nothing here is ever compiled.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         named = [(argument, kwargs.get(argument.name)) for argument in func._schema.arguments[len(args) :]]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.adapters.module_migration import (
@@ -34,6 +35,12 @@ _FIRST_VERSION = 1
 """That of a module which says nothing else, in torch and in a node."""
 
 _EXTRA_STATE = "_extra_state"
+
+_Kind = tuple[torch.dtype, tuple[int, ...]]
+"""Of a stored tensor."""
+
+_KIND_OF_EXTRA_STATE: _Kind = (torch.uint8, (0,))
+"""It is no tensor, and stands among the entries so that it moves with its module."""
 
 _MOST_CHARACTERS = 1 << 26
 """How long all names below a node may be together; shared nodes of a hostile file could have any number of names."""
@@ -79,9 +86,10 @@ class Migrator:
             return None
         module: nn.Module = trackable.adapted
         below = _Below(graph, node_id)
-        values = self._placeholders(graph, below)
-        if below.is_of(module, values):
+        kinds = self._kinds(graph, below)
+        if below.is_of(module, kinds):
             return None
+        values = _placeholders(kinds)
         rehearsal = rehearse_loading(
             module,
             values,
@@ -91,20 +99,19 @@ class Migrator:
         )
         return _Renaming(graph, below, rehearsal, values).migration([prefix for prefix, _ in live_parts(module)])
 
-    def _placeholders(self, graph: ObjectGraph, below: _Below) -> dict[str, torch.Tensor]:
-        """Tensors on the meta device in place of everything stored that can be an entry of a ``state_dict``."""
+    def _kinds(self, graph: ObjectGraph, below: _Below) -> dict[str, _Kind]:
+        """Everything stored that can be an entry of a ``state_dict``."""
         found = {}
         for name, node_id in below.leaves.items():
-            if name.rpartition(".")[2] == _EXTRA_STATE:
-                found[name] = torch.empty(0, device="meta")
-                continue
             attributes = graph.nodes[node_id].attributes
-            # What is not in the file, or can be of no shape that it says, is told of when it is to be assigned.
-            with contextlib.suppress(TensorNotFoundError, RuntimeError):
-                stored = self._reader.stored(attributes[0].checkpoint_key)
-                is_value = len(attributes) == 1 and attributes[0].name == VARIABLE_VALUE
-                if is_value and stored.dtype.torch_dtype is not None:
-                    found[name] = torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="meta")
+            if name.rpartition(".")[2] == _EXTRA_STATE:
+                found[name] = _KIND_OF_EXTRA_STATE
+            elif len(attributes) == 1 and attributes[0].name == VARIABLE_VALUE:
+                # What is not in the file is told of when it is to be assigned.
+                with contextlib.suppress(TensorNotFoundError):
+                    stored = self._reader.stored(attributes[0].checkpoint_key)
+                    if stored.dtype.torch_dtype is not None:
+                        found[name] = (stored.dtype.torch_dtype, stored.shape)
         return found
 
     def _read(self, graph: ObjectGraph, node_id: int, placeholder: torch.Tensor) -> torch.Tensor:
@@ -156,7 +163,7 @@ class _Below:
         versions = {prefix: self._graph.nodes[node_id].module_version for prefix, node_id in self.inner.items()}
         return {prefix: _FIRST_VERSION if version is None else version for prefix, version in versions.items()}
 
-    def is_of(self, module: nn.Module, stored: Mapping[str, torch.Tensor]) -> bool:
+    def is_of(self, module: nn.Module, stored: Mapping[str, _Kind]) -> bool:
         """Whether a module would save the same today, as far as can be told without values."""
         live = live_tensors(module)
         if live.keys() != {name for name in stored if name.rpartition(".")[2] != _EXTRA_STATE}:
@@ -171,8 +178,17 @@ class _Below:
         )
 
 
-def _is_alike(live: torch.Tensor, stored: torch.Tensor) -> bool:
-    return torch.nn.parameter.is_lazy(live) or (live.shape == stored.shape and live.dtype == stored.dtype)
+def _is_alike(live: torch.Tensor, stored: _Kind) -> bool:
+    return is_lazy(live) or (live.dtype, tuple(live.shape)) == stored
+
+
+def _placeholders(kinds: Mapping[str, _Kind]) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, (dtype, shape) in kinds.items():
+        # A damaged file may tell of shapes that no tensor can have, which is found when it is to be read.
+        with contextlib.suppress(RuntimeError):
+            found[name] = torch.empty(shape, dtype=dtype, device="meta")
+    return found
 
 
 class _Renaming:
