@@ -233,3 +233,40 @@ def test_swapping_parameters_makes_no_difference() -> None:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
     assert found == Rehearsal({"new": "old"})
+
+
+def test_only_tensors_that_a_module_uses_are_copied() -> None:
+    seen: list[dict[str, bool]] = []
+
+    def mean(module: nn.Module, state: State, prefix: str, *rest: Any) -> None:
+        seen.append({name: value.is_meta for name, value in module.named_parameters()})
+        state["a"] = state["a"] + module.used.a
+
+    module = hooked(ignore, "a")
+    module.register_load_state_dict_pre_hook(mean)
+    module.used, module.unused = hooked(ignore, "a"), hooked(ignore, "a")
+    nn.init.ones_(module.used.a)
+
+    assert rehearsed(module, {"a": torch.ones(2)}).computed["a"].tolist() == [2, 2]
+    assert seen[-1] == {"a": False, "used.a": False, "unused.a": True}
+
+
+def test_an_attribute_that_is_a_part_of_the_module_is_the_live_part() -> None:
+    def keep(module: nn.Module, state: State, prefix: str, *rest: Any) -> None:
+        vars(module).update(same=module.a, part=module.child, number=state.pop("number").item())
+
+    module = hooked(ignore, "a")
+    module.register_load_state_dict_pre_hook(keep)
+    module.child = nn.ReLU()
+
+    found = rehearsed(module, {"number": torch.tensor(3)})
+
+    assert [(where is module, name) for where, name, _ in found.attributes] == [
+        (True, "same"),
+        (True, "part"),
+        (True, "number"),
+    ]
+    assert found.attributes[0][2] is module.a
+    assert found.attributes[1][2] is module.child
+    assert found.attributes[2][2] == 3
+    assert not hasattr(module, "number")

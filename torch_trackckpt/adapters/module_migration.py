@@ -7,8 +7,9 @@ attributes, whose tensors are on the meta device. The values are stand-ins as we
 where each of them goes.
 
 Where a module does more than rename, in that it computes values, writes into tensors itself, or raises, the rehearsal
-is repeated with real values for that module: what it has touched among the stored values is read, and its own tensors
-are copies of the live ones. A live module is never changed, unless a function that closes over it does so.
+is repeated with real values for that module: what it has touched among the stored values is read, and its own tensors,
+with those below that it has touched, are copies of the live ones. A live module is never changed, unless a function
+that closes over it does so.
 
 A module that also has ``state_dict`` write other entries than it has parameters and buffers stores in a form of its
 own, which no checkpoint of this package has, so nothing of it is asked to load that.
@@ -126,16 +127,15 @@ class _Needs:
     """What has to be real in the next attempt."""
 
     values: set[str] = dataclasses.field(default_factory=set)
-    modules: set[int] = dataclasses.field(default_factory=set)
+    """Names of stored values."""
     tensors: set[int] = dataclasses.field(default_factory=set)
+    """Identities of live tensors."""
 
-    def add(self, values: set[str], module: nn.Module) -> bool:
+    def add(self, values: set[str], tensors: set[int]) -> bool:
         """Whether this is more than was needed before."""
-        is_new = id(module) not in self.modules or not values <= self.values
+        is_new = not (values <= self.values and tensors <= self.tensors)
         self.values |= values
-        for part in module.modules():
-            self.modules.add(id(part))
-            self.tensors |= {id(tensor) for _, tensor in _registered(part)}
+        self.tensors |= tensors
         return is_new
 
 
@@ -226,19 +226,26 @@ class _Attempt:
             used = watch.touched | written | set(map(_storage, (*kept.values(), *filled.values())))
             # What was loaded into a tensor that is used then is used as well.
             loaded = [state.get(prefix + name) for name in own if storages[name] in used or prefix + name in filled]
-            used |= set(map(_storage, loaded))
-            touched = {self._source[storage] for storage in used & self._source.keys()}
-            if (failure or refusals) and touched <= self._needs.values:
-                touched = {
-                    self._source[storage] for storage in map(_storage, before.values()) if storage in self._source
-                }
-            if self._needs.add(touched, self._cast.live[id(module)]):
+            # Its own tensors may have decided without an operator that shows it, such as by their device.
+            used |= {*map(_storage, loaded), *storages.values()}
+            if self._needs_more(used):
                 self._is_repeated = True
-            elif (failure or refusals) and not self._is_repeated:
-                raise self._refusal(module, prefix, failure or "; ".join(map(str, refusals))) from failure
+            elif failure or refusals:
+                everything = set(map(_storage, (*before.values(), *live_tensors(module).values())))
+                if self._needs_more(everything):
+                    self._is_repeated = True
+                elif not self._is_repeated:
+                    raise self._refusal(module, prefix, failure or "; ".join(map(str, refusals))) from failure
         self._filled |= filled
         self._written |= written
-        self._attributes += [(self._cast.live[id(module)], name, value) for name, value in kept.items()]
+        self._attributes += [
+            (self._cast.live[id(module)], name, self._cast.original(value)) for name, value in kept.items()
+        ]
+
+    def _needs_more(self, storages: set[int | None]) -> bool:
+        """Has what is in these storages be real the next time; whether it is not yet."""
+        values = {self._source[storage] for storage in storages & self._source.keys()}
+        return self._needs.add(values, self._cast.originals_in(storages))
 
     def _note_copies(self, module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
         """What torch copies comes after whatever a module further up has filled in."""
@@ -330,6 +337,7 @@ class _Cast:
         self._real = real
         self._of_module: dict[int, nn.Module] = {}
         self._of_tensor: dict[int, torch.Tensor] = {}
+        self._live_tensors: dict[int, torch.Tensor] = {}
         self.live: dict[int, nn.Module] = {}
         """Identity of a stand-in -> live module."""
         parts = list(live_parts(module))
@@ -340,7 +348,17 @@ class _Cast:
         self.root = self._of_module[id(module)]
         self.tensors = live_tensors(self.root)
         """By name."""
-        self.storages = {_storage(tensor) for tensor in self._of_tensor.values()}
+        self.storages = {_storage(tensor) for tensor in self._of_tensor.values()} - {None}
+
+    def originals_in(self, storages: set[int | None]) -> set[int]:
+        """Identities of the live tensors whose stand-ins are in these storages."""
+        return {identity for identity, made in self._of_tensor.items() if _storage(made) in storages - {None}}
+
+    def original(self, value: object) -> object:
+        """The live tensor or module that a stand-in stands for; any other value itself."""
+        if isinstance(value, nn.Module):
+            return self.live.get(id(value), value)
+        return self._live_tensors.get(id(value), value)
 
     def _stand_in(self, module: nn.Module) -> None:
         if id(module) in self._of_module:
@@ -387,6 +405,7 @@ class _Cast:
             made = _copy_of(tensor, is_real=id(tensor) in self._real)
             vars(made).update(vars(tensor))
             self._of_tensor[id(tensor)] = made
+            self._live_tensors[id(made)] = tensor
         return self._of_tensor[id(tensor)]
 
 
