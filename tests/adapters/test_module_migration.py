@@ -270,3 +270,24 @@ def test_an_attribute_that_is_a_part_of_the_module_is_the_live_part() -> None:
     assert found.attributes[1][2] is module.child
     assert found.attributes[2][2] == 3
     assert not hasattr(module, "number")
+
+
+def test_an_entry_outside_of_the_prefix_reaches_nobody_as_in_torch() -> None:
+    def forget_the_prefix(state: State, prefix: str, *rest: Any) -> None:
+        state["a"] = state.pop(prefix + "old")
+
+    module = hooked(ignore, "a")
+    module.part = hooked(forget_the_prefix, "a")
+    values = {"part.old": torch.ones(2)}
+
+    assert rehearsed(module, values) == Rehearsal()
+    with pytest.raises(RuntimeError, match='Missing key.*"a", "part.a"'):
+        module.load_state_dict(values)
+
+
+def test_an_entry_under_a_number_is_an_error() -> None:
+    def number(state: dict[Any, Any], prefix: str, *rest: Any) -> None:
+        state[3] = state["a"]
+
+    with pytest.raises(RestoreError, match="AttributeError: 'int' object has no attribute 'startswith'"):
+        rehearsed(hooked(number, "a"), {"a": torch.ones(2)})

@@ -43,6 +43,9 @@ __all__ = ["Rehearsal", "can_migrate", "live_parts", "live_tensors", "rehearse_l
 _COPIED = (dict, list, set, OrderedDict)
 """Attributes of these types are copied one level deep, so that a stand-in may change its own."""
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that torch itself needs; stand-ins have others."""
+
 _WARNING_OF_META = "for .*: copying from a non-meta parameter in the checkpoint to a meta parameter"
 _ERRORS_OF_COPYING = ("size mismatch for ", "While copying the parameter named ", "While swapping the parameter named ")
 """What torch says where values do not fit. A restore checks that itself, with all other values."""
@@ -182,6 +185,7 @@ class _Attempt:
             self._let_migrate(module, state, prefix)
         else:
             self._note_copies(module, state, prefix)
+        state = OrderedDict((key, value) for key, value in state.items() if isinstance(key, str))
         given: set[str] = set()
         for name, child in _children(module):
             if id(child) in self._cast.live:
@@ -189,7 +193,8 @@ class _Attempt:
                 entries = OrderedDict((key, value) for key, value in state.items() if key.startswith(below))
                 given |= entries.keys()
                 self._load(child, entries, below)
-        self._left |= {key: value for key, value in state.items() if key not in given}
+        # An entry that is no module's business here reaches none, as in torch.
+        self._left |= {key: value for key, value in state.items() if key.startswith(prefix) and key not in given}
 
     def _stores_in_its_own_form(self, module: nn.Module, state: Mapping[str, Any], prefix: str) -> bool:
         if not module._state_dict_hooks:
@@ -219,7 +224,11 @@ class _Attempt:
         self._note_copies(module, state, prefix)
         filled = self._filled_by(module, state, prefix, own, storages, watch)
         written = watch.written.keys() & self._source.keys()
-        kept = {name: value for name, value in vars(module).items() if attributes.get(name, self) is not value}
+        kept = {
+            name: value
+            for name, value in vars(module).items()
+            if attributes.get(name, self) is not value and name not in _OF_EVERY_MODULE
+        }
         known = {id(value) for value in before.values()}
         has_made = [key for key, value in state.items() if id(value) not in known and self._is_made(key, value)]
         if failure or refusals or filled or written or has_made or kept:
