@@ -281,7 +281,7 @@ def test_an_entry_outside_of_the_prefix_reaches_nobody_as_in_torch() -> None:
     values = {"part.old": torch.ones(2)}
 
     assert rehearsed(module, values) == Rehearsal()
-    with pytest.raises(RuntimeError, match='Missing key.*"a", "part.a"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"a", "part\.a"'):
         module.load_state_dict(values)
 
 

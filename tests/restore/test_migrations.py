@@ -473,6 +473,19 @@ def test_a_graph_that_leads_back_to_itself_ends(prefix: str) -> None:
     assert is_restored(model.weight)
 
 
+def test_names_may_be_as_deep_as_files_have_them(prefix: str) -> None:
+    saved = thing(x=ones())
+    for _ in range(1500):
+        saved = thing(below=saved)
+    saved.w = ones()
+    path = Checkpoint(model=saved).write(prefix)
+    model = Second()
+
+    Checkpoint(model=model).read(path).expect_partial()
+
+    assert is_restored(model.weight)
+
+
 def test_shared_nodes_without_measure_are_an_error(prefix: str) -> None:
     saved = thing(w=ones())
     for _ in range(40):

@@ -246,12 +246,12 @@ class _Renaming:
 
     def _note_name(self, name: str) -> None:
         """Has every prefix of a name know what comes next."""
-        prefix, dot, own_name = name.rpartition(".")
-        above = prefix + dot
-        known = above in self._names_in
-        self._names_in.setdefault(above, {})[own_name] = None
-        if above and not known:
-            self._note_name(prefix)
+        is_known = False
+        while not is_known:
+            above, dot, own_name = name.rpartition(".")
+            is_known = above + dot in self._names_in or not dot
+            self._names_in.setdefault(above + dot, {})[own_name] = None
+            name = above
 
     def migration(self, asked: list[str]) -> Migration | None:
         """The outcome; None where it is what was there before.
