@@ -241,7 +241,8 @@ class Checkpoint(AutoTrackable):
         Raises:
             CheckpointNotFoundError: there is no checkpoint at the path.
             MismatchError: shapes, dtypes or parameter groups do not fit; nothing has changed.
-            RestoreError: an object raised when it took its state; the text names what had changed before.
+            RestoreError: an object raised when it took its state, and the text names what had changed before; or a
+                module does not take what an older version of it has saved, and nothing has changed.
             DataLossError: the files are damaged; see `CheckpointOptions.verify` for when live values may have changed.
             UnsupportedFormatError: the files are of a version that is not read.
         """

@@ -142,6 +142,11 @@ class Trackable:
         """What waits for children that are attached later; None where nobody would tell it of them."""
         return None
 
+    def _module_version(self) -> int | None:
+        """The version of what is stored, for an object that can take over what older versions of it stored; None where
+        the object has no versions, or this is the first."""
+        return None
+
 
 class DeferredChild(Protocol):
     """A stored object that waits for the live one to appear."""

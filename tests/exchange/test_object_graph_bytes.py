@@ -110,7 +110,10 @@ def as_tree(module: nn.Module) -> SimpleNamespace:
 
 
 def make_module() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    """All of it is of torch's first version, as there is nothing in TensorFlow's graph that tells of another."""
+    norm = nn.LayerNorm(4)
+    norm.register_buffer("running_mean", torch.randn(4))
+    return nn.Sequential(nn.Linear(3, 4), norm, nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
 
 
 def test_a_module_is_written_as_tensorflow_writes_one(tensorflow: TensorFlow, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_trackckpt import Checkpoint
+from torch_trackckpt import Checkpoint, object_metadata
 
 from .conftest import TensorFlow, Text, WorkerError
 
@@ -59,6 +59,19 @@ def test_a_module_is_restored_into_modules_of_the_same_names(
 ) -> None:
     """C001, C006, C018, C021, C022, C396"""
     path = Checkpoint(model=module).save(prefix)
+    model = zeros_like(module)
+    assert tensorflow.restore(path, ALL_ASSERTIONS, model=model) == 1
+    assert_equal(model, module)
+
+
+@pytest.mark.parametrize("version", [2, 0, -1, 1 << 62])
+def test_tensorflow_passes_over_the_version_of_a_module(tensorflow: TensorFlow, prefix: Path, version: int) -> None:
+    """It is a field of our own in TensorFlow's message, no value that would have to be consumed."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    module[1]._version = version
+    path = Checkpoint(model=module).save(prefix)
+    versions = [node.module_version for node in object_metadata(path).nodes]
+    assert [found for found in versions if found is not None] == [version]
     model = zeros_like(module)
     assert tensorflow.restore(path, ALL_ASSERTIONS, model=model) == 1
     assert_equal(model, module)

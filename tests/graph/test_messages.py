@@ -59,6 +59,9 @@ def test_a_graph_of_tensorflow_is_encoded_to_the_same_bytes(vector: dict[str, An
         (Node(attributes=(Attribute("n", "f", "k"),)), b"\x12\x09\x0a\x01n\x12\x01f\x1a\x01k"),
         (Node(slot_variables=(SlotVariable(0, "m", 0),)), b"\x1a\x03\x12\x01m"),
         (Node(registered_saver=("p.S", "a")), b"\x22\x08\x0a\x03p.S\x12\x01a"),
+        (Node(module_version=2), b"\x8a\xb5\x18\x02\x08\x02"),
+        (Node(module_version=0), b"\x8a\xb5\x18\x00"),
+        (Node(module_version=-1), b"\x8a\xb5\x18\x0b\x08" + b"\xff" * 9 + b"\x01"),
     ],
 )
 def test_each_field_of_a_node_has_its_bytes_and_comes_back(node: Node, encoded: bytes) -> None:
@@ -104,6 +107,27 @@ def test_a_reference_to_a_node_that_is_not_there_is_an_error_that_names_both(fie
 
 def test_fields_that_are_not_known_are_passed_over() -> None:
     assert decode_object_graph(b"\x0a\x02\x78\x05", "ckpt") == ObjectGraph((Node(),))
+
+
+@pytest.mark.parametrize("field", [b"text", b"\x08", b"\x08" + b"\xff" * 11, b"\x00"])
+def test_a_version_that_is_none_is_an_error_and_no_crash(field: bytes) -> None:
+    node = b"\x8a\xb5\x18" + bytes([len(field)]) + field
+    with pytest.raises(DataLossError, match="does not parse"):
+        decode_object_graph(b"\x0a" + bytes([len(node)]) + node, "ckpt")
+
+
+@pytest.mark.parametrize("field", [b"\x88\xb5\x18\x02", b"\x8a\xb5\x18\x03\x0a\x01x"])
+def test_a_version_of_another_kind_is_passed_over(field: bytes) -> None:
+    """As a field that is not known: what TensorFlow may do with this number one day is not taken for a version."""
+    (node,) = decode_object_graph(b"\x0a" + bytes([len(field)]) + field, "ckpt").nodes
+    assert not node.module_version
+
+
+def test_a_graph_with_names_of_today_finds_and_calls_by_those_of_the_file_what_has_no_other() -> None:
+    saved = ObjectGraph((Node(children=(Child(1, "a"), Child(2, "b"))), Node(), Node()))
+    graph = ObjectGraph((Node(children=(Child(1, "b"), Child(3, "c"))), Node(), Node(), Node()), saved)
+    assert [graph.find(path) for path in ("a", "b", "c")] == [1, 2, None]
+    assert [graph.readable(node_id) for node_id in range(1, 4)] == ["(root).b", "(root).b", "(root).c"]
 
 
 def test_paths_lead_to_the_node_of_their_first_discovery() -> None:

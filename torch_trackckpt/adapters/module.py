@@ -69,6 +69,12 @@ class ModuleAdapter(Adapter):
         lazy = {name for name, child in self._trackable_children().items() if _is_lazy_tensor(child)}
         return () if lazy <= set(stored_names) else lazy
 
+    def _module_version(self) -> int | None:
+        # Whatever else somebody may call by this name means nothing to torch either.
+        version = getattr(self.adapted, "_version", None)
+        is_number = type(version) is int and -(1 << 63) <= version < 1 << 63
+        return version if is_number and version != nn.Module._version else None
+
     def _waiting(self) -> Waiting | None:
         if isinstance(self.adapted, torch.jit.ScriptModule):
             return None

@@ -22,7 +22,7 @@ from torch_trackckpt.adapters.state_node import state_bytes
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Value
 
-__all__ = ["SubclassTensorAdapter", "TensorAdapter"]
+__all__ = ["SubclassTensorAdapter", "TensorAdapter", "is_made_of_tensors"]
 
 
 class TensorAdapter(Adapter):
@@ -135,12 +135,15 @@ def _flat(meaning: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adapt_tensor(tensor: torch.Tensor) -> TensorAdapter:
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ and _is_made_of_tensors(tensor):
+    if is_made_of_tensors(tensor):
         return SubclassTensorAdapter(tensor)
     return ExpandedTensorAdapter(tensor) if _is_expanded(tensor) else TensorAdapter(tensor)
 
 
-def _is_made_of_tensors(tensor: torch.Tensor) -> bool:
+def is_made_of_tensors(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of a subclass that keeps its values in other tensors, all of which are here."""
+    if type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        return False
     is_strided = not tensor.is_nested and tensor.layout is torch.strided
     # The parts of a distributed tensor lie in several processes.
     is_local = "DTensor" not in (base.__name__ for base in type(tensor).__mro__)

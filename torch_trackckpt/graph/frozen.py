@@ -137,6 +137,7 @@ class _Asked:
 
     def __init__(self, node: LiveNode, keys: list[str], attached: Attached | None) -> None:
         self._node, self._keys, self._attached = node, keys, attached
+        self._version = node.trackable._module_version()
         children = self._children()
         self._names = tuple(children)
         # What is not trackable is not kept: it may be large and is of no concern.
@@ -148,7 +149,7 @@ class _Asked:
         self._node.trackable = adapt(live_object(self._node.trackable)) or self._node.trackable
         if isinstance(self._node.trackable, StateNode):
             encode_state(self._node, self._node.trackable, live)
-        if not self._has_same_children(live):
+        if not self._has_same_children(live) or self._node.trackable._module_version() != self._version:
             return None
         values = {attribute_key(self._node.path, name): value for name, value in values_of(self._node).items()}
         return values if list(values) == self._keys else None

@@ -7,16 +7,21 @@ be imported into the same process before or after.
     TrackableObject        1 children: repeated ObjectReference         2 attributes: repeated SerializedTensor
                            3 slot_variables: repeated SlotVariableReference
                            4 registered_saver: RegisteredSaver          5 has_checkpoint_values: BoolValue
+                           50001 module_version: Int64Value
     ObjectReference        1 node_id: int32                    2 local_name: string
     SerializedTensor       1 name: string    2 full_name: string    3 checkpoint_key: string
     SlotVariableReference  1 original_variable_node_id: int32  2 slot_name: string
                            3 slot_variable_node_id: int32
     RegisteredSaver        1 name: string    2 object_name: string
     BoolValue              1 value: bool
+    Int64Value             1 value: int64
     CheckpointState        1 model_checkpoint_path: string
                            2 all_model_checkpoint_paths: repeated string
                            3 all_model_checkpoint_timestamps: repeated double
                            4 last_preserved_timestamp: double
+
+`module_version` is ours. TensorFlow numbers its fields from 1 on and skips those that it does not know, so a graph that
+has it is a sound one to it. It is written only where a module is of another version than torch's default, 1.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ _PACKAGE = "torch_trackckpt"
 _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
     "int32": _Field.TYPE_INT32,
+    "int64": _Field.TYPE_INT64,
     "string": _Field.TYPE_STRING,
     "bool": _Field.TYPE_BOOL,
     "double": _Field.TYPE_DOUBLE,
@@ -48,6 +54,7 @@ _MESSAGES = {
         "repeated SlotVariableReference slot_variables",
         "optional RegisteredSaver registered_saver",
         "optional BoolValue has_checkpoint_values",
+        "optional Int64Value module_version = 50001",
     ),
     "ObjectReference": ("optional int32 node_id", "optional string local_name"),
     "SerializedTensor": (
@@ -62,6 +69,7 @@ _MESSAGES = {
     ),
     "RegisteredSaver": ("optional string name", "optional string object_name"),
     "BoolValue": ("optional bool value",),
+    "Int64Value": ("optional int64 value",),
     "CheckpointState": (
         "optional string model_checkpoint_path",
         "repeated string all_model_checkpoint_paths",
@@ -76,10 +84,10 @@ def _declare() -> dict[str, type[message.Message]]:
     for name, fields in _MESSAGES.items():
         declared = file.message_type.add(name=name)
         for number, field in enumerate(fields, start=1):
-            label, kind, field_name = field.split()
+            label, kind, field_name, *own_number = field.replace("=", " ").split()
             declared.field.add(
                 name=field_name,
-                number=number,
+                number=int(own_number[0]) if own_number else number,
                 label=_Field.LABEL_REPEATED if label == "repeated" else _Field.LABEL_OPTIONAL,
                 type=_SCALARS.get(kind, _Field.TYPE_MESSAGE),
                 type_name=None if kind in _SCALARS else f".{_PACKAGE}.{kind}",
@@ -116,6 +124,9 @@ def encode_object_graph(graph: ObjectGraph) -> bytes:
             # A false BoolValue is still present, as an empty message.
             target.has_checkpoint_values.SetInParent()
             target.has_checkpoint_values.value = node.has_checkpoint_values
+        if node.module_version is not None:
+            target.module_version.SetInParent()
+            target.module_version.value = node.module_version
     return bytes(encoded.SerializeToString(deterministic=True))
 
 
@@ -167,6 +178,7 @@ def _decode_node(node: Any) -> Node:
             else None
         ),
         has_checkpoint_values=(node.has_checkpoint_values.value if node.HasField("has_checkpoint_values") else None),
+        module_version=node.module_version.value if node.HasField("module_version") else None,
     )
 
 

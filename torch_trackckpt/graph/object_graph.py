@@ -48,6 +48,8 @@ class Node:
     """Name and object name, where an object is saved by a function of its own."""
     has_checkpoint_values: bool | None = None
     """Whether it or anything below it owns a value; None in files from before this was recorded."""
+    module_version: int | None = None
+    """The ``_version`` of the module that it was saved from; None where that was 1, or the node is no module's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,13 @@ class ObjectGraph:
     """All objects reachable from the root, which is node 0. A node's id is its index."""
 
     nodes: tuple[Node, ...]
+    as_saved: ObjectGraph | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What is in the file, where this is the graph with names that modules have given to what older ones saved."""
 
     def find(self, path: str) -> int | None:
-        """The node that an object path leads to."""
+        """The node that an object path of the file leads to."""
+        if self.as_saved is not None:
+            return self.as_saved.find(path)
         node_id: int | None = 0
         for part in path.split("/") if path else ():
             node_id = None if node_id is None else self._children_by_part(node_id).get(part)
@@ -80,7 +86,8 @@ class ObjectGraph:
 
     def _readable_object(self, node_id: int) -> str:
         if node_id and node_id not in self._parents:
-            return f"node {node_id}"
+            has_older_name = self.as_saved is not None and node_id < len(self.as_saved.nodes)
+            return self.as_saved.readable(node_id) if self.as_saved and has_older_name else f"node {node_id}"
         names = []
         while node_id:
             node_id, name = self._parents[node_id]

@@ -303,6 +303,7 @@ class _Collector:
                 attributes=attributes[index],
                 slot_variables=tuple(slots_of.get(index, ())),
                 has_checkpoint_values=has_values[index],
+                module_version=node.trackable._module_version(),
             )
             for index, node in enumerate(self._live.nodes.values())
         ]

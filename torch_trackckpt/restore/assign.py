@@ -4,7 +4,7 @@ collect   what goes where; shapes and dtypes that do not fit are all reported in
 verify    structure, offsets and file lengths; and all checksums, where asked for or cheap
 read      values that objects decode themselves; they are decoded before anything changes
 assign    python states, then tensors in place: file bytes go straight into contiguous CPU memory, and through
-          a bounded number of staging tensors to every other destination
+          a bounded number of staging tensors to every other destination; what modules have computed comes last
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.late_children import SLOTS
+from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.memory import memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
 from torch_trackckpt.errors import (
@@ -25,6 +26,7 @@ from torch_trackckpt.errors import (
     RestoreError,
     TensorNotFoundError,
     UnsupportedFormatError,
+    UnsupportedValueError,
 )
 from torch_trackckpt.options import CheckpointOptions, Progress
 from torch_trackckpt.restore.match import BoundValues, Match
@@ -43,6 +45,10 @@ PROGRESS_BYTES = 64 << 20
 """How often the caller learns of the progress, if asked for."""
 
 
+_COMPUTED = "none: its module has computed the value from what an older version saved"
+"""Stands for the key of such a value in messages."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _InPlace:
     stored: StoredTensor
@@ -50,6 +56,8 @@ class _InPlace:
     tensor: torch.Tensor
     waits_for_memory: bool = False
     """Whether it is only checked for now."""
+    computed: torch.Tensor | None = None
+    """The value, where it is not the stored one but what a module has computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +80,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     """
     in_place, handed_over = _collect(match, reader)
     _check_fit([*in_place, *_unmade(match, reader)], reader)
+    computed = [item for item in in_place if item.computed is not None]
+    in_place = [item for item in in_place if item.computed is None]
     keys = [item.stored.key for item in in_place]
     keys += [stored.key for item in handed_over for stored in item.stored.values()]
     nbytes = sum(item.stored.nbytes for item in in_place)
@@ -89,12 +99,17 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
             match.missing_attributes[node_id] = list(decoded.missing)
         if decoded.rest is not None:
             match.left_over[node_id] = decoded.rest
-    for item in in_place:
+    for item in (*in_place, *computed):
         if is_lazy(item.tensor):
             item.tensor.materialize(item.stored.shape)
     num_decoded = sum(stored.nbytes for item in handed_over for stored in item.stored.values())
     progress = _Progress(options.progress, num_decoded, num_decoded + nbytes)
     _InPlaceReader(reader, changed, progress).read(in_place)
+    for item in computed:
+        assert item.computed is not None
+        _copy(item.tensor, item.computed)
+    for module, name, value in match.attributes:
+        vars(module)[name] = value
     for slot_set in match.slots.values():
         slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
         slot_set.optimizer._assign_slots(slot_set.variable, slots)
@@ -104,8 +119,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
 
 def _note(match: Match) -> None:
     """Has the objects know by which restore they got their values."""
-    for bound in match.values.values():
-        owner, part = bound.trackable._owner()
+    for trackable in [bound.trackable for bound in match.values.values()] + [match.bound[kept] for kept in match.kept]:
+        owner, part = trackable._owner()
         set_update_uid(owner, match.uid, part)
     for slot_set in match.slots.values():
         optimizer, _ = slot_set.optimizer._owner()
@@ -117,6 +132,12 @@ def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], li
     handed_over: list[_HandedOver] = []
     for bound in match.values.values():
         readable = match.graph.readable(bound.node_id)
+        if bound.computed is not None:
+            in_place += [
+                _computed(bound.computed, readable, tensor)
+                for tensor in bound.trackable._restore_destinations().values()
+            ]
+            continue
         stored = {name: _stored(reader, key, readable) for name, key in bound.keys.items()}
         destinations = bound.trackable._restore_destinations()
         in_place += [_InPlace(stored.pop(name), readable, tensor) for name, tensor in destinations.items()]
@@ -131,11 +152,25 @@ def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], li
 
 def _unmade(match: Match, reader: CheckpointReader) -> list[_InPlace]:
     """What waits for tensors that have no memory; that it will not fit can be known now."""
-    found = [(unmade, match.graph.readable(unmade.node_id)) for unmade in match.unmade]
-    return [
-        _InPlace(_stored(reader, unmade.key, readable), readable, unmade.tensor, waits_for_memory=True)
-        for unmade, readable in found
-    ]
+    found = []
+    for unmade in match.unmade:
+        readable, value = match.graph.readable(unmade.node_id), match.computed.get(unmade.node_id)
+        if value is not None:
+            item = _computed(value, readable, unmade.tensor)
+        else:
+            item = _InPlace(_stored(reader, unmade.key, readable), readable, unmade.tensor)
+        found.append(dataclasses.replace(item, waits_for_memory=True))
+    return found
+
+
+def _computed(value: torch.Tensor, readable: str, tensor: torch.Tensor) -> _InPlace:
+    """A value that a module has computed, described as if it were stored."""
+    try:
+        dtype = data_type_of_torch(value.dtype)
+    except UnsupportedValueError as error:
+        raise MismatchError(f"{readable}: its module has computed a value of {value.dtype} for it.") from error
+    stored = StoredTensor(_COMPUTED, dtype, tuple(value.shape), 0)
+    return _InPlace(stored, readable, tensor, computed=value)
 
 
 def _stored(reader: CheckpointReader, key: str, readable: str) -> StoredTensor:
@@ -301,9 +336,13 @@ class _InPlaceReader:
         staged = [torch_tensor_like_stored(item.stored) for item in items]
         self._reader._read_into([(item.stored.key, tensor) for item, tensor in zip(items, staged, strict=True)])
         for item, tensor in zip(items, staged, strict=True):
-            with torch.inference_mode() if item.tensor.is_inference() else torch.no_grad():
-                item.tensor.copy_(tensor)
+            _copy(item.tensor, tensor)
             self._changed.append(item.readable)
+
+
+def _copy(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        tensor.copy_(value)
 
 
 def _batches(items: list[_InPlace], limit: int) -> Iterator[list[_InPlace]]:

@@ -30,6 +30,7 @@ from torch_trackckpt.restore.bindings import Bindings, Place
 from torch_trackckpt.restore.holder import Holder
 from torch_trackckpt.restore.match import Match, Matcher, PendingSlots, Unmade, slots_of
 from torch_trackckpt.restore.materialize import give_memory, take_memory
+from torch_trackckpt.restore.migrate import Migrator
 from torch_trackckpt.trackable import VARIABLE_VALUE, DeferredChild, SlotOwner, Trackable, Waiting
 from torch_trackckpt.update_uid import new_uid
 
@@ -100,6 +101,8 @@ class Restoration:
         """Nodes whose objects have newer values."""
         self.skipped: set[int] = set()
         """Nodes that the caller left out."""
+        self.used_up: set[int] = set()
+        """Nodes whose values modules have made others from, or have dropped."""
         self.unused_attributes: dict[int, list[str]] = {}
         """Stored attributes, or parts of them, that the live objects do not know."""
         self.missing_attributes: dict[int, list[str]] = {}
@@ -107,6 +110,8 @@ class Restoration:
         self.waits_at: dict[int, list[Place]] = {}
         """Nodes that wait, and where."""
         self.expects_partial = True
+        self._computed: dict[int, torch.Tensor | None] = {}
+        """What modules have computed for tensors that have not appeared yet."""
         self._unmade: dict[int, Unmade] = {}
         self._left_over: dict[int, object] = {}
         self._slots = slots_of(graph)
@@ -232,6 +237,8 @@ class Restoration:
             self.uid,
             earlier=self.bindings,
             skip_slot_variables=self.options.experimental_skip_slot_variables,
+            migrate=Migrator(self.reader),
+            computed=self._computed,
         )
 
     def _take_step(self, matcher: Matcher, device: torch.device | None = None) -> int:
@@ -274,7 +281,10 @@ class Restoration:
         Returns:
             Objects that others wait for as well: where, under which name, and the object.
         """
-        restored = {bound.node_id for bound in match.values.values()}
+        self.graph = match.graph
+        self.used_up |= match.used_up
+        self._computed = {node_id: value for node_id, value in match.computed.items() if node_id not in match.bound}
+        restored = {bound.node_id for bound in match.values.values()} | match.kept
         for slot_set in match.slots.values():
             restored |= {slot_id for slot_id, _, _ in slot_set.slots.values()}
         for node_id, trackable in match.bound.items():
@@ -361,7 +371,10 @@ class Restoration:
     # What became of the values.
 
     def read(self, node_id: int) -> torch.Tensor:
-        """The stored value of a variable."""
+        """The value of a variable: the stored one, or what a module has computed in its place."""
+        computed = self._computed.get(node_id)
+        if computed is not None:
+            return computed.clone()
         (key,) = (a.checkpoint_key for a in self.graph.nodes[node_id].attributes if a.name == VARIABLE_VALUE)
         value = self.reader.get_tensor(key)
         assert isinstance(value, torch.Tensor)
@@ -379,7 +392,7 @@ class Restoration:
 
     def unresolved(self) -> list[int]:
         """Nodes with values that no live object has taken, nor refused, so far."""
-        settled = self.restored | self.superseded | self.skipped
+        settled = self.restored | self.superseded | self.skipped | self.used_up
         return [
             node_id
             for node_id, node in enumerate(self.graph.nodes)

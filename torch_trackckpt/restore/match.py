@@ -6,6 +6,9 @@ path. A live object may be bound to several saved nodes; the first one with valu
 has values of a later restore. A saved child that has no live one, or one that cannot take values yet, is left waiting.
 Then the slot variables of bound optimizers are paired, for those variables that are bound as well.
 
+Before the children of a node are looked at, the module that it was paired with may say that they have other names, or
+other values, than the file tells (`migrate`). The step goes on with the graph that results.
+
 A restore is matched in steps: from the root at first, and from each object that appears later. `Earlier` is what the
 steps before have bound.
 """
@@ -16,9 +19,11 @@ import dataclasses
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.late_children import SLOTS
@@ -29,6 +34,7 @@ from torch_trackckpt.graph.keys import escape
 from torch_trackckpt.graph.object_graph import Child, ObjectGraph
 from torch_trackckpt.graph.walk import live_object
 from torch_trackckpt.restore.bindings import Place
+from torch_trackckpt.restore.migrate import Migration
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
 from torch_trackckpt.update_uid import new_uid, update_uid
 
@@ -37,6 +43,7 @@ __all__ = [
     "Earlier",
     "Match",
     "Matcher",
+    "Migrate",
     "PendingSlots",
     "Rest",
     "SlotSet",
@@ -55,7 +62,9 @@ class BoundValues:
     node_id: int
     trackable: Trackable
     keys: Mapping[str, str]
-    """Checkpoint keys by the names that the live object knows."""
+    """Checkpoint keys by the names that the live object knows; none where the value is a computed one."""
+    computed: torch.Tensor | None = None
+    """The value that a module has computed for a tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Unmade:
 
     node_id: int
     key: str
+    """Empty where the value is a computed one."""
     tensor: torch.Tensor
     place: Place
 
@@ -105,6 +115,7 @@ class Match:
     """One step of a restore: which live objects are paired with which nodes, and what they take."""
 
     graph: ObjectGraph
+    """With the names that modules have given to what older ones saved, as far as they were asked."""
     uid: int
     """The number of the restore."""
     earlier: Earlier | None = None
@@ -134,6 +145,14 @@ class Match:
     """States to be tried again."""
     left_over: dict[int, object] = dataclasses.field(default_factory=dict)
     """Node id -> what a state has not placed this time either; known after the values were prepared."""
+    computed: dict[int, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    """Node id -> value that a module has computed, in place of a stored one; None where the tensor keeps its own."""
+    used_up: set[int] = dataclasses.field(default_factory=set)
+    """Nodes whose values modules have made others from, or have dropped."""
+    kept: set[int] = dataclasses.field(default_factory=set)
+    """Nodes that are bound to tensors whose modules say that these have the right value."""
+    attributes: list[tuple[nn.Module, str, object]] = dataclasses.field(default_factory=list)
+    """What modules are to keep otherwise than as parameters and buffers."""
 
     def trackable(self, node_id: int) -> Trackable | None:
         """The live object that a node is paired with, by this step or an earlier one."""
@@ -183,6 +202,14 @@ def slots_of(graph: ObjectGraph) -> dict[tuple[int, int], dict[str, tuple[int, s
     return found
 
 
+Migrate = Callable[[ObjectGraph, int, Trackable], Migration | None]
+"""Asks a live object what becomes of the graph below the node that it was paired with."""
+
+
+class _Renamed(Exception):
+    """A module has renamed children of an object that had been followed under their old names."""
+
+
 class Matcher:
     """Makes one step.
 
@@ -192,6 +219,8 @@ class Matcher:
         uid: the number of the restore.
         earlier: what the steps before have bound.
         skip_slot_variables: leaves optimizer slots alone.
+        migrate: asks modules for the names that they have for what older versions of them saved.
+        computed: the values of nodes for which modules have computed one in earlier steps.
     """
 
     def __init__(
@@ -202,9 +231,14 @@ class Matcher:
         *,
         earlier: Earlier | None = None,
         skip_slot_variables: bool = False,
+        migrate: Migrate | None = None,
+        computed: Mapping[int, torch.Tensor | None] = MappingProxyType({}),
     ) -> None:
-        self.match = Match(graph, uid, earlier)
-        self._graph = graph
+        self.match = Match(graph, uid, earlier, computed=dict(computed))
+        self._migrate = migrate
+        self._asked: set[int] = set()
+        """Nodes whose modules have said what they have to say."""
+        self._followed: set[int] = set()
         self._stored = stored
         self._uid = uid
         self._earlier = earlier
@@ -214,19 +248,75 @@ class Matcher:
 
     def start(self, root: object, attached: Mapping[str, object]) -> None:
         """Binds the root, what is attached to it, and everything below."""
-        self.follow(0, root, Place(None, None))
+        self._until_named(lambda: self._start(root, attached))
+
+    def follow(self, node_id: int, value: object, place: Place) -> None:
+        """Binds an object and everything below it."""
+        self._until_named(lambda: self._follow(node_id, value, place))
+
+    def _until_named(self, step: Callable[[], None]) -> None:
+        """Begins anew where names change that were used already: one object below two modules is followed by the
+        first, and the second may rename."""
+        while True:
+            try:
+                return step()
+            except _Renamed:
+                now = self.match
+                self.match = Match(
+                    now.graph,
+                    self._uid,
+                    self._earlier,
+                    settled_slots=now.settled_slots,
+                    computed=now.computed,
+                    used_up=now.used_up,
+                    attributes=now.attributes,
+                )
+                self._queue.clear()
+                self._followed.clear()
+                self._is_inconsistency_reported = False
+
+    @property
+    def _graph(self) -> ObjectGraph:
+        return self.match.graph
+
+    def _start(self, root: object, attached: Mapping[str, object]) -> None:
+        self._follow(0, root, Place(None, None))
         children_of_root = {child.local_name: child.node_id for child in reversed(self._graph.nodes[0].children)}
         for name, child in attached.items():
             node_id = children_of_root.get(name)
             if node_id is not None and not self._is_bound(node_id):
-                self.follow(node_id, child, Place(None, name))
+                self._follow(node_id, child, Place(None, name))
 
-    def follow(self, node_id: int, value: object, place: Place) -> None:
-        """Binds an object and everything below it."""
+    def _follow(self, node_id: int, value: object, place: Place) -> None:
         self._bind(node_id, value, place)
         while self._queue:
             parent_id = self._queue.popleft()
-            self._follow_children(parent_id, self.match.bound[parent_id])
+            parent = self.match.trackable(parent_id)
+            if parent is not None:
+                self._ask(parent_id, parent)
+                self._followed.add(parent_id)
+                self._follow_children(parent_id, parent)
+
+    def _ask(self, node_id: int, trackable: Trackable) -> None:
+        """Lets a module rename what is stored below its node; that settles it for the modules below as well."""
+        if self._migrate is None or node_id in self._asked:
+            return
+        self._asked.add(node_id)
+        migration = self._migrate(self._graph, node_id, trackable)
+        if migration is None:
+            return
+        match = self.match
+        match.graph = migration.graph
+        match.computed |= migration.computed
+        match.used_up |= migration.used_up
+        match.attributes += migration.attributes
+        self._asked |= migration.done
+        if migration.reshaped:
+            match.settled_slots |= {pair for pair in slots_of(migration.graph) if pair[1] in migration.reshaped}
+        if migration.changed & self._followed:
+            raise _Renamed
+        # What earlier steps have bound can have its other children now.
+        self._queue += [changed for changed in migration.changed if self._earlier and changed in self._earlier]
 
     def _is_bound(self, node_id: int) -> bool:
         return node_id in self.match.bound or (self._earlier is not None and node_id in self._earlier)
@@ -255,11 +345,18 @@ class Matcher:
             self.match.absent.append((place, node_id))
 
     def _note_unmade(self, node_id: int, tensor: torch.Tensor, place: Place) -> None:
+        if node_id in self.match.computed:
+            if self.match.computed[node_id] is not None:
+                self.match.unmade.append(Unmade(node_id, "", tensor, place))
+            return
         for attribute in self._graph.nodes[node_id].attributes:
             if attribute.name == VARIABLE_VALUE:
                 self.match.unmade.append(Unmade(node_id, attribute.checkpoint_key, tensor, place))
 
     def _take_values(self, node_id: int, trackable: Trackable) -> None:
+        if node_id in self.match.computed and isinstance(trackable, TensorAdapter):
+            self._take_computed(node_id, trackable, self.match.computed[node_id])
+            return
         attributes = self._graph.nodes[node_id].attributes
         if not attributes or trackable._identity() in self.match.values:
             return
@@ -275,6 +372,14 @@ class Matcher:
             self.match.overruled.add(node_id)
         else:
             self.match.values[trackable._identity()] = BoundValues(node_id, trackable, keys)
+
+    def _take_computed(self, node_id: int, trackable: Trackable, value: torch.Tensor | None) -> None:
+        if update_uid(*trackable._owner()) >= self._uid:
+            self.match.overruled.add(node_id)
+        elif value is None:
+            self.match.kept.add(node_id)
+        else:
+            self.match.values.setdefault(trackable._identity(), BoundValues(node_id, trackable, {}, value))
 
     def _follow_children(self, node_id: int, trackable: Trackable) -> None:
         children = self._graph.nodes[node_id].children
@@ -330,7 +435,8 @@ class Matcher:
             return
         optimizers: dict[int, Trackable | None] = {}
         paired: set[tuple[Hashable, Hashable]] = set()
-        for optimizer_id, variable_id in self._as_bound([pair for pair in pending if all(map(self._is_bound, pair))]):
+        ready = [pair for pair in pending if all(map(self._is_bound, pair)) and pair not in self.match.settled_slots]
+        for optimizer_id, variable_id in self._as_bound(ready):
             slots = pending[optimizer_id, variable_id]
             if optimizer_id not in optimizers:
                 optimizers[optimizer_id] = self._with_stored_children(optimizer_id)

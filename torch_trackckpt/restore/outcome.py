@@ -21,6 +21,7 @@ __all__ = ["Program", "report_of_graph", "report_of_names", "report_of_nothing",
 
 _UNMADE = "on the meta device: call run_restore_ops()"
 _UNNOTICED = "is there, but nobody told of it: call run_restore_ops()"
+_USED_UP = "its module has made values of today from it, or has dropped it"
 _REFUSED = "the object of this name does not take it"
 _REPLACED = "waited for an object that is gone; another one has its name"
 _OF_ANOTHER_NAME = "the object of this name has another name as well, and the value of that"
@@ -36,7 +37,7 @@ def report_of_graph(restoration: Restoration, live: LiveGraph) -> RestoreReport:
         # Each value once: what is listed is not there any more.
         return [value for node_id in sorted(node_ids) for value in values.pop(node_id, [])]
 
-    restored = listed(restoration.restored)
+    restored = listed(restoration.restored | restoration.used_up)
     superseded = listed(restoration.superseded | stored.taken_from_elsewhere)
     skipped = listed(restoration.skipped)
     waiting = listed(restoration.waiting(restoration.unresolved()))
@@ -139,6 +140,8 @@ class _StoredValues:
             return _UNMADE
         if node_id in self.taken_from_elsewhere:
             return _OF_ANOTHER_NAME
+        if node_id in self._restoration.used_up:
+            return _USED_UP
         is_settled = node_id in self._restoration.restored or node_id in self._restoration.superseded
         return _REFUSED if node_id in self._restoration.bindings and not is_settled else ""
 
