@@ -61,7 +61,7 @@ def _lines_of_what_is_saved() -> list[str]:
 def test_every_line_of_the_tables_of_what_is_saved_saves_and_restores(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "what-is-saved.md").read_text()
     lines = _lines_of_what_is_saved()
-    assert len(lines) == len(re.findall(r"^\| ", text, re.MULTILINE)) - 2 * text.count("| --- |") > 30
+    assert len(lines) == len(re.findall(r"^\| ", text, re.MULTILINE)) - 2 * text.count("\n| ---") > 30
     program = "\n".join(_BLOCK.findall(text)) + _SAVE_AND_RESTORE
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path), *lines],
