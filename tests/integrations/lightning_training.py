@@ -12,8 +12,17 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
-from torch_trackckpt import RNGState
+from torch_trackckpt import CheckpointOptions, RNGState
 from torch_trackckpt.integrations.lightning import TrackCheckpoint
+
+LIGHTNING_WARNINGS = [
+    "ignore:.*does not have many workers",
+    "ignore:'set_vital' is deprecated",
+    "ignore:.*LeafSpec.*deprecated",
+    "ignore:Checkpoint directory .* exists and is not empty",
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",
+]
+"""What Lightning and torchdata say of themselves, and Lightning of what is done on purpose."""
 
 NUM_BATCHES = 5
 BATCH_SIZE = 4
@@ -117,7 +126,7 @@ def fit(
         arguments["limit_val_batches"] = 0
     trainer = make_trainer(chosen, **arguments, enable_checkpointing=checkpoints is not None)
     try:
-        trainer.fit(module, loader(), validation_loader() if is_validating else None)
+        trainer.fit(module, loader(), validation_loader())
     except Interrupted:
         assert interrupt_after is not None
     return trainer, module
@@ -135,9 +144,7 @@ def assert_same_bits(one: tuple[pl.Trainer, Any], other: tuple[pl.Trainer, Any],
         equal(config.scheduler.state_dict(), its_config.scheduler.state_dict(), "scheduler")
     assert (trainer.global_step, trainer.current_epoch) == (its_trainer.global_step, its_trainer.current_epoch)
     loops = [t.fit_loop.state_dict() for t in (trainer, its_trainer)]
-    equal(
-        *({k: v for k, v in loop.items() if "val_loop" not in k and k != "state_dict"} for loop in loops), "loops"
-    )
+    equal(*({k: v for k, v in loop.items() if "val_loop" not in k and k != "state_dict"} for loop in loops), "loops")
 
 
 def equal(one: Any, other: Any, where: str) -> None:
@@ -156,14 +163,20 @@ def equal(one: Any, other: Any, where: str) -> None:
 
 
 def resume_is_exact(
-    directory: Path, *, interrupt_after: int, saves: dict[str, Any], **training: Any
+    directory: Path,
+    *,
+    interrupt_after: int,
+    saves: dict[str, Any] | None = None,
+    is_resumed: bool = True,
+    **training: Any,
 ) -> tuple[pl.Trainer, Any]:
     """Trains once as a whole, and once interrupted; compares all bits and returns the resumed training."""
+    saves = {"options": CheckpointOptions(durable=False), **(saves or {})}
     whole = fit(TrackCheckpoint(directory / "whole", **saves), **training)
     state = RNGState().state_dict()
     fit(TrackCheckpoint(directory / "broken", **saves), interrupt_after=interrupt_after, **training)
-    resumed = fit(TrackCheckpoint(directory / "broken", **saves), seed=99, **training)
-    assert 0 < len(resumed[1].losses) < len(whole[1].losses)
+    resumed = fit(TrackCheckpoint(directory / "broken", **saves), seed=99 if is_resumed else 0, **training)
+    assert (0 < len(resumed[1].losses) < len(whole[1].losses)) == is_resumed
     assert resumed[1].losses == whole[1].losses[-len(resumed[1].losses) :]
     assert_same_bits(whole, resumed, state)
     return resumed

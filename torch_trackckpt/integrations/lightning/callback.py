@@ -25,12 +25,12 @@ __all__ = ["TrackCheckpoint"]
 
 
 class TrackCheckpoint(LightningCheckpoint):
-    """Saves and restores a Lightning training as objects: module, optimizers, schedulers, loops, callbacks, random state.
+    """Saves and restores a Lightning training as objects: module, optimizers, schedulers, loops, callbacks, and so on.
 
     Started again, the same program goes on from its newest sound checkpoint, bit for bit as if it had not been
-    interrupted; in the middle of an epoch where its loaders have a state. It takes the place of
-    ``ModelCheckpoint`` and of ``fit(ckpt_path=...)``. Weights are saved as ``Checkpoint(model=module)`` would, so that a
-    program without Lightning can restore them.
+    interrupted; in the middle of an epoch where its loaders have a state. It takes the place of ``ModelCheckpoint`` and
+    of ``fit(ckpt_path=...)``. Weights are saved as ``Checkpoint(model=module)`` would, so that a program without
+    Lightning can restore them.
 
     Args:
         dirpath: where the checkpoints are.
@@ -40,12 +40,12 @@ class TrackCheckpoint(LightningCheckpoint):
         save_top_k: how many checkpoints are kept, in addition to the newest if there is a ``monitor``; -1 keeps all.
         save_last: save once more when the training ends, unless its last batch is saved already.
         every_n_train_steps: save after so many optimizer steps. A batch that makes several counts once.
-        every_n_epochs: save after so many epochs. The default is each one, or none where ``every_n_train_steps`` is given.
+        every_n_epochs: save after so many epochs; by default after each, or none if ``every_n_train_steps`` is given.
         resume: restore the newest checkpoint when a training starts, if there is any. With False, a directory that
             holds checkpoints of another training is an error.
         strict: whether it is an error if the checkpoint and the training do not have the same parts (a callback was
-            added, say), or if it was made in the middle of an epoch and a loader has no state. With False, what both have
-            is restored, and the log tells of the rest.
+            added, say), or if it was made in the middle of an epoch and a loader has no state. With False, what both
+            have is restored, and the log tells of the rest.
         options: for all saves and the restore, such as ``CheckpointOptions(enable_async=True)``.
 
     Raises:
@@ -77,8 +77,8 @@ class TrackCheckpoint(LightningCheckpoint):
         super().__init__()
         if "{" in filename:
             raise ValueError(
-                f"TrackCheckpoint: filename={filename!r} looks like a template, but only the number of steps is put behind "
-                "it; epochs and metrics are in manager.records."
+                f"TrackCheckpoint: filename={filename!r} looks like a template, but only the number of steps is put "
+                "behind it; metrics are in manager.records."
             )
         for name, number in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
             if number is not None and number < 1:
@@ -96,11 +96,14 @@ class TrackCheckpoint(LightningCheckpoint):
         self._is_strict = strict
         self._options = options or CheckpointOptions()
         self._manager: CheckpointManager | None = None
+        self._training: Training | None = None
+        """None where nothing is to be saved."""
         self._forget_training()
 
     def _forget_training(self) -> None:
-        self._training: Training | None = None
-        """None where nothing is to be saved."""
+        if self._training is not None:
+            self._training.close()
+        self._training = None
         self._is_due = False
         self._counted_steps = 0
         self._saved_batches: int | None = None
@@ -132,12 +135,7 @@ class TrackCheckpoint(LightningCheckpoint):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuses what cannot be saved, before anything has begun."""
-        if not isinstance(trainer, Trainer):
-            raise TypeError(
-                f"The trainer is one of {type(trainer).__module__.split('.')[0]}, but TrackCheckpoint was made for "
-                f"{Trainer.__module__.split('.')[0]}. Import the package of your trainer, and not the other one, before "
-                "torch_trackckpt.integrations.lightning."
-            )
+        _check_package(trainer)
         if trainer.world_size > 1 or trainer.strategy.restore_checkpoint_after_setup:
             raise NotImplementedError(
                 f"TrackCheckpoint saves trainings in one process, and not in parts; this one has {trainer.world_size} "
@@ -146,8 +144,8 @@ class TrackCheckpoint(LightningCheckpoint):
         for callback in trainer.callbacks:
             if isinstance(callback, (BaseFinetuning, StochasticWeightAveraging)):
                 raise NotImplementedError(
-                    f"TrackCheckpoint cannot resume a training with {type(callback).__name__}, which changes optimizers or "
-                    "schedulers before there is a place for their state."
+                    f"TrackCheckpoint cannot resume a training with {type(callback).__name__}, which changes "
+                    "optimizers or schedulers before there is a place for their state."
                 )
             if self._resume and isinstance(callback, TrackCheckpoint) and callback is not self and callback._resume:
                 raise ValueError(
@@ -175,15 +173,15 @@ class TrackCheckpoint(LightningCheckpoint):
         if self._resume and latest is not None:
             if trainer.ckpt_path is not None:
                 raise ValueError(
-                    f"The training would resume from {latest!r}, but fit was given ckpt_path={trainer.ckpt_path!r}. Leave "
-                    "out ckpt_path, or pass resume=False and another directory to TrackCheckpoint."
+                    f"The training would resume from {latest!r}, but fit was given ckpt_path={trainer.ckpt_path!r}. "
+                    "Leave out ckpt_path, or pass resume=False and another directory to TrackCheckpoint."
                 )
             training.restore(self._options)
             self._saved_batches = training.num_batches
         elif latest is not None and latest != own:
             raise ValueError(
-                f"TrackCheckpoint(resume=False) found {latest!r} of another training, whose checkpoints it would replace "
-                "and delete; pass another directory, or resume=True."
+                f"TrackCheckpoint(resume=False) found {latest!r} of another training, whose checkpoints it would "
+                "replace and delete; pass another directory, or resume=True."
             )
         self._training = training
 
@@ -288,7 +286,7 @@ class TrackCheckpoint(LightningCheckpoint):
         if self._monitor is not None and self._metric(trainer) is None and is_expected:
             raise ValueError(
                 f"TrackCheckpoint(monitor={self._monitor!r}): no such metric was logged, there are "
-                f"{', '.join(sorted(trainer.callback_metrics)) or 'none'}. Log it by self.log({self._monitor!r}, value)."
+                f"{', '.join(sorted(trainer.callback_metrics)) or 'none'}. Log it by self.log."
             )
 
 
@@ -298,3 +296,12 @@ def _retention(monitor: str | None, mode: Literal["min", "max"], save_top_k: int
     number = max(1, save_top_k)
     kept = KeepLatest(number) if monitor is None else KeepBest(number, monitor, mode)
     return None if save_top_k == -1 else kept
+
+
+def _check_package(trainer: object) -> None:
+    if not isinstance(trainer, Trainer):
+        raise TypeError(
+            f"The trainer is one of {type(trainer).__module__.split('.')[0]}, but TrackCheckpoint was made for "
+            f"{Trainer.__module__.split('.')[0]}. Import the package of your trainer, and not the other one, before "
+            "torch_trackckpt.integrations.lightning."
+        )

@@ -1,4 +1,4 @@
-"""Lightning exists twice, as ``lightning.pytorch`` and as ``pytorch_lightning``, with classes that do not know each other.
+"""Lightning exists twice: the classes of ``lightning.pytorch`` and of ``pytorch_lightning`` do not know each other.
 
 The one that the program has imported already is taken; where both are or none is, ``lightning.pytorch``.
 """

@@ -16,8 +16,8 @@ had the training not been interrupted. A resume makes up for it:
                                       next epoch as one that was interrupted. Here it begins like every other:
                                       loaders are iterated over anew, after their state is restored
 
-Loaders exist when the training starts, and only then their state is restored: it waits for them. The random state is set
-once more after that, because loaders draw random numbers when an iteration begins.
+Loaders exist when the training starts, and only then their state is restored: it waits for them. The random state is
+set once more after that, because loaders draw random numbers when an iteration begins.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Training:
         """What the random generators are to be set to when the training starts; None where nothing was restored."""
         self._warned_of: set[int] = set()
         self._attach()
+        # Made now, so that it has the same place in every checkpoint.
+        self._checkpoint.save_counter  # noqa: B018
 
     @property
     def num_batches(self) -> int:
@@ -141,9 +143,10 @@ class Training:
         if getattr(fetcher, "batches", None) == []:
             return
         raise ValueError(
-            "TrackCheckpoint(every_n_train_steps=...) cannot tell which batches have been trained on: Lightning fetches "
-            "one ahead from a loader without a length, and as many as the program asks for with a dataloader_iter. Give "
-            "the loader a length (Trainer(limit_train_batches=...) does as well), or use every_n_epochs."
+            "TrackCheckpoint(every_n_train_steps=...) cannot tell which batches have been trained on: Lightning "
+            "fetches one ahead from a loader without a length, and as many as the program asks for with a "
+            "dataloader_iter. Give the loader a length (Trainer(limit_train_batches=...) does as well), or use "
+            "every_n_epochs."
         )
 
     # Restoring: first everything but the loaders, then these.
@@ -213,6 +216,11 @@ class Training:
             iter(fit_loop._data_fetcher)
         RNGState().load_state_dict(self._rng_state)
         self._rng_state = None
+
+    def close(self) -> None:
+        """To be called at the end; where there was nothing to train any more, the loaders' state was of no use."""
+        if self._rng_state is not None:
+            self._checkpoint.last_status.expect_partial()
 
 
 class _RememberingCheckpoint(Checkpoint):
@@ -318,7 +326,7 @@ class _HookDict(dict[str, Any]):
 
     def _refused(self, key: str) -> UnsupportedValueError:
         return UnsupportedValueError(
-            f"{type(self._owner).__name__} uses {key!r} of the checkpoint in on_save_checkpoint or on_load_checkpoint. "
-            "TrackCheckpoint saves objects, not Lightning's dict: these hooks may add values of their own and read them "
-            "back, but not change or read the rest of it."
+            f"{type(self._owner).__name__} uses {key!r} of the checkpoint in on_save_checkpoint or "
+            "on_load_checkpoint. TrackCheckpoint saves objects, not Lightning's dict: these hooks may add values of "
+            "their own and read them back, but not change or read the rest of it."
         )
