@@ -102,7 +102,7 @@ def validation_loader() -> DataLoader[Any]:
 
 def make_trainer(callbacks: list[pl.Callback], **arguments: Any) -> pl.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return pl.Trainer(callbacks=callbacks, devices=1, **{**quiet, "max_epochs": 3, **arguments})
+    return pl.Trainer(callbacks=callbacks, **{**quiet, "devices": 1, "max_epochs": 3, **arguments})
 
 
 def fit(

@@ -20,11 +20,15 @@ __all__ = [
 ]
 
 
+def _is_imported(package: str) -> bool:
+    return sys.modules.get(package) is not None
+
+
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-_is_only_import = "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules
+_is_only_import = _is_imported("pytorch_lightning") and not _is_imported("lightning.pytorch")
 
 if not TYPE_CHECKING and (_is_only_import or (_is_installed("pytorch_lightning") and not _is_installed("lightning"))):
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
