@@ -4,10 +4,10 @@
     python examples/lightning_digits.py --directory run/lightning --die-after-step 60   it kills itself
     python examples/lightning_digits.py --directory run/lightning                       it goes on and finishes
 
-`TrackCheckpoint` in the list of callbacks is all that it takes; the loader has a state, so that a training that dies in
-the middle of an epoch goes on with the very next batch. The last line is a checksum of everything that was trained,
-the same however often the training was killed. The file is not called lightning.py, because Python would import it
-in place of Lightning.
+`TrackCheckpoint` in the list of callbacks is all that it takes; `ResumableLoader` gives the loader a state, so that a
+training that dies in the middle of an epoch goes on with the very next batch. The last line is a checksum of everything
+that was trained, the same however often the training was killed. The file is not called lightning.py, because Python
+would import it in place of Lightning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 BATCH_SIZE = 64
 NUM_EPOCHS = 4
@@ -30,12 +30,12 @@ SAVE_EVERY = 10
 try:
     import lightning.pytorch as pl
     from sklearn.datasets import load_digits
-    from torchdata.stateful_dataloader import StatefulDataLoader
 
     from torch_trackckpt import load_checkpoint
+    from torch_trackckpt.data import ResumableLoader
     from torch_trackckpt.integrations.lightning import TrackCheckpoint
 except ModuleNotFoundError as error:
-    sys.exit(f"This example also needs {error.name}: pip install lightning scikit-learn torchdata")
+    sys.exit(f"This example also needs {error.name}: pip install lightning scikit-learn")
 
 
 class Digits(pl.LightningModule):
@@ -76,7 +76,7 @@ def make_loaders() -> tuple[Any, Any]:
     digits = load_digits()
     images, labels = torch.from_numpy(digits.data).float() / 16, torch.from_numpy(digits.target).long()
     training, validation = TensorDataset(images[:1500], labels[:1500]), TensorDataset(images[1500:], labels[1500:])
-    return StatefulDataLoader(training, BATCH_SIZE, shuffle=True), StatefulDataLoader(validation, BATCH_SIZE)
+    return ResumableLoader(DataLoader(training, BATCH_SIZE, shuffle=True)), DataLoader(validation, BATCH_SIZE)
 
 
 def train(directory: str, die_after_step: int | None) -> TrackCheckpoint:

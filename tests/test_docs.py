@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["containers", "lightning", "manager", "reading", "restoring", "saving", "views"]
+PAGES = ["containers", "data", "lightning", "manager", "reading", "restoring", "saving", "views"]
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

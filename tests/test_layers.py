@@ -28,6 +28,7 @@ LEVELS = (
         "views",
         "frozen",
         "capture",
+        "data",
         "management",
     ),
     ("inspection", "integrations"),
@@ -39,7 +40,7 @@ ONLY = {
     "tracking": {"errors", "trackable", "adapters"},
     "inspection": {"trackable", "reading", "checkpoint", "state_file", "bundle", "graph", "storage", "errors"},
     # Of `restore`, the class of a status for an annotation.
-    "integrations": {"errors", "retention", "restore"},
+    "integrations": {"data", "errors", "retention", "restore"},
 }
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

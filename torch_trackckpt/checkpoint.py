@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torch_trackckpt.adapters import adapt, is_trackable
+from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
@@ -78,7 +78,9 @@ class Checkpoint(AutoTrackable):
         self._own = _Own(root)
         if root is not None:
             if not is_trackable(root):
-                raise ValueError(f"Checkpoint: root is a {type(root).__name__}, which is not trackable.")
+                raise ValueError(
+                    f"Checkpoint: root is a {type(root).__name__}, which is not trackable. {advice_for(root)}"
+                )
             kwargs["root"] = root
         for name, value in sorted(kwargs.items()):
             self._check_argument(name, value)
@@ -97,8 +99,7 @@ class Checkpoint(AutoTrackable):
         trackable = adapt(value)
         if trackable is None:
             raise ValueError(
-                f"Checkpoint: {name} is a {type(value).__name__}, which is not trackable. Pass a module, optimizer, "
-                "tensor, a container of these, an object with state_dict and load_state_dict, or register an adapter."
+                f"Checkpoint: {name} is a {type(value).__name__}, which is not trackable. {advice_for(value)}"
             )
         self._check_free(name, trackable)
 

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 from torch_trackckpt import CheckpointOptions, RNGState
+from torch_trackckpt.data import ResumableLoader
 from torch_trackckpt.integrations.lightning import TrackCheckpoint
 
 LIGHTNING_WARNINGS = [
@@ -94,6 +95,10 @@ def stateful_loader(**arguments: Any) -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     return StatefulDataLoader(data(), batch_size=BATCH_SIZE, shuffle=True, **arguments)
+
+
+def resumable_loader(**arguments: Any) -> ResumableLoader[Any]:
+    return ResumableLoader(plain_loader(**arguments))
 
 
 def validation_loader() -> DataLoader[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from integrations.lightning_training import (
     equal,
     fit,
     plain_loader,
+    resumable_loader,
     resume_is_exact,
     stateful_loader,
 )
@@ -35,17 +37,20 @@ def test_a_resume_after_an_epoch_ends_bit_identical(tmp_path: Path, interrupt_af
     resume_is_exact(tmp_path, interrupt_after=interrupt_after, make_module=lambda: Module(schedule))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("schedule", "loader"),
+    [("step", stateful_loader), ("plateau-epoch", resumable_loader), ("plateau-step", resumable_loader)],
+)
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_epochs": -1, "max_steps": 13}])
 @pytest.mark.parametrize("interrupt_after", [2, 5, 8])
 def test_a_resume_in_an_epoch_ends_bit_identical(
-    tmp_path: Path, limits: dict[str, Any], interrupt_after: int, schedule: str
+    tmp_path: Path, limits: dict[str, Any], interrupt_after: int, schedule: str, loader: Callable[[], Any]
 ) -> None:
     resume_is_exact(
         tmp_path,
         interrupt_after=interrupt_after,
         saves={"every_n_train_steps": 1},
-        loader=stateful_loader,
+        loader=loader,
         make_module=lambda: Module(schedule),
         **limits,
     )
@@ -96,13 +101,17 @@ def test_no_checkpoint_falls_between_the_batches_of_one_accumulated_step(tmp_pat
     assert resumed[0].global_step == 9
 
 
-@pytest.mark.parametrize("interrupt_after", [2, 3, 4])
-def test_epochs_that_a_limit_cuts_short_begin_anew_with_all_of_the_data(tmp_path: Path, interrupt_after: int) -> None:
+@pytest.mark.parametrize("loader", [stateful_loader, resumable_loader, lambda: resumable_loader(num_workers=1)])
+@pytest.mark.parametrize("interrupt_after", [2, 3])
+def test_epochs_that_a_limit_cuts_short_begin_anew_with_all_of_the_data(
+    tmp_path: Path, interrupt_after: int, loader: Callable[[], Any]
+) -> None:
     resume_is_exact(
         tmp_path,
         interrupt_after=interrupt_after,
         saves={"every_n_train_steps": 1},
-        loader=stateful_loader,
+        loader=loader,
+        max_epochs=2,
         limit_train_batches=3,
     )
 
@@ -117,7 +126,7 @@ def test_several_loaders_and_their_workers_resume(tmp_path: Path, interrupt_afte
         tmp_path,
         interrupt_after=interrupt_after,
         saves={"every_n_train_steps": 3},
-        loader=lambda: {"a": stateful_loader(), "b": stateful_loader(num_workers=1)},
+        loader=lambda: {"a": resumable_loader(), "b": stateful_loader(num_workers=1)},
         make_module=Several,
         max_epochs=2,
     )

@@ -258,12 +258,10 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, arguments: dict[str,
 
 
 def test_a_ckpt_path_beside_a_checkpoint_to_resume_from_is_refused(tmp_path: Path) -> None:
-    trainer, module = fit(TrackCheckpoint(tmp_path), max_epochs=1)
+    trainer, _ = fit(TrackCheckpoint(tmp_path), max_epochs=1)
     trainer.save_checkpoint(tmp_path / "lightning.ckpt")
 
-    with pytest.raises(
-        ValueError, match=r"would resume from '.*ckpt-5', but fit was given ckpt_path='.*lightning.ckpt'"
-    ):
+    with pytest.raises(ValueError, match=r"would resume from '.*ckpt-5', but fit was given ckpt_path=.*lightning.ckpt"):
         make_trainer([TrackCheckpoint(tmp_path)], limit_val_batches=0).fit(
             Module(), plain_loader(), validation_loader(), ckpt_path=tmp_path / "lightning.ckpt"
         )
@@ -367,9 +365,10 @@ def test_a_program_that_has_imported_pytorch_lightning_gets_a_callback_for_it(tm
         "import sys, pytorch_lightning as pl\n"
         "from pytorch_lightning.demos.boring_classes import BoringModel\n"
         "from torch_trackckpt.integrations.lightning import TrackCheckpoint\n"
+        "quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator='cpu')\n"
         "for epochs in (1, 2):\n"
-        f"    trainer = pl.Trainer(callbacks=[TrackCheckpoint({str(tmp_path)!r})], max_epochs=epochs, logger=False,\n"
-        "        limit_train_batches=3, limit_val_batches=1, enable_progress_bar=False, enable_model_summary=False, accelerator='cpu')\n"
+        f"    trainer = pl.Trainer(callbacks=[TrackCheckpoint({str(tmp_path)!r})], max_epochs=epochs, **quiet,\n"
+        "        limit_train_batches=3, limit_val_batches=1)\n"
         "    trainer.fit(BoringModel())\n"
         "print(trainer.global_step, trainer.checkpoint_callback.manager.latest_checkpoint.endswith('ckpt-6'))\n"
         "print('lightning.pytorch' in sys.modules)\n"

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState
+from torch_trackckpt.data import ResumableLoader
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.integrations.lightning.package import Callback, LightningDataModule, LightningModule
 
@@ -127,9 +128,9 @@ class Training:
     ) -> str | None:
         """Saves, under the number of optimizer steps."""
         for loader in self._loaders:
-            if is_after_epoch and callable(end_epoch := getattr(loader, "end_epoch", None)):
+            if is_after_epoch and isinstance(loader, ResumableLoader):
                 # A limit on the number of batches may have left some; they are not wanted any more.
-                end_epoch()
+                loader.end_epoch()
             elif not is_after_epoch and not _has_state(loader) and id(loader) not in self._warned_of:
                 self._warned_of.add(id(loader))
                 _logger.warning("A checkpoint is made in the middle of an epoch, but %s", _cannot_resume(loader))
@@ -243,8 +244,8 @@ def _has_state(loader: object) -> bool:
 
 def _cannot_resume(loader: object) -> str:
     return (
-        f"the {type(loader).__name__} has no state, so that a resume would not go on with the next batch. Use a loader "
-        "with state_dict and load_state_dict, such as torchdata's StatefulDataLoader, or every_n_epochs."
+        f"the {type(loader).__name__} has no state, so that a resume would not go on with the next batch. Wrap it in "
+        "torch_trackckpt.data.ResumableLoader, use torchdata's StatefulDataLoader, or save with every_n_epochs."
     )
 
 
