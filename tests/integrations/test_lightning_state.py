@@ -21,7 +21,7 @@ from integrations.lightning_training import (
     stateful_loader,
     validation_loader,
 )
-from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from lightning.pytorch.plugins.precision import Precision
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -308,8 +308,12 @@ def test_callbacks_that_cannot_be_resumed_are_refused_before_the_training(tmp_pa
 
 
 def test_hooks_that_change_lightnings_own_dict_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedValueError, match="WeightAveraging uses 'state_dict' of the checkpoint"):
-        fit(TrackCheckpoint(tmp_path / "a"), callbacks=lambda: [WeightAveraging()])
+    class Averaging(pl.Callback):
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+
+    with pytest.raises(UnsupportedValueError, match="Averaging uses 'state_dict' of the checkpoint"):
+        fit(TrackCheckpoint(tmp_path / "a"), callbacks=lambda: [Averaging()])
 
     class Replacing(Module):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
