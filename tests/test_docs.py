@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     "containers",
     "data",
+    "lightning",
     "manager",
     "own-objects",
     "reading",
