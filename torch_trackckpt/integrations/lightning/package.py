@@ -5,7 +5,6 @@ The one that the program has imported already is taken; where both are or none i
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,25 +18,29 @@ __all__ = [
     "Trainer",
 ]
 
+_PACKAGES = {"lightning", "pytorch_lightning"}
 
-def _is_imported(package: str) -> bool:
-    return sys.modules.get(package) is not None
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-_is_only_import = _is_imported("pytorch_lightning") and not _is_imported("lightning.pytorch")
-
-if not TYPE_CHECKING and (_is_only_import or (_is_installed("pytorch_lightning") and not _is_installed("lightning"))):
-    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-    from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
-elif TYPE_CHECKING or _is_installed("lightning"):
+if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+elif sys.modules.get("pytorch_lightning") and not sys.modules.get("lightning.pytorch"):
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
 else:
-    raise ModuleNotFoundError(
-        "torch_trackckpt.integrations.lightning needs Lightning, which is not installed: "
-        "pip install 'torch_trackckpt[lightning]'"
-    )
+    try:
+        from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+        from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+    except ModuleNotFoundError as missing:
+        if missing.name not in _PACKAGES:
+            raise
+        try:
+            from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+            from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+        except ModuleNotFoundError as error:
+            if error.name not in _PACKAGES:
+                raise
+            raise ModuleNotFoundError(
+                "torch_trackckpt.integrations.lightning needs Lightning, which is not installed: "
+                "pip install 'torch_trackckpt[lightning]'",
+                name="lightning",
+            ) from error

@@ -1,13 +1,12 @@
 """A Lightning training that survives SIGKILL, bit for bit, on the handwritten digits that come with scikit-learn.
 
-    python examples/lightning_digits.py --directory run/lightning                       kill it, start it again
-    python examples/lightning_digits.py --directory run/lightning --die-after-step 60   it kills itself
-    python examples/lightning_digits.py --directory run/lightning                       it goes on and finishes
+    python examples/lightning.py --directory run/lightning                       kill it, start it again
+    python examples/lightning.py --directory run/lightning --die-after-step 60   it kills itself
+    python examples/lightning.py --directory run/lightning                       it goes on and finishes
 
 `TrackCheckpoint` in the list of callbacks is all that it takes; `ResumableLoader` gives the loader a state, so that a
 training that dies in the middle of an epoch goes on with the very next batch. The last line is a checksum of everything
-that was trained, the same however often the training was killed. The file is not called lightning.py, because Python
-would import it in place of Lightning.
+that was trained, the same however often the training was killed.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import hashlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ from torch.utils.data import DataLoader, TensorDataset
 BATCH_SIZE = 64
 NUM_EPOCHS = 4
 SAVE_EVERY = 10
+
+# Python would look for lightning in the folder of this file first, and find this file.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 try:
     import lightning.pytorch as pl

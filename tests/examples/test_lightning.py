@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "lightning_digits.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "lightning.py"
 NEEDED = {"lightning": "lightning", "sklearn": "scikit-learn"}
 
 
