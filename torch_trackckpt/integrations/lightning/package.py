@@ -31,13 +31,13 @@ else:
         from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
         from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
     except ModuleNotFoundError as missing:
-        if missing.name not in _PACKAGES:
+        if (missing.name or "").partition(".")[0] not in _PACKAGES:
             raise
         try:
             from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
             from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
         except ModuleNotFoundError as error:
-            if error.name not in _PACKAGES:
+            if (error.name or "").partition(".")[0] not in _PACKAGES:
                 raise
             raise ModuleNotFoundError(
                 "torch_trackckpt.integrations.lightning needs Lightning, which is not installed: "
