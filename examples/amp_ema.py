@@ -8,9 +8,11 @@ so that ``Checkpoint(ema=plain_model).restore(path)`` gives the averaged weights
 
 import argparse
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
@@ -26,7 +28,8 @@ def make_model() -> nn.Module:
 
 
 def train(directory: Path, steps: int, die_after_step: int | None) -> None:
-    torch.manual_seed(0)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     model = make_model()
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.95), use_buffers=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

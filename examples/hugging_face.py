@@ -8,9 +8,11 @@ is downloaded; the model starts from random weights.
 
 import argparse
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, RNGState, latest_checkpoint
@@ -30,7 +32,8 @@ def make_model() -> torch.nn.Module:
 
 
 def train(directory: Path, steps: int, die_after_step: int | None) -> None:
-    torch.manual_seed(0)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     text = torch.tensor(list(Path(__file__).read_bytes()))
     model = make_model()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]

@@ -10,9 +10,11 @@ import argparse
 import dataclasses
 import math
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,7 +32,8 @@ class Progress(AutoTrackable):
 
 
 def train(directory: Path, steps: int, die_after_step: int | None) -> None:
-    torch.manual_seed(0)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     x = torch.randn(200, 8)
     dataset = TensorDataset(x, x.sin().sum(1, keepdim=True))
     loader = ResumableLoader(DataLoader(dataset, batch_size=16, shuffle=True))
