@@ -217,6 +217,13 @@ def test_what_an_auto_trackable_saves_is_not_named_and_what_is_mixed_is() -> Non
     assert lost(made=made) == ["(root).made.mixed[1] = 3 (int)"]
 
 
+def test_a_number_of_a_class_of_its_own_is_named() -> None:
+    class Steps(int):
+        pass
+
+    assert lost(made=thing(steps=Steps(3), epoch=1)) == ["(root).made.steps = 3 (Steps)"]
+
+
 def test_objects_that_say_what_is_saved_are_not_looked_at() -> None:
     class Own(AutoTrackable):
         def __init__(self) -> None:

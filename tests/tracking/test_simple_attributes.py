@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import math
 import struct
 from typing import Any
@@ -15,7 +16,7 @@ from checkpoints import Text, thing
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, NoDependency, frozen_saver, list_variables
-from torch_trackckpt.errors import RestoreError, StructureChangedError, UnsupportedValueError
+from torch_trackckpt.errors import MismatchError, RestoreError, StructureChangedError, UnsupportedValueError
 from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.reading import load_variable
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
@@ -80,6 +81,22 @@ def test_an_array_is_restored_bit_for_bit(prefix: str) -> None:
     other = restored(thing(x=array), thing(x=np.zeros(1)), prefix)
     assert other.x.tobytes() == array.tobytes()
     assert other.x.shape == array.shape
+
+
+class Phase(enum.Enum):
+    WARM = 1
+    COLD = 2
+
+
+def test_members_of_enums_are_restored_where_the_live_object_has_the_enum(prefix: str) -> None:
+    other = restored(
+        thing(phase=Phase.COLD, seen=[Phase.COLD], step=2), thing(phase=Phase.WARM, seen=[], step=0), prefix
+    )
+    assert (other.phase, other.seen, other.step) == (Phase.COLD, [Phase.COLD], 2)
+    stranger = thing(phase=None, seen=[], step=0)
+    with pytest.raises(MismatchError, match=r"\(root\)\.thing .*enum 'Phase'.*Give the object an attribute"):
+        Checkpoint(thing=stranger).read(prefix)
+    assert (stranger.phase, stranger.step) == (None, 0)
 
 
 def test_a_dataclass_is_saved_with_its_fields_and_its_children(prefix: str) -> None:
@@ -277,6 +294,8 @@ def test_the_state_of_an_object_of_another_kind_is_unused(prefix: str) -> None:
     status = Checkpoint(thing=thing(step=1)).read(path)
     with pytest.raises(AssertionError, match=r"\(root\)\.thing: py_state"):
         status.assert_consumed()
+    with pytest.raises(AssertionError, match=r"\(root\)\.thing: step"):
+        status.assert_existing_objects_matched()
 
 
 # ------------------------------------------------------------------------------------------- The other ways

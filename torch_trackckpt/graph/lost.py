@@ -99,10 +99,8 @@ class _Finder:
         if not saves and not owner._loses_attributes():
             return
         for name, value in owner._attributes().items():
-            if _is_number(value):
-                if not saves:
-                    yield f".{name}", value
-            elif not (saves and is_simple(value)):
+            # Numbers of a class of their own are not plain.
+            if not (saves and is_simple(value)):
                 # Tensors are children here.
                 yield from self._first(name, value, _is_number)
 
