@@ -266,6 +266,12 @@ def test_nothing_changes_where_something_else_does_not_fit(prefix: str) -> None:
     assert live.step == 0
 
 
+@pytest.mark.parametrize("name", ["_owner", "_attributes", "_serialize_to_tensors"])
+def test_an_attribute_cannot_have_the_name_of_a_method_that_checkpoints_call(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"'{name}' is a method of AutoTrackable.*another name"):
+        setattr(thing(), name, 3)
+
+
 def test_an_attribute_that_the_class_refuses_ends_the_restore_with_its_name(prefix: str) -> None:
     class Guarded(AutoTrackable):
         def __setattr__(self, name: str, value: Any) -> None:

@@ -61,6 +61,11 @@ class AutoTrackable(Trackable):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("__") and hasattr(AutoTrackable, name):
+            raise AttributeError(
+                f"{type(self).__name__}: {name!r} is a method of AutoTrackable, by which checkpoints ask for what is to "
+                "be saved; give the attribute another name."
+            )
         if isinstance(value, NoDependency):
             self._bookkeeping().untracked.add(name)
             value = value.value
