@@ -115,6 +115,20 @@ def test_a_dataclass_is_saved_with_its_fields_and_its_children(prefix: str) -> N
     ]
 
 
+def test_what_only_the_class_has_so_far_becomes_the_objects_own(prefix: str) -> None:
+    class Counter(AutoTrackable):
+        step = 0
+        losses: list[float] = []  # noqa: RUF012
+        width = 3
+
+    saved = Counter()
+    saved.step += 5
+    saved.losses = [0.5]
+    other = restored(saved, Counter(), prefix)
+    assert (other.step, other.losses, other.width) == (5, [0.5], 3)
+    assert (Counter.step, Counter.losses) == (0, [])
+
+
 def test_attributes_in_slots_are_saved(prefix: str) -> None:
     assert restored(Slotted(0.999), Slotted(0.0), prefix).decay == 0.999
 

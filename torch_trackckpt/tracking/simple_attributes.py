@@ -101,7 +101,7 @@ def encode(attributes: Mapping[str, object]) -> bytes:
         raise
 
 
-def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Prepared:
+def prepare(owner: object, attributes: Mapping[str, object], defaults: Mapping[str, object], state: bytes) -> Prepared:
     """Checks and decodes stored attributes; the result sets those that are not as stored already.
 
     What has no place is unused: a state that is no attributes; an attribute that the live object lacks, or one that is
@@ -111,6 +111,7 @@ def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Pr
     Args:
         owner: the live object.
         attributes: all of its attributes that are part of checkpoints.
+        defaults: plain values that its class has in place of attributes; where stored, these become its own.
         state: what `encode` gave.
 
     Raises:
@@ -125,12 +126,14 @@ def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Pr
         # The checksum was right: it is the state of an object of another kind, which had this name.
         return Prepared(lambda: None, (PYTHON_STATE,), missing=_missing(attributes, {}))
     simple = {name: value for name, value in attributes.items() if name in stored and is_simple(value)}
+    simple |= {name: value for name, value in defaults.items() if name in stored}
     changed = {name: value for name, value in stored.items() if name in simple and not _is_equal(value, simple[name])}
     unused = [name for name, value in stored.items() if name not in simple and not is_empty_container(value)]
 
     def assign() -> None:
         for name, value in changed.items():
-            setattr(owner, name, _filled(simple[name], value))
+            # A list of the class is every object's.
+            setattr(owner, name, value if name in defaults else _filled(simple[name], value))
 
     return Prepared(assign, tuple(unused), missing=_missing(attributes, stored))
 
