@@ -286,6 +286,19 @@ def test_an_attribute_cannot_have_the_name_of_a_method_that_checkpoints_call(nam
         setattr(thing(), name, 3)
 
 
+def test_a_frozen_dataclass_has_the_stored_values_or_is_refused_before_anything_changes(prefix: str) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Sizes(AutoTrackable):
+        width: int = 1
+
+    restored(Sizes(2), Sizes(2), prefix)
+    progress = Progress()
+    Checkpoint(a=Progress(step=3), sizes=Sizes(2)).write(prefix)
+    with pytest.raises(MismatchError, match=r"\(root\)\.sizes .*Sizes is frozen.* stored for width"):
+        Checkpoint(a=progress, sizes=Sizes()).read(prefix)
+    assert progress.step == 0
+
+
 def test_an_attribute_that_the_class_refuses_ends_the_restore_with_its_name(prefix: str) -> None:
     class Guarded(AutoTrackable):
         def __setattr__(self, name: str, value: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from torch_trackckpt.adapters import json_codec
 from torch_trackckpt.adapters.containers import PLAIN_TYPES
 from torch_trackckpt.adapters.enums import find_enum
-from torch_trackckpt.errors import DataLossError, UnsupportedValueError
+from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, Prepared, TrackedContainer
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
 
@@ -116,7 +116,8 @@ def prepare(owner: object, attributes: Mapping[str, object], defaults: Mapping[s
 
     Raises:
         UnsupportedFormatError: the state holds a kind of value that this version does not know.
-        MismatchError: it holds a member of an enum that the live object does not have.
+        MismatchError: it holds a member of an enum that the live object does not have; or the object is of a frozen
+            dataclass and was made with other values.
     """
     try:
         stored = json_codec.decode(state, {}, lambda name: find_enum(name, owner, lambda: dict(attributes)))
@@ -129,6 +130,12 @@ def prepare(owner: object, attributes: Mapping[str, object], defaults: Mapping[s
     simple |= {name: value for name, value in defaults.items() if name in stored}
     changed = {name: value for name, value in stored.items() if name in simple and not _is_equal(value, simple[name])}
     unused = [name for name, value in stored.items() if name not in simple and not is_empty_container(value)]
+
+    if changed and (params := getattr(type(owner), "__dataclass_params__", None)) and params.frozen:
+        raise MismatchError(
+            f"the dataclass {type(owner).__name__} is frozen, and made with another value here than is stored for "
+            f"{', '.join(changed)}. Make it with the stored values, or leave it out by NoDependency."
+        )
 
     def assign() -> None:
         for name, value in changed.items():
