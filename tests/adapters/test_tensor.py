@@ -137,6 +137,19 @@ def test_values_that_an_expanded_tensor_cannot_take_are_refused_and_nothing_chan
     assert not live.any()
 
 
+def test_windows_that_overlap_take_values_that_agree_and_refuse_others(prefix: str) -> None:
+    saved, live = windows(), windows()
+    saved.copy_(torch.tensor([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]]))
+    Checkpoint(x=saved).write(prefix)
+    Checkpoint(x=live).read(prefix).assert_consumed()
+    assert torch.equal(live, saved)
+
+    Checkpoint(x=torch.rand(2, 3)).write(prefix)
+    with pytest.raises(MismatchError, match=r"\(root\)\.x .*overlaps itself"):
+        Checkpoint(x=live).read(prefix)
+    assert torch.equal(live, saved)
+
+
 def test_an_expanded_tensor_made_under_inference_mode_takes_values(prefix: str) -> None:
     Checkpoint(x=torch.ones(3)).write(prefix)
     with torch.inference_mode():

@@ -190,6 +190,23 @@ def test_numbers_of_a_lightning_module_are_named_where_they_are_the_users() -> N
     assert lost(module=Module()) == ["(root).module.best = 0.0 (float)", "(root).module.step = 0 (int)"]
 
 
+def test_a_number_that_is_counted_is_state_even_if_init_takes_its_first_value() -> None:
+    class Resumable(nn.Module):
+        def __init__(self, step: int = 0, width: int = 3) -> None:
+            super().__init__()
+            self.step, self.width = step, width
+            self.width += 1
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.step += 1
+            return x
+
+        def widen(self, width: int) -> None:
+            self.width, self.other = width, self.step
+
+    assert lost(model=Resumable()) == ["(root).model.step = 0 (int)"]
+
+
 def test_a_module_of_an_installed_package_keeps_its_numbers_to_itself() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=11)
@@ -215,6 +232,13 @@ def test_numbers_of_a_checkpoint_with_a_root_are_named() -> None:
 def test_what_an_auto_trackable_saves_is_not_named_and_what_is_mixed_is() -> None:
     made = thing(step=1, losses=[0.5], mixed=[torch.ones(1), 3], marked=NoDependency([1, torch.ones(1)]))
     assert lost(made=made) == ["(root).made.mixed[1] = 3 (int)"]
+
+
+def test_a_number_of_a_class_of_its_own_is_named() -> None:
+    class Steps(int):
+        pass
+
+    assert lost(made=thing(steps=Steps(3), epoch=1)) == ["(root).made.steps = 3 (Steps)"]
 
 
 def test_objects_that_say_what_is_saved_are_not_looked_at() -> None:

@@ -134,8 +134,9 @@ def test_an_inference_tensor_takes_its_value(prefix: str, step: int) -> None:
     [
         lambda: torch.zeros(2, 1).expand(2, 3),
         lambda: torch.zeros(2, 3).to_sparse(),
+        lambda: torch.nested.as_nested_tensor(torch.zeros(2, 3), layout=torch.strided),
     ],
-    ids=["expanded", "sparse"],
+    ids=["expanded", "sparse", "nested"],
 )
 def test_a_tensor_that_cannot_take_values_is_named_before_anything_changes(
     prefix: str, make: Callable[[], torch.Tensor]

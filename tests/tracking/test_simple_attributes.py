@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import math
 import struct
 from typing import Any
@@ -15,7 +16,7 @@ from checkpoints import Text, thing
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, NoDependency, frozen_saver, list_variables
-from torch_trackckpt.errors import RestoreError, StructureChangedError, UnsupportedValueError
+from torch_trackckpt.errors import MismatchError, RestoreError, StructureChangedError, UnsupportedValueError
 from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.reading import load_variable
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
@@ -82,6 +83,22 @@ def test_an_array_is_restored_bit_for_bit(prefix: str) -> None:
     assert other.x.shape == array.shape
 
 
+class Phase(enum.Enum):
+    WARM = 1
+    COLD = 2
+
+
+def test_members_of_enums_are_restored_where_the_live_object_has_the_enum(prefix: str) -> None:
+    other = restored(
+        thing(phase=Phase.COLD, seen=[Phase.COLD], step=2), thing(phase=Phase.WARM, seen=[], step=0), prefix
+    )
+    assert (other.phase, other.seen, other.step) == (Phase.COLD, [Phase.COLD], 2)
+    stranger = thing(phase=None, seen=[], step=0)
+    with pytest.raises(MismatchError, match=r"\(root\)\.thing .*enum 'Phase'.*Give the object an attribute"):
+        Checkpoint(thing=stranger).read(prefix)
+    assert (stranger.phase, stranger.step) == (None, 0)
+
+
 def test_a_dataclass_is_saved_with_its_fields_and_its_children(prefix: str) -> None:
     saved = Progress(7, 0.25, [0.5, 0.25], nn.Linear(1, 1))
     live = Progress(layer=nn.Linear(1, 1))
@@ -96,6 +113,20 @@ def test_a_dataclass_is_saved_with_its_fields_and_its_children(prefix: str) -> N
         "thing/layer/bias/.ATTRIBUTES/VARIABLE_VALUE",
         "thing/layer/weight/.ATTRIBUTES/VARIABLE_VALUE",
     ]
+
+
+def test_what_only_the_class_has_so_far_becomes_the_objects_own(prefix: str) -> None:
+    class Counter(AutoTrackable):
+        step = 0
+        losses: list[float] = []  # noqa: RUF012
+        width = 3
+
+    saved = Counter()
+    saved.step += 5
+    saved.losses = [0.5]
+    other = restored(saved, Counter(), prefix)
+    assert (other.step, other.losses, other.width) == (5, [0.5], 3)
+    assert (Counter.step, Counter.losses) == (0, [])
 
 
 def test_attributes_in_slots_are_saved(prefix: str) -> None:
@@ -249,6 +280,25 @@ def test_nothing_changes_where_something_else_does_not_fit(prefix: str) -> None:
     assert live.step == 0
 
 
+@pytest.mark.parametrize("name", ["_owner", "_attributes", "_serialize_to_tensors"])
+def test_an_attribute_cannot_have_the_name_of_a_method_that_checkpoints_call(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"'{name}' is a method of AutoTrackable.*another name"):
+        setattr(thing(), name, 3)
+
+
+def test_a_frozen_dataclass_has_the_stored_values_or_is_refused_before_anything_changes(prefix: str) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Sizes(AutoTrackable):
+        width: int = 1
+
+    restored(Sizes(2), Sizes(2), prefix)
+    progress = Progress()
+    Checkpoint(a=Progress(step=3), sizes=Sizes(2)).write(prefix)
+    with pytest.raises(MismatchError, match=r"\(root\)\.sizes .*Sizes is frozen.* stored for width"):
+        Checkpoint(a=progress, sizes=Sizes()).read(prefix)
+    assert progress.step == 0
+
+
 def test_an_attribute_that_the_class_refuses_ends_the_restore_with_its_name(prefix: str) -> None:
     class Guarded(AutoTrackable):
         def __setattr__(self, name: str, value: Any) -> None:
@@ -277,6 +327,8 @@ def test_the_state_of_an_object_of_another_kind_is_unused(prefix: str) -> None:
     status = Checkpoint(thing=thing(step=1)).read(path)
     with pytest.raises(AssertionError, match=r"\(root\)\.thing: py_state"):
         status.assert_consumed()
+    with pytest.raises(AssertionError, match=r"\(root\)\.thing: step"):
+        status.assert_existing_objects_matched()
 
 
 # ------------------------------------------------------------------------------------------- The other ways

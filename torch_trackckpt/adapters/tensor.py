@@ -55,10 +55,12 @@ class ExpandedTensorAdapter(TensorAdapter):
             raise MismatchError(f"the tensor here is {live.dtype} of shape {list(live.shape)}, but {found} is stored.")
         places = _places(live)
         once = stored[tuple(slice(size) for size in places.shape)]
-        if not _is_same(stored, once.expand_as(stored)):
+        # What would be left of the values in memory of this layout.
+        left = torch.empty_strided(places.shape, places.stride(), dtype=stored.dtype).copy_(once)
+        if not _is_same(stored, left.expand_as(stored)):
             raise MismatchError(
-                "the tensor here is expanded, so that several of its elements share one place in memory, but the "
-                "stored values differ from each other there; clone() it first."
+                "the tensor here is expanded or overlaps itself, so that several of its elements share one place in "
+                "memory, but the stored values differ from each other there; clone() it first."
             )
 
         def assign() -> None:
@@ -69,7 +71,7 @@ class ExpandedTensorAdapter(TensorAdapter):
 
 
 def _places(tensor: torch.Tensor) -> torch.Tensor:
-    """Each place in memory of an expanded tensor once."""
+    """Each place in memory of an expanded tensor once; of windows that overlap, all elements."""
     places = tensor.detach()
     for dim, (stride, size) in enumerate(zip(tensor.stride(), tensor.shape, strict=True)):
         if stride == 0 and size > 1:
@@ -137,7 +139,7 @@ def _flat(meaning: dict[str, Any]) -> dict[str, Any]:
 def _adapt_tensor(tensor: torch.Tensor) -> TensorAdapter:
     if is_made_of_tensors(tensor):
         return SubclassTensorAdapter(tensor)
-    return ExpandedTensorAdapter(tensor) if _is_expanded(tensor) else TensorAdapter(tensor)
+    return ExpandedTensorAdapter(tensor) if _may_overlap(tensor) else TensorAdapter(tensor)
 
 
 def is_made_of_tensors(tensor: torch.Tensor) -> bool:
@@ -150,10 +152,17 @@ def is_made_of_tensors(tensor: torch.Tensor) -> bool:
     return is_strided and is_local and is_traceable_wrapper_subclass(tensor)
 
 
-def _is_expanded(tensor: torch.Tensor) -> bool:
+def _may_overlap(tensor: torch.Tensor) -> bool:
+    """Whether several elements may share one place in memory: some step is not beyond all smaller ones together."""
     if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_nested or tensor.is_contiguous():
         return False
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 register_adapter(torch.Tensor, _adapt_tensor)

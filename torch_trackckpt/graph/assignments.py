@@ -17,6 +17,8 @@ class Assignments:
 
     is_changed: bool = False
     """By code that runs later than ``__init__`` and the methods that it calls."""
+    is_counted: bool = False
+    """By such code from what it was, as in ``+=``."""
     is_computed: bool = False
     """By other code, and not as a literal."""
     literals: list[object] = dataclasses.field(default_factory=list)
@@ -42,9 +44,10 @@ def assignments_of(kinds: Iterable[type]) -> dict[str, Assignments]:
     made_by = {"__init__"}.union(*(code.co_names for method, code in methods if method == "__init__"))
     found: dict[str, Assignments] = {}
     for method, code in methods:
-        for name, literal in _stores(code):
+        for name, literal, is_counted in _stores(code):
             assigned = found.setdefault(name, Assignments())
             assigned.is_changed |= method not in made_by
+            assigned.is_counted |= method not in made_by and is_counted
             assigned.is_computed |= method in made_by and not literal
             assigned.literals += literal
     return found
@@ -77,12 +80,14 @@ def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _nested(constant)
 
 
-def _stores(code: types.CodeType) -> Iterator[tuple[str, list[object]]]:
-    """Each attribute that the code assigns; with the literal, where it is one."""
+def _stores(code: types.CodeType) -> Iterator[tuple[str, list[object], bool]]:
+    """Each attribute that the code assigns; with the literal, where it is one, and whether it is ``+=`` or the like."""
     instructions = [item for item in dis.get_instructions(code) if item.opname != "EXTENDED_ARG"]
     for index, item in enumerate(instructions):
         if item.opname == "STORE_ATTR":
             value, owner = instructions[max(index - 2, 0)], instructions[max(index - 1, 0)]
             # Python 3.14 has an instruction of its own for small integers.
             is_literal = value.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and owner.opname.startswith("LOAD_FAST")
-            yield item.argval, [value.argval] if is_literal else []
+            # The object, which such a statement has on the stack below the value, is brought up at last.
+            is_counted = owner.opname in ("SWAP", "ROT_TWO")
+            yield item.argval, [value.argval] if is_literal else [], is_counted

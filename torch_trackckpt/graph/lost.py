@@ -5,7 +5,7 @@ PyTorch's modules keep their configuration in attributes too, which is made anew
 So a number of a module is named only where it looks like state. It is configuration if
 
 *   an ``__init__`` of its classes has a parameter of its name (leading underscores do not count), or it is among their
-    ``__constants__``;
+    ``__constants__``, and no code that runs later counts with it (``self.step += 1``);
 *   its class is an installed package's, or a base of its class is and has code that assigns the attribute;
 *   no code of its classes but ``__init__``, and the methods that this calls, assigns it. Where that is nothing but
     literals, it is state all the same once it is another number, or if it is zero, as counters are at first; and
@@ -99,10 +99,8 @@ class _Finder:
         if not saves and not owner._loses_attributes():
             return
         for name, value in owner._attributes().items():
-            if _is_number(value):
-                if not saves:
-                    yield f".{name}", value
-            elif not (saves and is_simple(value)):
+            # Numbers of a class of their own are not plain.
+            if not (saves and is_simple(value)):
                 # Tensors are children here.
                 yield from self._first(name, value, _is_number)
 
@@ -138,7 +136,11 @@ class _ModuleClass:
         if self._is_installed:
             return False
         assigned = self._look().get(name)
-        if name in self._foreign or name.lstrip("_") in self._configuration:
+        if name in self._foreign:
+            return False
+        if assigned is not None and assigned.is_counted:
+            return True
+        if name.lstrip("_") in self._configuration:
             return False
         if assigned is None or assigned.is_changed:
             return True

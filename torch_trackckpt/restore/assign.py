@@ -194,6 +194,10 @@ def _check_fit(items: list[_InPlace], reader: CheckpointReader) -> None:
 
 def _conflicts(item: _InPlace) -> Iterator[str]:
     stored, live = item.stored, item.tensor
+    if live.is_nested:
+        # Its shape cannot be asked for.
+        yield f"{item.readable}: {_obstacle(live)}"
+        return
     if not stored.dtype.is_twin or stored.dtype.torch_dtype != live.dtype:
         yield (
             f"{item.readable}: tensor_name = {stored.key}; expected dtype {_name(live.dtype)} does not equal "

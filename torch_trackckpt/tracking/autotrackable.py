@@ -61,6 +61,11 @@ class AutoTrackable(Trackable):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("__") and hasattr(AutoTrackable, name):
+            raise AttributeError(
+                f"{type(self).__name__}: {name!r} is a method of AutoTrackable, which checkpoints call; give the "
+                "attribute another name."
+            )
         if isinstance(value, NoDependency):
             self._bookkeeping().untracked.add(name)
             value = value.value
@@ -160,7 +165,8 @@ class AutoTrackable(Trackable):
     def _attribute_names(self) -> tuple[str, ...]:
         if not self._saves_attributes():
             return super()._attribute_names()
-        return (PYTHON_STATE,) if any(map(simple_attributes.may_be_stored, self._attributes().values())) else ()
+        values = (*self._attributes().values(), *self._defaults().values())
+        return (PYTHON_STATE,) if any(map(simple_attributes.may_be_stored, values)) else ()
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         if not self._saves_attributes():
@@ -172,7 +178,18 @@ class AutoTrackable(Trackable):
     def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         if not self._saves_attributes():
             return super()._prepare_restore(values, resolve)
-        return simple_attributes.prepare(self, self._attributes(), state_bytes(values))
+        return simple_attributes.prepare(self, self._attributes(), self._defaults(), state_bytes(values))
+
+    def _defaults(self) -> dict[str, object]:
+        """What attributes are that only the classes have so far: a count may begin there."""
+        own = type(self).__mro__[: type(self).__mro__.index(AutoTrackable)]
+        found = {name: value for base in reversed(own) for name, value in vars(base).items()}
+        present = self._attributes().keys() | self._bookkeeping().untracked
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in present and not name.startswith("__") and simple_attributes.is_simple(value)
+        }
 
     def _asks_for_values(self, is_known: bool) -> bool:
         """TensorFlow's checkpoints know the object and none of its numbers, which is nothing to complain about."""

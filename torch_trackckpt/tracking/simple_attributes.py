@@ -1,7 +1,8 @@
 """The plain values among an object's attributes: which of them are saved, and how they come back.
 
 Plain is what the codec of python states knows (see `json_codec`), beside tensors: None, numbers, text, bytes, dtypes,
-devices, NumPy scalars and arrays; and lists, tuples, dicts and sets of these, in which nothing is trackable.
+devices, NumPy scalars and arrays, members of enums; and lists, tuples, dicts and sets of these, in which nothing is
+trackable.
 
 A restored list, dict or set is the live one with the stored content, so that whoever holds it sees that.
 """
@@ -10,14 +11,15 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from torch_trackckpt.adapters import json_codec
 from torch_trackckpt.adapters.containers import PLAIN_TYPES
-from torch_trackckpt.errors import DataLossError, UnsupportedValueError
+from torch_trackckpt.adapters.enums import find_enum
+from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, Prepared, TrackedContainer
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
 
@@ -99,7 +101,7 @@ def encode(attributes: Mapping[str, object]) -> bytes:
         raise
 
 
-def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Prepared:
+def prepare(owner: object, attributes: Mapping[str, object], defaults: Mapping[str, object], state: bytes) -> Prepared:
     """Checks and decodes stored attributes; the result sets those that are not as stored already.
 
     What has no place is unused: a state that is no attributes; an attribute that the live object lacks, or one that is
@@ -109,32 +111,47 @@ def prepare(owner: object, attributes: Mapping[str, object], state: bytes) -> Pr
     Args:
         owner: the live object.
         attributes: all of its attributes that are part of checkpoints.
+        defaults: plain values that its class has in place of attributes; where stored, these become its own.
         state: what `encode` gave.
 
     Raises:
         UnsupportedFormatError: the state holds a kind of value that this version does not know.
+        MismatchError: it holds a member of an enum that the live object does not have; or the object is of a frozen
+            dataclass and was made with other values.
     """
     try:
-        stored = json_codec.decode(state, {})
+        stored = json_codec.decode(state, {}, lambda name: find_enum(name, owner, lambda: dict(attributes)))
     except DataLossError:
         stored = None
     if type(stored) is not dict or not all(isinstance(name, str) for name in stored):
         # The checksum was right: it is the state of an object of another kind, which had this name.
-        return Prepared(lambda: None, (PYTHON_STATE,))
+        return Prepared(lambda: None, (PYTHON_STATE,), missing=_missing(attributes, {}))
     simple = {name: value for name, value in attributes.items() if name in stored and is_simple(value)}
+    simple |= {name: value for name, value in defaults.items() if name in stored}
     changed = {name: value for name, value in stored.items() if name in simple and not _is_equal(value, simple[name])}
-    missing = [
-        name
-        for name, value in attributes.items()
-        if name not in stored and is_simple(value) and not is_empty_container(value)
-    ]
     unused = [name for name, value in stored.items() if name not in simple and not is_empty_container(value)]
+
+    if changed and (params := getattr(type(owner), "__dataclass_params__", None)) and params.frozen:
+        raise MismatchError(
+            f"the dataclass {type(owner).__name__} is frozen, and made with another value here than is stored for "
+            f"{', '.join(changed)}. Make it with the stored values, or leave it out by NoDependency."
+        )
 
     def assign() -> None:
         for name, value in changed.items():
-            setattr(owner, name, _filled(simple[name], value))
+            # A list of the class is every object's.
+            setattr(owner, name, value if name in defaults else _filled(simple[name], value))
 
-    return Prepared(assign, tuple(unused), missing=tuple(missing))
+    return Prepared(assign, tuple(unused), missing=_missing(attributes, stored))
+
+
+def _missing(attributes: Mapping[str, object], stored: Collection[str]) -> tuple[str, ...]:
+    """The plain attributes that are not stored."""
+    return tuple(
+        name
+        for name, value in attributes.items()
+        if name not in stored and is_simple(value) and not is_empty_container(value)
+    )
 
 
 def _is_equal(stored: object, live: object) -> bool:
