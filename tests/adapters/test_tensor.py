@@ -56,6 +56,15 @@ def test_values_are_exact_and_the_live_layout_stays(
     assert before == (id(target), target.data_ptr(), target.stride(), target.requires_grad, type(target))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_pinned_tensor_stays_pinned(prefix: str) -> None:
+    Checkpoint(x=VALUES.pin_memory()).write(prefix)
+    live = torch.zeros(2, 3, 2, 2).pin_memory()
+    Checkpoint(x=live).read(prefix).assert_consumed()
+    assert live.is_pinned()
+    assert torch.equal(live, VALUES)
+
+
 # ------------------------------------------------------------------------------------------- shared memory
 
 

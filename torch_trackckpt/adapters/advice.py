@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 
 from torch.utils.data import DataLoader
 
@@ -20,6 +21,12 @@ def advice_for(value: object) -> str:
         "Pass a module, optimizer, tensor, a container of these, an object with state_dict and load_state_dict, or "
         "register an adapter."
     )
+
+
+@advice_for.register(numbers.Number)
+@advice_for.register(str)
+def _(value: object) -> str:
+    return "Keep it as an attribute of a torch_trackckpt.AutoTrackable, or a number in a tensor."
 
 
 @advice_for.register(DataLoader)
