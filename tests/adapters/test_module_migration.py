@@ -11,13 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from torch_trackckpt import Checkpoint
-from torch_trackckpt.adapters.module_migration import (
-    Rehearsal,
-    can_migrate,
-    live_parts,
-    live_tensors,
-    rehearse_loading,
-)
+from torch_trackckpt.adapters.module_migration import Rehearsal, can_migrate, rehearse_loading
+from torch_trackckpt.adapters.stand_ins import live_parts, live_tensors
 from torch_trackckpt.errors import RestoreError
 
 State = dict[str, Any]

@@ -17,32 +17,29 @@ own, which no checkpoint of this package has, so nothing of it is asked to load 
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-import functools
-import types
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.parameter import is_lazy
 
-from torch_trackckpt.adapters.late_children import ModuleWaiting
-from torch_trackckpt.adapters.module import ModuleAdapter
-from torch_trackckpt.adapters.registry import adapt
-from torch_trackckpt.adapters.tensor import is_made_of_tensors
+from torch_trackckpt.adapters.stand_ins import (
+    Cast,
+    Watch,
+    children_of_module,
+    live_tensors,
+    own_hooks,
+    own_tensors,
+    storage_of,
+)
 from torch_trackckpt.errors import RestoreError
 
-__all__ = ["Rehearsal", "can_migrate", "live_parts", "live_tensors", "rehearse_loading"]
-
-_COPIED = (dict, list, set, OrderedDict)
-"""Attributes of these types are copied one level deep, so that a stand-in may change its own."""
+__all__ = ["Rehearsal", "can_migrate", "rehearse_loading"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that torch itself needs; stand-ins have others."""
@@ -74,27 +71,7 @@ def can_migrate(module: nn.Module) -> bool:
         return False
     if kind._save_to_state_dict not in (nn.Module._save_to_state_dict, LazyModuleMixin._save_to_state_dict):
         return False
-    return kind._load_from_state_dict is not nn.Module._load_from_state_dict or bool(_own_hooks(module))
-
-
-def live_parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """A module and all below it, each with its dotted name and a dot behind it: the prefix of what it has.
-
-    They come as ``load_state_dict`` reaches them, a module with two names twice; without wrappers, scripted
-    modules, and those that have an adapter of their own.
-    """
-    stack: list[tuple[str, nn.Module, frozenset[int]]] = [("", _unwrapped(module), frozenset())]
-    while stack:
-        prefix, part, above = stack.pop()
-        yield prefix, part
-        above = above | {id(part)}
-        children = [(f"{prefix}{name}.", child) for name, child in _children(part) if id(child) not in above]
-        stack += [(name, child, above) for name, child in reversed(children)]
-
-
-def live_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything that ``load_state_dict`` loads into, by name."""
-    return {prefix + name: tensor for prefix, part in live_parts(module) for name, tensor in _own_tensors(part).items()}
+    return kind._load_from_state_dict is not nn.Module._load_from_state_dict or bool(own_hooks(module))
 
 
 def rehearse_loading(
@@ -163,8 +140,8 @@ class _Attempt:
         readable: Callable[[str], str],
     ) -> None:
         self._values, self._versions, self._needs, self._readable = values, versions, needs, readable
-        self._source = {_storage(value): name for name, value in values.items()}
-        self._cast = _Cast(_unwrapped(module), needs.tensors)
+        self._source = {storage_of(value): name for name, value in values.items()}
+        self._cast = Cast(module, needs.tensors)
         self._written: set[int | None] = set()
         """Storages of stored values that were written to."""
         self._filled: dict[str, torch.Tensor] = {}
@@ -188,7 +165,7 @@ class _Attempt:
             self._note_copies(module, state, prefix)
         state = OrderedDict((key, value) for key, value in state.items() if isinstance(key, str))
         given: set[str] = set()
-        for name, child in _children(module):
+        for name, child in children_of_module(module):
             if id(child) in self._cast.live:
                 below = f"{prefix}{name}."
                 entries = OrderedDict((key, value) for key, value in state.items() if key.startswith(below))
@@ -211,12 +188,12 @@ class _Attempt:
 
     def _let_migrate(self, module: nn.Module, state: OrderedDict[str, Any], prefix: str) -> None:
         before, attributes = dict(state), dict(vars(module))
-        own = _own_tensors(module)
-        storages = {name: _storage(tensor) for name, tensor in own.items()}
+        own = own_tensors(module)
+        storages = {name: storage_of(tensor) for name, tensor in own.items()}
         metadata = {"version": self._versions[prefix]} if prefix in self._versions else {}
         errors: list[str] = []
         failure: Exception | None = None
-        with _Watch(self._cast.storages) as watch:
+        with Watch(self._cast.storages) as watch:
             try:
                 module._load_from_state_dict(state, prefix, metadata, True, [], [], errors)
             except Exception as error:
@@ -233,15 +210,15 @@ class _Attempt:
         known = {id(value) for value in before.values()}
         has_made = [key for key, value in state.items() if id(value) not in known and self._is_made(key, value)]
         if failure or refusals or filled or written or has_made or kept:
-            used = watch.touched | written | set(map(_storage, (*kept.values(), *filled.values())))
+            used = watch.touched | written | set(map(storage_of, (*kept.values(), *filled.values())))
             # What was loaded into a tensor that is used then is used as well.
             loaded = [state.get(prefix + name) for name in own if storages[name] in used or prefix + name in filled]
             # Its own tensors may have decided without an operator that shows it, such as by their device.
-            used |= {*map(_storage, loaded), *storages.values()}
+            used |= {*map(storage_of, loaded), *storages.values()}
             if self._needs_more(used):
                 self._is_repeated = True
             elif failure or refusals:
-                everything = set(map(_storage, (*before.values(), *live_tensors(module).values())))
+                everything = set(map(storage_of, (*before.values(), *live_tensors(module).values())))
                 if self._needs_more(everything):
                     self._is_repeated = True
                 elif not self._is_repeated:
@@ -259,7 +236,7 @@ class _Attempt:
 
     def _note_copies(self, module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
         """What torch copies comes after whatever a module further up has filled in."""
-        for name, tensor in _own_tensors(module).items():
+        for name, tensor in own_tensors(module).items():
             if _fits(state.get(prefix + name), tensor):
                 self._filled.pop(prefix + name, None)
 
@@ -270,19 +247,19 @@ class _Attempt:
         prefix: str,
         own: Mapping[str, torch.Tensor],
         storages: Mapping[str, int | None],
-        watch: _Watch,
+        watch: Watch,
     ) -> dict[str, torch.Tensor]:
         """Tensors of stand-ins that have got values otherwise than by one copy of the entry of their name."""
         copies = Counter(storages[name] for name, tensor in own.items() if _fits(state.get(prefix + name), tensor))
         changed = {storage for storage, number in watch.written.items() if number != copies[storage]}
         changed &= self._cast.storages
-        now = _own_tensors(module)
+        now = own_tensors(module)
         filled = {
             prefix + name: now[name]
             for name in own
-            if name in now and (now[name] is not own[name] or _storage(now[name]) != storages[name])
+            if name in now and (now[name] is not own[name] or storage_of(now[name]) != storages[name])
         }
-        return filled | {name: tensor for name, tensor in self._cast.tensors.items() if _storage(tensor) in changed}
+        return filled | {name: tensor for name, tensor in self._cast.tensors.items() if storage_of(tensor) in changed}
 
     def _is_made(self, name: str, value: object) -> bool:
         """Whether a value is neither a stored one nor what the tensor of this name has already."""
@@ -290,13 +267,13 @@ class _Attempt:
 
     def _source_of(self, value: object) -> str | None:
         """The stored value that a value is, perhaps detached or made a parameter."""
-        name = self._source.get(_storage(value))
+        name = self._source.get(storage_of(value))
         is_whole = name is not None and _is_same_view(value, self._values[name])
-        return name if is_whole and _storage(value) not in self._written else None
+        return name if is_whole and storage_of(value) not in self._written else None
 
     def _is_kept(self, name: str, value: object) -> bool:
         tensor = self._cast.tensors.get(name)
-        return tensor is not None and _storage(value) == _storage(tensor) and _is_same_view(value, tensor)
+        return tensor is not None and storage_of(value) == storage_of(tensor) and _is_same_view(value, tensor)
 
     def outcome(self) -> Rehearsal:
         """What has become of the stored values."""
@@ -335,193 +312,11 @@ class _Attempt:
         )
 
 
-class _Cast:
-    """The stand-ins for a module and all below it.
-
-    Args:
-        module: the live module.
-        real: identities of live tensors that are copied with their values.
-    """
-
-    def __init__(self, module: nn.Module, real: set[int]) -> None:
-        self._real = real
-        self._of_module: dict[int, nn.Module] = {}
-        self._of_tensor: dict[int, torch.Tensor] = {}
-        self._live_tensors: dict[int, torch.Tensor] = {}
-        self.live: dict[int, nn.Module] = {}
-        """Identity of a stand-in -> live module."""
-        parts = list(live_parts(module))
-        for _, part in parts:
-            self._stand_in(part)
-        for _, part in parts:
-            self._connect(part)
-        self.root = self._of_module[id(module)]
-        self.tensors = live_tensors(self.root)
-        """By name."""
-        self.storages = {_storage(tensor) for tensor in self._of_tensor.values()} - {None}
-
-    def originals_in(self, storages: set[int | None]) -> set[int]:
-        """Identities of the live tensors whose stand-ins are in these storages."""
-        return {identity for identity, made in self._of_tensor.items() if _storage(made) in storages - {None}}
-
-    def original(self, value: object) -> object:
-        """The live tensor or module that a stand-in stands for; any other value itself."""
-        if isinstance(value, nn.Module):
-            return self.live.get(id(value), value)
-        return self._live_tensors.get(id(value), value)
-
-    def _stand_in(self, module: nn.Module) -> None:
-        if id(module) in self._of_module:
-            return
-        made = object.__new__(type(module))
-        attributes = vars(made)
-        for name, value in vars(module).items():
-            attributes[name] = copy.copy(value) if type(value) in _COPIED else value
-        for name in ("_parameters", "_buffers"):
-            attributes[name] = {
-                own_name: None if tensor is None else self._tensor(tensor)
-                for own_name, tensor in vars(module)[name].items()
-            }
-        # What is stored of it is no value of a state_dict.
-        attributes["set_extra_state"] = _ignore
-        self._of_module[id(module)] = made
-        self.live[id(made)] = module
-
-    def _connect(self, module: nn.Module) -> None:
-        """Gives a stand-in its children and hooks."""
-        attributes = vars(self._of_module[id(module)])
-        attributes["_modules"] = {
-            name: child if child is None else self._of_module.get(id(_unwrapped(child)), child)
-            for name, child in module._modules.items()
-        }
-        attributes["_load_state_dict_pre_hooks"] = OrderedDict()
-        for wrapped in _own_hooks(module):
-            hook = self._rebound(getattr(wrapped, "hook", wrapped))
-            with_module = getattr(wrapped, "with_module", False)
-            self._of_module[id(module)]._register_load_state_dict_pre_hook(hook, with_module)  # type: ignore[no-untyped-call]
-
-    def _rebound(self, hook: Any) -> Any:
-        """The hook as one of stand-ins, where it is a method, or has a module among arguments that it was given."""
-        if isinstance(hook, types.MethodType):
-            return types.MethodType(hook.__func__, self._of_module.get(id(hook.__self__), hook.__self__))
-        if isinstance(hook, functools.partial):
-            given = [self._of_module.get(id(value), value) for value in hook.args]
-            named = {name: self._of_module.get(id(value), value) for name, value in hook.keywords.items()}
-            return functools.partial(self._rebound(hook.func), *given, **named)
-        return hook
-
-    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in self._of_tensor:
-            made = _copy_of(tensor, is_real=id(tensor) in self._real)
-            vars(made).update(vars(tensor))
-            self._of_tensor[id(tensor)] = made
-            self._live_tensors[id(made)] = tensor
-        return self._of_tensor[id(tensor)]
-
-
-def _copy_of(tensor: torch.Tensor, *, is_real: bool) -> torch.Tensor:
-    if is_lazy(tensor):
-        kind: Any = UninitializedParameter if isinstance(tensor, nn.Parameter) else UninitializedBuffer
-        lazy: torch.Tensor = kind(device="meta", dtype=tensor.data.dtype)
-        return lazy
-    if is_made_of_tensors(tensor):
-        # Nothing is loaded into it here: what is stored of it is no entry of a state_dict.
-        return tensor
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        memory = tensor.detach().clone() if is_real else torch.empty_like(tensor, device="meta")
-        if isinstance(tensor, nn.Parameter):
-            return torch.Tensor._make_subclass(type(tensor), memory, tensor.requires_grad)
-        return memory
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees which tensors operators write to, and which they read beside torch's copy of an entry into a parameter.
-
-    Args:
-        parameters: storages of the tensors of stand-ins.
-    """
-
-    def __init__(self, parameters: set[int | None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = parameters
-        self.touched: set[int | None] = set()
-        self.written: Counter[int | None] = Counter()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # To skip it, torch would load torch._dynamo, which takes seconds; nothing here is ever compiled.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        named = [(argument, kwargs.get(argument.name)) for argument in func._schema.arguments[len(args) :]]
-        for argument, value in (*zip(func._schema.arguments, args, strict=False), *named):
-            storages = {_storage(item) for item in (value if isinstance(value, (list, tuple)) else [value])} - {None}
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self.written.update(storages)
-            elif not self._is_only_passed_on(func, args):
-                self.touched |= storages
-        return func(*args, **kwargs)
-
-    def _is_only_passed_on(self, func: Any, args: Any) -> bool:
-        if func is torch.ops.aten.copy_.default:
-            return _storage(args[0]) in self._parameters
-        return func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
-
-
-def _own_hooks(module: nn.Module) -> list[Any]:
-    """The ``load_state_dict`` pre-hooks of a module that are neither this package's nor torch's for lazy modules."""
-    return [
-        wrapped
-        for wrapped in module.__dict__.get("_load_state_dict_pre_hooks", {}).values()
-        if not isinstance(hook := getattr(wrapped, "hook", wrapped), ModuleWaiting)
-        and getattr(hook, "__func__", None) is not LazyModuleMixin._lazy_load_hook
-    ]
-
-
-def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    found = [(name, _unwrapped(child)) for name, child in module._modules.items() if child is not None]
-    return [
-        (name, child)
-        for name, child in found
-        if isinstance(adapt(child), ModuleAdapter) and not isinstance(child, torch.jit.ScriptModule)
-    ]
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside of wrappers that have no node of their own."""
-    adapter = adapt(module)
-    return adapter.adapted if isinstance(adapter, ModuleAdapter) else module
-
-
-def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """What ``load_state_dict`` loads into, of a module without those below it."""
-    return {
-        name: tensor
-        for name, tensor in _registered(module)
-        if name not in module._non_persistent_buffers_set and not is_made_of_tensors(tensor)
-    }
-
-
-def _registered(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    registered = (*module._parameters.items(), *module._buffers.items())
-    return [(name, tensor) for name, tensor in registered if tensor is not None]
-
-
 def _fits(value: object, tensor: torch.Tensor) -> bool:
     """Whether torch copies an entry into a tensor."""
     if not isinstance(value, torch.Tensor) or is_lazy(tensor) or is_lazy(value):
         return False
     return value.shape == tensor.shape or (tensor.dim() == 0 and tuple(value.shape) == (1,))
-
-
-def _storage(value: object) -> int | None:
-    """Tells memory from other memory, also where there is none, as on the meta device."""
-    if not isinstance(value, torch.Tensor) or is_lazy(value):
-        return None
-    with contextlib.suppress(NotImplementedError, RuntimeError):
-        return int(value.untyped_storage()._cdata)
-    return None
 
 
 def _is_same_view(one: Any, other: torch.Tensor) -> bool:
@@ -531,7 +326,3 @@ def _is_same_view(one: Any, other: torch.Tensor) -> bool:
         and one.stride() == other.stride()
         and one.storage_offset() == other.storage_offset()
     )
-
-
-def _ignore(state: object) -> None:
-    pass

@@ -20,10 +20,9 @@ from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.adapters.module_migration import (
     Rehearsal,
     can_migrate,
-    live_parts,
-    live_tensors,
     rehearse_loading,
 )
+from torch_trackckpt.adapters.stand_ins import live_parts, live_tensors
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import DataLossError, TensorNotFoundError
 from torch_trackckpt.graph.object_graph import Child, Node, ObjectGraph
