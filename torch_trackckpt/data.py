@@ -386,7 +386,7 @@ def _copy_of_generator(loader: DataLoader[Any]) -> torch.Generator:
 def _plan(loader: object) -> dict[str, Any]:
     """What has to be as it was in the middle of an epoch, for the number of batches to mean the same."""
     if not isinstance(loader, DataLoader):
-        plan = {"number of batches": _length(loader)}
+        plan: dict[str, Any] = {"number of batches": _length(loader)}
     elif isinstance(loader.dataset, IterableDataset):
         # Its length is an estimate, and asking for it has the loader compare it with what comes.
         plan = {"batch size": loader.batch_size, "number of workers": loader.num_workers}

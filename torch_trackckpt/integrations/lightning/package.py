@@ -13,8 +13,10 @@ __all__ = [
     "BaseFinetuning",
     "Callback",
     "Checkpoint",
+    "GradientAccumulationScheduler",
     "LightningDataModule",
     "LightningModule",
+    "ResultCollection",
     "StochasticWeightAveraging",
     "Trainer",
 ]
@@ -32,10 +34,22 @@ _is_only_import = _is_imported("pytorch_lightning") and not _is_imported("lightn
 
 if not TYPE_CHECKING and (_is_only_import or (_is_installed("pytorch_lightning") and not _is_installed("lightning"))):
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-    from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+    from pytorch_lightning.callbacks import (
+        BaseFinetuning,
+        Checkpoint,
+        GradientAccumulationScheduler,
+        StochasticWeightAveraging,
+    )
+    from pytorch_lightning.trainer.connectors.logger_connector.result import _ResultCollection as ResultCollection
 elif TYPE_CHECKING or _is_installed("lightning"):
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+    from lightning.pytorch.callbacks import (
+        BaseFinetuning,
+        Checkpoint,
+        GradientAccumulationScheduler,
+        StochasticWeightAveraging,
+    )
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection as ResultCollection
 else:
     raise ModuleNotFoundError(
         "torch_trackckpt.integrations.lightning needs Lightning, which is not installed: "
