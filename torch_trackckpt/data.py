@@ -207,7 +207,7 @@ class ResumableLoader(Generic[T]):
 
         Raises:
             MismatchError: in the middle of an epoch, the data set has another length, or batches another size, or the
-                loader has other samplers and generators; nothing has changed.
+                loader has samplers of another kind or other generators; nothing has changed.
             DataLossError: it is no such state.
         """
         self._check(state)

@@ -11,6 +11,7 @@ from integrations.lightning_training import LIGHTNING_WARNINGS, Module, fit, res
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
 
 from torch_trackckpt.integrations.lightning import TrackCheckpoint
 
@@ -132,3 +133,32 @@ def test_the_number_of_accumulated_batches_is_that_of_the_epoch(interrupt_after:
         loader=resumable_loader,
         callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})],
     )
+
+
+class Metered(Module):
+    """Logs a metric that is saved with the module; Lightning resets it after each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meter = MeanMetric()
+        self.meter.persistent(True)
+        self.of_epochs: list[float] = []
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.meter(loss.detach())
+        self.log("meter", self.meter, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.of_epochs.append(self.meter.compute().item())
+
+
+@pytest.mark.parametrize("interrupt_after", [3, 5, 8])
+def test_a_metric_that_is_logged_is_of_its_whole_epoch_and_of_no_other(interrupt_after: int, tmp_path: Path) -> None:
+    training: dict[str, Any] = {"make_module": Metered, "loader": resumable_loader}
+    _, whole = fit(TrackCheckpoint(tmp_path / "whole", every_n_train_steps=1), **training)
+    _, resumed = resume_is_exact(
+        tmp_path / "again", interrupt_after=interrupt_after, saves={"every_n_train_steps": 1}, **training
+    )
+    assert resumed.of_epochs == whole.of_epochs[-len(resumed.of_epochs) :]

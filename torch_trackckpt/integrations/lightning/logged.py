@@ -13,7 +13,7 @@ import torch
 
 from torch_trackckpt.integrations.lightning.package import ResultCollection
 
-__all__ = ["LoggedInEpoch", "logged_in_epoch"]
+__all__ = ["LoggedInEpoch", "logged_in_epoch", "logged_metrics"]
 
 _logger = logging.getLogger("torch_trackckpt")
 
@@ -28,6 +28,12 @@ def logged_in_epoch(results: Any) -> Sums:
         if metric.is_tensor and metric.meta.on_epoch and not metric.has_reset:
             sums[key] = {name: getattr(metric, name) for name in metric._defaults}
     return sums
+
+
+def logged_metrics(results: Any) -> list[str]:
+    """The names of the metrics in the module that were logged, which Lightning resets when the epoch is over."""
+    found = [m.meta.metric_attribute for m in results.values() if not m.is_tensor and not m.has_reset]
+    return sorted({name for name in found if name is not None})
 
 
 class LoggedInEpoch(ResultCollection):

@@ -16,6 +16,7 @@ __all__ = [
     "GradientAccumulationScheduler",
     "LightningDataModule",
     "LightningModule",
+    "Metric",
     "ResultCollection",
     "StochasticWeightAveraging",
     "Trainer",
@@ -41,6 +42,7 @@ if not TYPE_CHECKING and (_is_only_import or (_is_installed("pytorch_lightning")
         StochasticWeightAveraging,
     )
     from pytorch_lightning.trainer.connectors.logger_connector.result import _ResultCollection as ResultCollection
+    from torchmetrics import Metric
 elif TYPE_CHECKING or _is_installed("lightning"):
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
     from lightning.pytorch.callbacks import (
@@ -50,6 +52,7 @@ elif TYPE_CHECKING or _is_installed("lightning"):
         StochasticWeightAveraging,
     )
     from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection as ResultCollection
+    from torchmetrics import Metric
 else:
     raise ModuleNotFoundError(
         "torch_trackckpt.integrations.lightning needs Lightning, which is not installed: "

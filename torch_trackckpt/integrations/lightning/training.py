@@ -12,7 +12,8 @@ had the training not been interrupted. A resume makes up for it:
 
     in an epoch, after a batch        schedulers that wait for a metric (ReduceLROnPlateau) are still to be stepped
     in an epoch, after a validation   nothing
-    after an epoch                    the same for those that are stepped once an epoch. Lightning then treats the
+    after an epoch                    the same for those that are stepped once an epoch; metrics of the module that were
+                                      logged are still to be reset. Lightning then treats the
                                       next epoch as one that was interrupted. Here it begins like every other:
                                       loaders are iterated over anew, after their state is restored
 
@@ -29,12 +30,13 @@ from typing import TYPE_CHECKING, Any
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState
 from torch_trackckpt.data import ResumableLoader
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.integrations.lightning.logged import LoggedInEpoch, Sums, logged_in_epoch
+from torch_trackckpt.integrations.lightning.logged import LoggedInEpoch, Sums, logged_in_epoch, logged_metrics
 from torch_trackckpt.integrations.lightning.package import (
     Callback,
     GradientAccumulationScheduler,
     LightningDataModule,
     LightningModule,
+    Metric,
 )
 
 if TYPE_CHECKING:
@@ -167,6 +169,7 @@ class Training:
         if self._is_strict:
             self._assert(self._checkpoint.last_status.assert_existing_objects_matched)
         self._step_schedulers_that_wait_for_metrics()
+        self._reset_logged_metrics()
         self._rng_state = RNGState().state_dict()
         # As Lightning does in the middle of an epoch: the check would change what has just been restored, such as the
         # metrics that a schedule waits for.
@@ -199,6 +202,13 @@ class Training:
             if epoch_loop._num_ready_batches_reached():
                 epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             epoch.increment_completed()
+
+    def _reset_logged_metrics(self) -> None:
+        """Metrics that were saved after an epoch begin the next one anew."""
+        metrics = dict(self._module.named_modules())
+        for name in [] if self._is_in_epoch else self._loops.logged_metrics:
+            if isinstance(metric := metrics.get(name), Metric):
+                metric.reset()
 
     def start(self) -> None:
         """To be called when Lightning has its loaders, and no batch has been fetched."""
@@ -275,6 +285,8 @@ class _Loops:
         self._trainer = trainer
         self.logged_before: Sums = {}
         """What the restored training had logged in its epoch."""
+        self.logged_metrics: list[str] = []
+        """The names of the metrics in the module that it had logged."""
 
     def state_dict(self) -> dict[str, Any]:
         fit_loop = self._trainer.fit_loop.state_dict()
@@ -285,6 +297,7 @@ class _Loops:
             "should_stop": self._trainer.should_stop,
             "callback_metrics": dict(self._trainer.callback_metrics),
             "logged_in_epoch": logged_in_epoch(self._trainer.fit_loop.epoch_loop._results),
+            "logged_metrics": logged_metrics(self._trainer.fit_loop.epoch_loop._results),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -292,6 +305,7 @@ class _Loops:
         self._trainer.should_stop = state["should_stop"]
         self._trainer.callback_metrics.update(state["callback_metrics"])
         self.logged_before = state["logged_in_epoch"]
+        self.logged_metrics = state["logged_metrics"]
 
 
 class _CallbackState:
