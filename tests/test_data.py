@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 import subprocess
 import sys
@@ -285,6 +287,49 @@ def test_a_state_that_was_loaded_is_saved_again_before_it_is_used(num_batches: i
     assert again.position == num_batches
     assert taken(again) == rest
     assert taken(again) == taken(loader)
+
+
+@pytest.mark.parametrize("num_before", range(1, 9))
+def test_epochs_of_unknown_length_are_counted_through_a_restore(num_before: int) -> None:
+    """After the last batch of one, nobody knows that it is over: its rest is empty, and the next one follows."""
+
+    def batches(loader: ResumableLoader[Any]) -> Iterator[tuple[int, Any]]:
+        for epoch in range(loader.epoch, 3):
+            yield from ((epoch, batch.tolist()) for batch in loader)
+
+    torch.manual_seed(1)
+    loader = ResumableLoader(DataLoader(Stream(7), batch_size=3))
+    stream = batches(loader)
+    for _ in range(num_before):
+        next(stream)
+    other = ResumableLoader(DataLoader(Stream(7), batch_size=3))
+    other.load_state_dict(loader.state_dict())
+    state = torch.get_rng_state()
+    rest = list(stream)
+
+    torch.set_rng_state(state)
+    assert list(batches(other)) == rest
+    assert len(rest) == 9 - num_before
+
+
+def test_a_copy_has_generators_and_epochs_of_its_own() -> None:
+    sampler: Any = DistributedSampler(Numbers(), num_replicas=2, rank=0)
+    loader = ResumableLoader(DataLoader(Numbers(), sampler=sampler, generator=torch.Generator()))
+    taken(loader, 2)
+    copied = copy.deepcopy(loader)
+    state = copied.state_dict()
+
+    loader.loader.generator.manual_seed(5)
+    sampler.set_epoch(3)
+
+    assert torch.equal(copied.state_dict()["order"]["loader.generator"], state["order"]["loader.generator"])
+    assert copied.state_dict()["order"]["sampler.epoch"] == {"epoch": 0, "seed": 0}
+
+
+def test_a_loader_can_be_pickled() -> None:
+    sampler: Any = DistributedSampler(Numbers(), num_replicas=2, rank=0)
+    loader = pickle.loads(pickle.dumps(ResumableLoader(DataLoader(Numbers(), batch_size=2, sampler=sampler))))
+    assert len(taken(loader)) == len(loader)
 
 
 def test_an_iteration_that_runs_while_a_state_is_loaded_goes_on_and_the_next_one_resumes() -> None:

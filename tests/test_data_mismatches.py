@@ -93,6 +93,17 @@ def test_in_the_middle_of_an_iterable_another_number_of_workers_is_refused() -> 
         ResumableLoader(DataLoader(Stream(), batch_size=3, num_workers=2)).load_state_dict(loader.state_dict())
 
 
+def test_another_kind_of_sampler_is_a_mismatch_in_the_middle_of_an_epoch() -> None:
+    loader = ResumableLoader(DataLoader(Numbers(), batch_size=3, shuffle=True))
+    taken(loader, 2)
+    other = ResumableLoader(DataLoader(Numbers(), batch_size=3))
+
+    with pytest.raises(MismatchError, match=r"sampler RandomSampler \(stored\) and SequentialSampler \(live\)"):
+        other.load_state_dict(loader.state_dict())
+
+    assert other.position == 0
+
+
 def test_between_two_epochs_the_data_may_have_become_more() -> None:
     loader, other = shuffled(1), shuffled(2, length=12)
     taken(loader)

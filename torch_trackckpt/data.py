@@ -118,22 +118,26 @@ class ResumableLoader(Generic[T]):
                 "number of batches does not tell which they were; use in_order=True."
             )
         self.loader = loader
-        self._order = DataOrder(loader, is_all=True)
         self._epoch = _Epoch(number=0)
         self._pending: dict[str, Any] | None = None
         """The state of an epoch that the next iteration resumes."""
         self._are_workers_seeded = False
         """Whether workers that outlive an epoch have got their seed; it is drawn once only."""
 
+    @property
+    def _order(self) -> DataOrder:
+        # Made anew each time: one that is kept would go on with the parts of this loader in a copy of it.
+        return DataOrder(self.loader, is_all=True)
+
     def __iter__(self) -> Iterator[T]:
-        stored, self._pending = self._pending, None
+        is_complete, stored, self._pending = self._is_complete, self._pending, None
         if stored is not None:
             # Another state may be loaded meanwhile, which puts another epoch in the place of this one.
             epoch = self._epoch = _Epoch(self._epoch.number, stored["start"], stored["position"])
             yield from self._hand_out(epoch, self._rest(stored))
-            if epoch.position > stored["position"]:
+            if epoch.position > stored["position"] or not is_complete:
+                # Where `epoch` counts this one, because nobody knew that it had no more batches, it ends here.
                 return
-            # Every batch of the epoch had been handed out, but the program had not been told that it was over.
         epoch = self._epoch = _Epoch(self._epoch.number + (self._epoch.start is not None), self._start())
         yield from self._hand_out(epoch, self._begin(are_workers_seeded=self._are_workers_seeded))
 
@@ -154,9 +158,13 @@ class ResumableLoader(Generic[T]):
         After a restore it is the epoch that is resumed; or, where all its batches (of a loader that knows how many they
         are) had been handed out, the one after it. A loop over ``range(loader.epoch, num_epochs)`` does the rest.
         """
+        return self._epoch.number + (self._epoch.is_over or self._is_complete)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether every batch of the stored epoch had been handed out, as far as it can be known."""
         stored = self._pending
-        is_complete = stored is not None and stored["position"] == stored["plan"].get("number of batches")
-        return self._epoch.number + (self._epoch.is_over or is_complete)
+        return stored is not None and stored["position"] == stored["plan"].get("number of batches")
 
     @property
     def position(self) -> int:
@@ -199,7 +207,7 @@ class ResumableLoader(Generic[T]):
 
         Raises:
             MismatchError: in the middle of an epoch, the data set has another length, or batches another size, or the
-                loader has other samplers and generators; nothing has changed.
+                loader has samplers of another kind or other generators; nothing has changed.
             DataLossError: it is no such state.
         """
         self._check(state)
@@ -378,7 +386,7 @@ def _copy_of_generator(loader: DataLoader[Any]) -> torch.Generator:
 def _plan(loader: object) -> dict[str, Any]:
     """What has to be as it was in the middle of an epoch, for the number of batches to mean the same."""
     if not isinstance(loader, DataLoader):
-        plan = {"number of batches": _length(loader)}
+        plan: dict[str, Any] = {"number of batches": _length(loader)}
     elif isinstance(loader.dataset, IterableDataset):
         # Its length is an estimate, and asking for it has the loader compare it with what comes.
         plan = {"batch size": loader.batch_size, "number of workers": loader.num_workers}
@@ -388,8 +396,19 @@ def _plan(loader: object) -> dict[str, Any]:
             "length of the data set": _length(loader.dataset),
             "number of batches": _length(loader),
             "number of replicas": getattr(loader.sampler, "num_replicas", None),
+            "sampler": _kind_of_sampler(loader),
         }
     return {name: value for name, value in plan.items() if value is not None}
+
+
+def _kind_of_sampler(loader: DataLoader[Any]) -> str:
+    """The class of the innermost sampler, from which the order comes."""
+    sampler: Any = _index_sampler(loader)
+    seen: set[int] = set()
+    while (inner := getattr(sampler, "sampler", None)) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        sampler = inner
+    return type(sampler).__name__
 
 
 def _length(value: Any) -> int | None:

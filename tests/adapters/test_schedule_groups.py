@@ -140,17 +140,154 @@ def test_without_the_model_the_order_of_the_groups_is_all_that_is_known(prefix: 
     assert rebuilt["schedule"].base_lrs == [0.1, 0.2]
 
 
-def test_a_schedule_over_one_group_is_stored_without_a_word_of_groups(prefix: str) -> None:
-    saved = program(["abc"], SCHEDULES["StepLR"])
+def test_groups_are_known_by_all_their_parameters(prefix: str) -> None:
+    saved = program(["a", "bc"], SCHEDULES["StepLR"])
     Checkpoint(**saved).write(prefix)
-    assert py_state(prefix, "schedule").keys() == {"kind", "state"}
+    assert py_state(prefix, "schedule")["groups"] == [["net/a"], ["net/b", "net/c"]]
 
 
-@pytest.mark.parametrize("groups", ["a", [1], {"a": "b"}])
+def with_a_parameter_outside(names: str) -> dict[str, Any]:
+    """The first parameter of each group is not the model's."""
+    objects = program(list(names), SCHEDULES["LambdaLR"], {"a": 0.1, "b": 0.2, "c": 0.3})
+    for group in objects["optimizer"].param_groups:
+        group["params"].insert(0, nn.Parameter(torch.ones(2)))
+    return objects
+
+
+def test_a_group_is_known_by_any_parameter_that_the_checkpoint_reaches(prefix: str) -> None:
+    saved = with_a_parameter_outside("abc")
+    Checkpoint(net=saved["net"], schedule=saved["schedule"]).write(prefix)
+    rebuilt = with_a_parameter_outside("cab")
+    rebuilt["schedule"].base_lrs = [0.0, 0.0, 0.0]
+    Checkpoint(net=rebuilt["net"], schedule=rebuilt["schedule"]).read(prefix).assert_consumed()
+    assert rebuilt["schedule"].base_lrs == [0.3, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_a_new_group_keeps_the_values_of_the_live_schedule(names: str, prefix: str) -> None:
+    saved = program(list(names), SCHEDULES["LambdaLR"])
+    run(saved, 3)
+    Checkpoint(**saved).write(prefix)
+    rebuilt = program(["c", *names], SCHEDULES["LambdaLR"], {"c": 0.001})
+    Checkpoint(**rebuilt).read(prefix)
+    assert rebuilt["schedule"].base_lrs == [0.001] + [0.5] * len(names)
+    assert rebuilt["schedule"].last_epoch == 3
+
+
+def test_a_group_that_is_gone_is_named(prefix: str) -> None:
+    saved = program(["a", "b"], SCHEDULES["LambdaLR"], RATES)
+    Checkpoint(net=saved["net"], schedule=saved["schedule"]).write(prefix)
+    rebuilt = program(["c", "a"], SCHEDULES["LambdaLR"], {"c": 0.001})
+    status = Checkpoint(net=rebuilt["net"], schedule=rebuilt["schedule"]).read(prefix)
+    with pytest.raises(AssertionError, match=r"\(root\)\.schedule: the values for a group of 1 .* \(net/b\)"):
+        status.assert_consumed()
+    assert rebuilt["schedule"].base_lrs == [0.001, 0.1]
+
+
+def test_a_schedule_waits_for_the_model_that_tells_its_groups_apart(prefix: str) -> None:
+    saved = program(["a", "bc"], SCHEDULES["LambdaLR"], RATES)
+    run(saved, 3)
+    Checkpoint(**saved).write(prefix)
+    rebuilt = program(["cb", "a"], SCHEDULES["LambdaLR"], RATES)
+    checkpoint = Checkpoint(schedule=rebuilt["schedule"])
+    status = checkpoint.read(prefix)
+    with pytest.raises(AssertionError, match=r"\(root\)\.schedule: .* a group of 2 parameters, none of which is known"):
+        status.assert_consumed()
+    checkpoint.optimizer = rebuilt["optimizer"]
+    checkpoint.net = rebuilt["net"]
+    status.assert_consumed()
+    assert run(rebuilt, 6) == run(saved, 6)
+
+
+def test_groups_without_a_path_are_no_place_for_those_of_another_number(prefix: str) -> None:
+    Checkpoint(schedule=program(["abc"], SCHEDULES["StepLR"])["schedule"]).write(prefix)
+    rebuilt = program(["a", "bc"], SCHEDULES["StepLR"])["schedule"]
+    status = Checkpoint(schedule=rebuilt).read(prefix)
+    with pytest.raises(
+        AssertionError, match=r"\(root\)\.schedule: the values for a group whose parameters had no path"
+    ):
+        status.assert_consumed()
+
+
+def test_groups_whose_parameters_have_no_path_go_by_their_order(prefix: str) -> None:
+    def make() -> dict[str, Any]:
+        objects = program(["a", "b"], SCHEDULES["LambdaLR"], {"a": 0.1, "b": 0.2})
+        del objects["net"].a
+        return {"net": objects["net"], "schedule": objects["schedule"]}
+
+    saved = make()
+    saved["schedule"].base_lrs = [0.3, 0.4]
+    Checkpoint(**saved).write(prefix)
+    rebuilt = make()
+    Checkpoint(**rebuilt).read(prefix).assert_consumed()
+    assert rebuilt["schedule"].base_lrs == [0.3, 0.4]
+
+
+class Factor:
+    """A schedule as an object that holds a tensor."""
+
+    def __init__(self, rate: float) -> None:
+        self.rates = torch.full((2,), rate)
+
+    def __call__(self, epoch: int) -> float:
+        return float(self.rates[0]) ** epoch
+
+
+def of_factors(rate: float) -> Make:
+    return lambda optimizer: schedules.LambdaLR(optimizer, [Factor(rate) for _ in optimizer.param_groups])
+
+
+def test_schedules_as_objects_are_merged_by_what_they_hold(prefix: str) -> None:
+    saved = program(["a", "bc"], of_factors(0.9))
+    run(saved, 3)
+    Checkpoint(**saved).write(prefix)
+    rebuilt = program(["abc"], of_factors(0.5))
+    Checkpoint(**rebuilt).read(prefix).assert_consumed()
+    assert run(rebuilt, 6) == run(saved, 6)
+
+
+def test_the_parts_of_a_split_group_share_nothing(prefix: str) -> None:
+    Checkpoint(**program(["abc"], of_factors(0.9))).write(prefix)
+    rebuilt = program(["a", "bc"], of_factors(0.5))
+    Checkpoint(**rebuilt).read(prefix).assert_consumed()
+    first, second = rebuilt["schedule"].lr_lambdas
+    assert torch.equal(first.rates, second.rates)
+    assert first.rates is not second.rates
+
+
+class Ramp(schedules.LRScheduler):
+    """A program's own schedule, with a list of its own."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, heights: list[float]) -> None:
+        self.heights = heights
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        return [height * (1 + self.last_epoch) for height in self.heights]
+
+
+def test_a_list_of_another_schedule_that_follows_the_groups_is_taken(prefix: str) -> None:
+    saved = program(["a", "bc"], lambda optimizer: Ramp(optimizer, [1.0, 2.0]))
+    run(saved, 3)
+    Checkpoint(**saved).write(prefix)
+    rebuilt = program(["cb", "a"], lambda optimizer: Ramp(optimizer, [2.0, 1.0]))
+    Checkpoint(**rebuilt).read(prefix).assert_consumed()
+    assert run(rebuilt, 6) == run(saved, 6)
+
+
+def test_a_list_of_another_schedule_that_may_be_for_groups_is_a_mismatch_where_their_order_differs(prefix: str) -> None:
+    saved = program(["a", "bc"], lambda optimizer: Ramp(optimizer, [1.0, 2.0]))
+    Checkpoint(**saved).write(prefix)
+    rebuilt = program(["cb", "a"], lambda optimizer: Ramp(optimizer, [5.0, 6.0]))
+    with pytest.raises(MismatchError, match=r"\(root\)\.schedule .* items of the stored Ramp.heights \[1.0, 2.0\]"):
+        Checkpoint(**rebuilt).read(prefix)
+
+
+@pytest.mark.parametrize("groups", ["a", [1], {"a": "b"}, ["net/a"], [[None]]])
 def test_groups_that_no_schedule_wrote_are_damage(groups: object, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = program(["a", "bc"], SCHEDULES["StepLR"])
     with monkeypatch.context() as patch:
-        patch.setattr("torch_trackckpt.adapters.scheduler.first_members", lambda scheduler, path_of: groups)
+        patch.setattr("torch_trackckpt.adapters.scheduler.members_of_groups", lambda scheduler, path_of: groups)
         Checkpoint(**saved).write(prefix)
     with pytest.raises(DataLossError, match=r"\(root\)\.schedule"):
         Checkpoint(**program(["a", "bc"], SCHEDULES["StepLR"])).read(prefix)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,16 @@ import torch
 
 from torch_trackckpt.errors import DataLossError, MismatchError
 
-__all__ = ["GroupMatch", "are_same", "assign_groups", "check_stored", "check_tensors", "hyper_parameters", "some"]
+__all__ = [
+    "GroupMatch",
+    "are_same",
+    "assign_groups",
+    "check_stored",
+    "check_tensors",
+    "hyper_parameters",
+    "is_equal",
+    "some",
+]
 
 Group = dict[str, Any]
 
@@ -116,13 +126,14 @@ def _difference(groups: list[Group], indices: list[int]) -> tuple[str, int, int,
     for second in indices[1:]:
         left, right = hyper_parameters(groups[indices[0]]), hyper_parameters(groups[second])
         for name in {**left, **right}:
-            if name not in left or name not in right or not _is_equal(left[name], right[name]):
+            if name not in left or name not in right or not is_equal(left[name], right[name]):
                 values = " and ".join(repr(group[name]) if name in group else "none" for group in (left, right))
                 return name, indices[0], second, values
     return None
 
 
-def _is_equal(left: Any, right: Any) -> bool:
+def is_equal(left: Any, right: Any) -> bool:
+    """Whether two hyper-parameters are the same, tensors in them as well."""
     if left is right:
         return True
     if isinstance(left, torch.Tensor) or isinstance(right, torch.Tensor):
@@ -131,9 +142,9 @@ def _is_equal(left: Any, right: Any) -> bool:
     if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
         return np.array_equal(left, right)
     if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(_is_equal(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)) and type(left) is type(right):
-        return len(left) == len(right) and all(map(_is_equal, left, right))
+        return left.keys() == right.keys() and all(is_equal(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple, deque)) and type(left) is type(right):
+        return len(left) == len(right) and all(map(is_equal, left, right))
     return bool(left == right)
 
 
@@ -172,7 +183,7 @@ def _replacement(current: Any, value: Any, given: dict[int, list[tuple[Any, Any,
     if not isinstance(current, (list, dict, set)):
         return _assigned(current, value)
     for _, earlier, new in given.setdefault(id(current), []):
-        if _is_equal(earlier, value):
+        if is_equal(earlier, value):
             return new
     new = _assigned(current, value)
     # The old one is kept: another object at its address would be taken for it.
@@ -216,7 +227,7 @@ def are_same(members: list[object], parameters: list[torch.Tensor]) -> bool:
     return len(members) == len(parameters) and {id(m) for m in members} == {id(p) for p in parameters}
 
 
-def some(paths: list[str | None]) -> str:
+def some(paths: Sequence[str | None]) -> str:
     """The first few of a group's members."""
     shown = ", ".join(str(path) for path in paths[:3])
     return shown + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

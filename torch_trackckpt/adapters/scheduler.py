@@ -2,8 +2,8 @@
 
 The python state is ``{"kind": class name, "state": what state_dict() returns}``, and, of a schedule that is made of
 others, ``"parts": [{"kind": class name}, ...]`` beside these. Schedulers take any dict without a question, and one of
-another class would go on with a wrong learning rate. Where the optimizer has several parameter groups, ``"groups"`` has
-the path of one parameter of each.
+another class would go on with a wrong learning rate. ``"groups"`` has the paths of the parameters in each group of the
+optimizer; a scheduler without an optimizer has none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import SWALR
 
 from torch_trackckpt.adapters.kinds import accepted_kinds
 from torch_trackckpt.adapters.registry import register_adapter
-from torch_trackckpt.adapters.schedule_groups import first_members, with_values_of_live_groups
+from torch_trackckpt.adapters.schedule_groups import GroupsOfSchedule, members_of_groups
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.errors import DataLossError, MismatchError
 from torch_trackckpt.trackable import Prepared, Resolve
@@ -39,8 +39,8 @@ class SchedulerAdapter(StateNode):
 
 def _capture(scheduler: LRScheduler, path_of: PathOf) -> dict[str, Any]:
     captured = {**_kinds(scheduler), "state": _state_of(scheduler)}
-    members = first_members(scheduler, path_of)
-    return captured if members is None else {**captured, "groups": members}
+    members = members_of_groups(scheduler, path_of)
+    return {**captured, "groups": members} if members else captured
 
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
@@ -62,13 +62,17 @@ def _prepare(scheduler: LRScheduler, stored: Any, resolve: Resolve) -> Prepared:
         raise MismatchError(
             f"{complaint}; restore into the kind of scheduler that was saved, or leave the scheduler out."
         )
-    state = with_values_of_live_groups(scheduler, stored["state"], stored.get("groups"), resolve)
+    groups = GroupsOfSchedule.find(scheduler, stored.get("groups", []), resolve)
+    if groups.is_unknown(stored["state"]):
+        # Until its parameters come, with the model: positions tell nothing.
+        return Prepared(lambda: None, tuple(groups.unplaced), stored)
+    state = groups.in_live_order(scheduler, stored["state"], _state_of(scheduler))
 
     def assign() -> None:
         scheduler.load_state_dict(state)
         _set_anneal_functions(scheduler)
 
-    return Prepared(assign)
+    return Prepared(assign, tuple(groups.unplaced) if any(groups.sources) else ())
 
 
 def _is_sound(kinds: Any, state: Any) -> bool:
@@ -87,7 +91,9 @@ def _is_sound(kinds: Any, state: Any) -> bool:
 
 def _are_paths(stored: dict[str, Any]) -> bool:
     groups = stored.get("groups", [])
-    return isinstance(groups, list) and all(path is None or isinstance(path, str) for path in groups)
+    return isinstance(groups, list) and all(
+        isinstance(paths, list) and all(isinstance(path, str) for path in paths) for paths in groups
+    )
 
 
 def _differences(live: LRScheduler, stored: dict[str, Any], called: str) -> Iterator[str]:

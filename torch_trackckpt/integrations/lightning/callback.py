@@ -7,6 +7,7 @@ after these, so that a resume has neither to repeat nor to leave out any of them
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,12 @@ import torch
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions
 from torch_trackckpt.integrations.lightning.package import (
     BaseFinetuning,
+    LightningModule,
     StochasticWeightAveraging,
     Trainer,
 )
 from torch_trackckpt.integrations.lightning.package import Checkpoint as LightningCheckpoint
-from torch_trackckpt.integrations.lightning.training import Training
+from torch_trackckpt.integrations.lightning.training import Training, overrides
 from torch_trackckpt.retention import KeepBest, KeepLatest, Retention
 
 __all__ = ["TrackCheckpoint"]
@@ -98,11 +100,15 @@ class TrackCheckpoint(LightningCheckpoint):
         self._manager: CheckpointManager | None = None
         self._training: Training | None = None
         """None where nothing is to be saved."""
+        self._unhook: Callable[[], None] | None = None
+        """Takes back what has the module save after a hook of its own."""
         self._forget_training()
 
     def _forget_training(self) -> None:
         if self._training is not None:
             self._training.close()
+        if self._unhook is not None:
+            self._unhook()
         self._training = None
         self._is_due = False
         self._counted_steps = 0
@@ -214,7 +220,7 @@ class TrackCheckpoint(LightningCheckpoint):
         self._is_due |= is_last or now // self._every_n_train_steps > before // self._every_n_train_steps
         loop = trainer.fit_loop.epoch_loop
         if self._is_due and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
-            self._save_in_epoch(trainer)
+            self._save_after(trainer, pl_module, "on_train_batch_end")
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Looks at the metric, to know afterwards whether this validation logged it."""
@@ -228,7 +234,32 @@ class TrackCheckpoint(LightningCheckpoint):
         if self._metric(trainer) is not self._metric_before_validation:
             self._validation_logged_at = trainer.global_step
         if self._is_due:
+            self._save_after(trainer, pl_module, "on_validation_end")
+
+    def _save_after(self, trainer: Any, pl_module: Any, hook: str) -> None:
+        """Saves when the module's own hook has run, such as one that updates an average of weights.
+
+        Lightning calls it after those of all callbacks, and calls nobody after it.
+        """
+        if hook not in vars(pl_module) and not overrides(pl_module, LightningModule, hook):
             self._save_in_epoch(trainer)
+            return
+        run = getattr(pl_module, hook)
+        before = {hook: vars(pl_module)[hook]} if hook in vars(pl_module) else {}
+
+        def run_and_save(*args: Any, **kwargs: Any) -> Any:
+            unhook()
+            result = run(*args, **kwargs)
+            self._save_in_epoch(trainer)
+            return result
+
+        def unhook() -> None:
+            self._unhook = None
+            del vars(pl_module)[hook]
+            vars(pl_module).update(before)
+
+        vars(pl_module)[hook] = run_and_save
+        self._unhook = unhook
 
     def _save_in_epoch(self, trainer: Any) -> None:
         fit_loop = trainer.fit_loop

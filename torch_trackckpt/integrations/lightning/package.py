@@ -8,34 +8,20 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-__all__ = [
-    "BaseFinetuning",
-    "Callback",
-    "Checkpoint",
-    "LightningDataModule",
-    "LightningModule",
-    "StochasticWeightAveraging",
-    "Trainer",
-]
-
 _PACKAGES = {"lightning", "pytorch_lightning"}
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+    import lightning.pytorch as pl
 elif sys.modules.get("pytorch_lightning") and not sys.modules.get("lightning.pytorch"):
-    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-    from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+    import pytorch_lightning as pl
 else:
     try:
-        from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-        from lightning.pytorch.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+        import lightning.pytorch as pl
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in _PACKAGES:
             raise
         try:
-            from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-            from pytorch_lightning.callbacks import BaseFinetuning, Checkpoint, StochasticWeightAveraging
+            import pytorch_lightning as pl
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _PACKAGES:
                 raise
@@ -44,3 +30,29 @@ else:
                 "pip install 'torch_trackckpt[lightning]'",
                 name="lightning",
             ) from error
+
+__all__ = [
+    "BaseFinetuning",
+    "Callback",
+    "Checkpoint",
+    "GradientAccumulationScheduler",
+    "LightningDataModule",
+    "LightningModule",
+    "ResultCollection",
+    "StochasticWeightAveraging",
+    "Trainer",
+]
+
+BaseFinetuning = pl.callbacks.BaseFinetuning
+Callback = pl.Callback
+Checkpoint = pl.callbacks.Checkpoint
+GradientAccumulationScheduler = pl.callbacks.GradientAccumulationScheduler
+LightningDataModule = pl.LightningDataModule
+LightningModule = pl.LightningModule
+StochasticWeightAveraging = pl.callbacks.StochasticWeightAveraging
+Trainer = pl.Trainer
+
+if TYPE_CHECKING:
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection as ResultCollection
+else:
+    ResultCollection = pl.trainer.connectors.logger_connector.result._ResultCollection

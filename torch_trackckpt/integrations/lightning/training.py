@@ -12,7 +12,8 @@ had the training not been interrupted. A resume makes up for it:
 
     in an epoch, after a batch        schedulers that wait for a metric (ReduceLROnPlateau) are still to be stepped
     in an epoch, after a validation   nothing
-    after an epoch                    the same for those that are stepped once an epoch. Lightning then treats the
+    after an epoch                    the same for those that are stepped once an epoch; metrics of the module that were
+                                      logged are still to be reset. Lightning then treats the
                                       next epoch as one that was interrupted. Here it begins like every other:
                                       loaders are iterated over anew, after their state is restored
 
@@ -26,17 +27,25 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torchmetrics import Metric
+
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState
 from torch_trackckpt.data import ResumableLoader
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.integrations.lightning.package import Callback, LightningDataModule, LightningModule
+from torch_trackckpt.integrations.lightning.logged import LoggedInEpoch, Sums, logged_in_epoch, logged_metrics
+from torch_trackckpt.integrations.lightning.package import (
+    Callback,
+    GradientAccumulationScheduler,
+    LightningDataModule,
+    LightningModule,
+)
 
 if TYPE_CHECKING:
     import os
 
     from torch_trackckpt.restore.status import LoadStatus
 
-__all__ = ["Training"]
+__all__ = ["Training", "overrides"]
 
 _LIGHTNINGS_OWN_KEYS = frozenset(
     {
@@ -81,6 +90,7 @@ class Training:
         self.manager = make_manager(self._checkpoint)
         self._rng_state: dict[str, Any] | None = None
         """What the random generators are to be set to when the training starts; None where nothing was restored."""
+        self._num_sanity_val_steps = trainer.num_sanity_val_steps
         self._warned_of: set[int] = set()
         self._attach()
         # Made now, so that it has the same place in every checkpoint.
@@ -97,18 +107,18 @@ class Training:
         checkpoint.model = module
         checkpoint.optimizers = list(trainer.optimizers)
         checkpoint.schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        checkpoint.loops = _Loops(trainer)
+        checkpoint.loops = self._loops = _Loops(trainer)
         checkpoint.callbacks = {
             callback.state_key: _CallbackState(trainer, module, callback)
             for callback in trainer.callbacks
-            if _overrides(callback, Callback, "state_dict", "on_save_checkpoint")
+            if overrides(callback, Callback, "state_dict", "on_save_checkpoint")
         }
         checkpoint.rng = RNGState()
         if trainer.precision_plugin.state_dict():
             checkpoint.precision = trainer.precision_plugin
-        if trainer.datamodule is not None and _overrides(trainer.datamodule, LightningDataModule, "state_dict"):
+        if trainer.datamodule is not None and overrides(trainer.datamodule, LightningDataModule, "state_dict"):
             checkpoint.datamodule = trainer.datamodule
-        if _overrides(module, LightningModule, "on_save_checkpoint"):
+        if overrides(module, LightningModule, "on_save_checkpoint"):
             checkpoint.module_state = _ModuleState(module)
 
     def _attach_loaders(self) -> None:
@@ -160,7 +170,11 @@ class Training:
         if self._is_strict:
             self._assert(self._checkpoint.last_status.assert_existing_objects_matched)
         self._step_schedulers_that_wait_for_metrics()
+        self._reset_logged_metrics()
         self._rng_state = RNGState().state_dict()
+        # As Lightning does in the middle of an epoch: the check would change what has just been restored, such as the
+        # metrics that a schedule waits for.
+        self._trainer.num_sanity_val_steps = 0
         _logger.info("Resuming after step %d from %r.", self._trainer.global_step, path)
         return path
 
@@ -190,6 +204,13 @@ class Training:
                 epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             epoch.increment_completed()
 
+    def _reset_logged_metrics(self) -> None:
+        """Metrics that were saved after an epoch begin the next one anew."""
+        metrics = dict(self._module.named_modules())
+        for name in [] if self._is_in_epoch else self._loops.logged_metrics:
+            if isinstance(metric := metrics.get(name), Metric):
+                metric.reset()
+
     def start(self) -> None:
         """To be called when Lightning has its loaders, and no batch has been fetched."""
         self._attach_loaders()
@@ -209,6 +230,13 @@ class Training:
         if self._is_in_epoch:
             # Only the epoch loop is restarting. Of the fit loop Lightning would believe it at the end of the epoch.
             fit_loop._restarting = False
+            fit_loop.epoch_loop._results = LoggedInEpoch(self._loops.logged_before)
+            # In the first batch of an epoch, Lightning begins all sums anew; this is a later one.
+            self._trainer._logger_connector._first_loop_iter = True
+            for callback in self._trainer.callbacks:
+                # Lightning tells nobody that the epoch begins; this one sets the trainer to what the epoch wants.
+                if isinstance(callback, GradientAccumulationScheduler):
+                    callback.on_train_epoch_start(self._trainer, self._module)
         else:
             fit_loop.on_iteration_done()
             fit_loop.epoch_loop.restarting = False
@@ -220,6 +248,7 @@ class Training:
 
     def close(self) -> None:
         """To be called at the end; where there was nothing to train any more, the loaders' state was of no use."""
+        self._trainer.num_sanity_val_steps = self._num_sanity_val_steps
         if self._rng_state is not None:
             self._checkpoint.last_status.expect_partial()
 
@@ -234,7 +263,8 @@ class _RememberingCheckpoint(Checkpoint):
         return self.last_status
 
 
-def _overrides(value: object, base: type, *names: str) -> bool:
+def overrides(value: object, base: type, *names: str) -> bool:
+    """Whether an object's class has a method of its own in place of one of its base."""
     return any(getattr(type(value), name) is not getattr(base, name) for name in names)
 
 
@@ -254,6 +284,10 @@ class _Loops:
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+        self.logged_before: Sums = {}
+        """What the restored training had logged in its epoch."""
+        self.logged_metrics: list[str] = []
+        """The names of the metrics in the module that it had logged."""
 
     def state_dict(self) -> dict[str, Any]:
         fit_loop = self._trainer.fit_loop.state_dict()
@@ -263,12 +297,16 @@ class _Loops:
             "fit_loop": fit_loop,
             "should_stop": self._trainer.should_stop,
             "callback_metrics": dict(self._trainer.callback_metrics),
+            "logged_in_epoch": logged_in_epoch(self._trainer.fit_loop.epoch_loop._results),
+            "logged_metrics": logged_metrics(self._trainer.fit_loop.epoch_loop._results),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._trainer.fit_loop.load_state_dict(state["fit_loop"])
         self._trainer.should_stop = state["should_stop"]
         self._trainer.callback_metrics.update(state["callback_metrics"])
+        self.logged_before = state["logged_in_epoch"]
+        self.logged_metrics = state["logged_metrics"]
 
 
 class _CallbackState:
