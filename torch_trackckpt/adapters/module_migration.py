@@ -147,6 +147,8 @@ class _Attempt:
         self._filled: dict[str, torch.Tensor] = {}
         """By name, tensors of stand-ins that modules have filled in their own way."""
         self._left: dict[str, object] = {}
+        self._copied: dict[str, tuple[str | None, torch.Tensor]] = {}
+        """By name, what torch copies into a module: the stored value that it is, and the value as it is then."""
         self._attributes: list[tuple[nn.Module, str, object]] = []
         self._is_repeated = False
         with warnings.catch_warnings(), torch.no_grad():
@@ -163,6 +165,7 @@ class _Attempt:
             self._let_migrate(module, state, prefix)
         else:
             self._note_copies(module, state, prefix)
+        self._note_values(module, state, prefix)
         state = OrderedDict((key, value) for key, value in state.items() if isinstance(key, str))
         given: set[str] = set()
         for name, child in children_of_module(module):
@@ -240,6 +243,15 @@ class _Attempt:
             if _fits(state.get(prefix + name), tensor):
                 self._filled.pop(prefix + name, None)
 
+    def _note_values(self, module: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
+        """A part may change a value in place that the module above has got by then, under another name."""
+        for name, tensor in own_tensors(module).items():
+            value = state.get(prefix + name)
+            if isinstance(value, torch.Tensor) and _fits(value, tensor):
+                source = self._source_of(value)
+                is_computed = source is None and not value.is_meta and not self._is_kept(prefix + name, value)
+                self._copied[prefix + name] = source, value.clone() if is_computed else value
+
     def _filled_by(
         self,
         module: nn.Module,
@@ -278,8 +290,10 @@ class _Attempt:
     def outcome(self) -> Rehearsal:
         """What has become of the stored values."""
         found = Rehearsal(attributes=self._attributes)
-        for name, value in {**self._left, **self._filled}.items():
-            if name not in self._filled and (source := self._source_of(value)) is not None:
+        for name, left in {**self._left, **self._filled}.items():
+            source, value = self._copied.get(name, (self._source_of(left), left))
+            value = self._filled.get(name, value)
+            if name not in self._filled and source is not None:
                 found.renamed[name] = source
             elif name not in self._filled and self._is_kept(name, value):
                 found.computed[name] = None

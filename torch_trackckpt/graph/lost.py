@@ -41,7 +41,7 @@ __all__ = ["lost_values", "unsaved_metrics"]
 
 _PACKAGE_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | frozenset(dir(nn.Module))
 
 
 def lost_values(live: LiveGraph, holder: AutoTrackable) -> list[str]:

@@ -316,4 +316,6 @@ class _Renaming:
 
     def _has_values(self, node_id: int) -> bool:
         node = self._nodes[node_id]
-        return bool(node.children or node.attributes or node.registered_saver or node_id in self._computed)
+        # A node that was empty may have been given children on the way up to here.
+        children = self._children_of.get(node_id, node.children)
+        return bool(children or node.attributes or node.registered_saver or node_id in self._computed)
