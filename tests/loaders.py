@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -287,3 +289,16 @@ class StatefulIterator(Iterator[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         assert state["kept"] == ({1: float("inf")}, np.int32(3), b"\x00")
         self.next = int(state["next"])
+
+
+def in_new_process(script: str, *arguments: str) -> str:
+    """What a program prints that starts with nothing but files."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from loaders import (
     Stream,
     check_every_position,
     generator,
+    in_new_process,
     seed_process,
     shuffled,
     taken,
@@ -480,13 +479,4 @@ def test_a_new_process_goes_on(tmp_path: Path) -> None:
     program = Program(resumable(LOADERS["augmented"]), seed=1)
     seen = program.train(10, lambda num_seen, where: path if num_seen == 2 else None)
 
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT, path, "augmented", "8"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(seen[2:])
+    assert in_new_process(SCRIPT, path, "augmented", "8") == str(seen[2:])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from loaders import (
     StatefulStream,
     check_every_position,
     generator,
+    in_new_process,
 )
 from torch.utils.data import (
     BatchSampler,
@@ -120,16 +119,7 @@ def test_a_new_process_goes_on(tmp_path: Path) -> None:
     program = Program(LOADERS["augmented"], seed=1)
     seen = program.train(10, lambda num_seen, where: path if num_seen == 2 else None)
 
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT, path],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PYTHONPATH": ":".join(path for path in sys.path if path)},
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(seen[2:])
+    assert in_new_process(SCRIPT, path) == str(seen[2:])
 
 
 def in_epoch(made: StatefulDataLoader[Any], path: Path) -> str:
