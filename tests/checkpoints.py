@@ -1,6 +1,7 @@
 """Small objects to save, and looks at what was saved of them."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import witness
 from torch_trackckpt import (
     AutoTrackable,
 )
+from torch_trackckpt.graph.walk import Snapshot, capture, collect
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 X = "x/.ATTRIBUTES/VARIABLE_VALUE"
@@ -17,6 +19,11 @@ X = "x/.ATTRIBUTES/VARIABLE_VALUE"
 def paths(prefix: str) -> list[str]:
     """The object paths of all values in a file, in the order of their keys."""
     return [key.split("/.ATTRIBUTES")[0] for key in witness.read_bundle(prefix) if key != OBJECT_GRAPH_KEY]
+
+
+def walk(root: object, attached: Mapping[str, object] | None = None) -> Snapshot:
+    """What would be saved of a root: its object graph, and every value in it."""
+    return collect(capture(root, attached))
 
 
 def thing(**children: object) -> AutoTrackable:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import walk
 from held import ASYNC, HeldStorage
 from stored_dtypes import DTYPES
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, NoDependency, load_checkpoint
-from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.sharding import MaxShardSizePolicy
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import witness
+from checkpoints import walk
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, PythonState, Trackable
-from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.trackable import Value
 
 

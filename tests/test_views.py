@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import thing
+from checkpoints import thing, walk
 from torch import nn
 
 from torch_trackckpt import (
@@ -28,7 +28,6 @@ from torch_trackckpt import (
 from torch_trackckpt.adapters import Adapter, adapt
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
-from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.sharding import MaxShardSizePolicy
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 

@@ -4,11 +4,11 @@ from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
+from checkpoints import walk
 from torch import nn
 
 from torch_trackckpt import Checkpoint
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.walk import walk
 
 
 def saved_paths(root: object) -> list[str]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import walk
 from torch import nn
 
 from torch_trackckpt import Checkpoint
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
-from torch_trackckpt.graph.walk import walk
 
 
 def saved_paths(root: object) -> list[str]:

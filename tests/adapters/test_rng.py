@@ -232,3 +232,20 @@ def test_a_sampler_with_a_generator_inside_its_state_continues(prefix: str) -> N
 
     assert [other.order(), other.order()] == uninterrupted
     assert other.epoch == 3
+
+
+def test_the_form_of_the_first_checkpoints_is_taken_as_well(prefix: str) -> None:
+    np.random.seed(3)
+    np.random.standard_normal()
+    state = RNGState()
+    old = {**state.state_dict(), "numpy": np.random.get_state()}
+    assert isinstance(old["numpy"], tuple)
+    expected = [np.random.standard_normal(), np.random.rand()]
+
+    class Old(RNGState):
+        def state_dict(self) -> dict[str, Any]:
+            return old
+
+    Checkpoint(rng=Old()).write(prefix)
+    Checkpoint(rng=state).read(prefix).assert_consumed()
+    assert [np.random.standard_normal(), np.random.rand()] == expected

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import witness
+from checkpoints import walk
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint
-from torch_trackckpt.graph.walk import walk
 
 
 def thing(**attributes: Any) -> AutoTrackable:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from checkpoints import walk
 from stored_dtypes import DTYPES
 from torch import nn
 
@@ -12,7 +13,7 @@ from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable
 from torch_trackckpt.bundle.dtypes import data_type_of_number
 from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import DataLossError, MismatchError, RestoreError, UnsupportedValueError
-from torch_trackckpt.graph.walk import NamedValue, walk
+from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.restore import assign
 from torch_trackckpt.save.commit import commit
 from torch_trackckpt.save.plan import make_plan

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from checkpoints import walk
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, list_objects
 from torch_trackckpt.adapters import adapt
-from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.tracking.data_structures import TrackedList, wrap
 
 

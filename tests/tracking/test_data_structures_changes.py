@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints import walk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, list_objects
 from torch_trackckpt.errors import UnsavableContainerError, UnsupportedValueError
-from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.tracking.data_structures import wrap
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import Text, thing
+from checkpoints import Text, thing, walk
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, CheckpointOptions, NoDependency, frozen_saver, list_variables
 from torch_trackckpt.errors import MismatchError, RestoreError, StructureChangedError, UnsupportedValueError
-from torch_trackckpt.graph.walk import walk
 from torch_trackckpt.reading import load_variable
 from torch_trackckpt.tracking.data_structures import TrackedDict, TrackedList
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torch_trackckpt.adapters.data_order import has_own_state
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode, state_bytes
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
@@ -73,15 +74,11 @@ def _adapt_by_methods(value: object) -> Trackable | None:
     """The adapter for what an object's class can do; its attributes are not asked, they may do anything."""
     if isinstance(value, type):
         return None
-    if _has_methods(value, "serialize", "deserialize"):
+    if all(callable(getattr(type(value), name, None)) for name in ("serialize", "deserialize")):
         return PythonStateAdapter(value)
-    if _has_methods(value, "state_dict", "load_state_dict"):
+    if has_own_state(value):
         return StateDictAdapter(value)
     return None
-
-
-def _has_methods(value: object, *names: str) -> bool:
-    return all(callable(getattr(type(value), name, None)) for name in names)
 
 
 register_adapter(torch.Generator, GeneratorAdapter)

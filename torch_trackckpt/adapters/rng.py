@@ -46,7 +46,8 @@ class RNGState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Sets every generator. Without CUDA, stored states of CUDA devices are left aside."""
         check_python_state(state["python"])
-        check_numpy_state(state["numpy"], dict(np.random.get_state(legacy=False)))
+        numpy_state = _by_name(state["numpy"])
+        check_numpy_state(numpy_state, dict(np.random.get_state(legacy=False)))
         torch.Generator().set_state(state["torch"])
         if torch.cuda.is_available():
             if len(state["cuda"]) > torch.cuda.device_count():
@@ -57,5 +58,13 @@ class RNGState:
             for device, cuda_state in enumerate(state["cuda"]):
                 torch.cuda.set_rng_state(cuda_state, device)
         random.setstate(state["python"])
-        np.random.set_state(state["numpy"])
+        np.random.set_state(numpy_state)
         torch.set_rng_state(state["torch"])
+
+
+def _by_name(numpy_state: Any) -> Any:
+    """NumPy's state with a name for each part; the first checkpoints of this package have the older form, a tuple."""
+    if not isinstance(numpy_state, tuple) or len(numpy_state) != 5:
+        return numpy_state
+    kind, key, position, has_gauss, gauss = numpy_state
+    return {"bit_generator": kind, "state": {"key": key, "pos": position}, "has_gauss": has_gauss, "gauss": gauss}

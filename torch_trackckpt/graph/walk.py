@@ -43,7 +43,6 @@ __all__ = [
     "list_objects",
     "live_object",
     "values_of",
-    "walk",
 ]
 
 
@@ -122,8 +121,8 @@ class Snapshot:
     """Parameters with optimizer state that the root does not reach, so that their state is not saved."""
 
 
-def walk(root: object, attached: Mapping[str, object] | None = None) -> Snapshot:
-    """The object graph below a root, and every value in it.
+def capture(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:
+    """Every trackable below a root with its python state encoded as it is now, in the order of the saved nodes.
 
     Args:
         root: becomes node 0.
@@ -131,15 +130,6 @@ def walk(root: object, attached: Mapping[str, object] | None = None) -> Snapshot
 
     Raises:
         UnsupportedValueError: a value cannot be saved; the text names its object path.
-    """
-    return collect(capture(root, attached))
-
-
-def capture(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:
-    """Every trackable below a root with its python state encoded as it is now, in the order of the saved nodes.
-
-    Raises:
-        UnsupportedValueError: as `walk`.
     """
     live = discover(root, attached)
     _capture_states(live)
@@ -150,7 +140,7 @@ def collect(live: LiveGraph) -> Snapshot:
     """The saved form of a graph whose states were captured.
 
     Raises:
-        UnsupportedValueError: as `walk`.
+        UnsupportedValueError: as `capture`.
     """
     return _Collector(live).collect()
 
