@@ -235,6 +235,15 @@ def test_an_average_of_a_wrapped_model_is_one_of_the_model(prefix: str) -> None:
     assert torch.equal(*(next(model.parameters()) for model in (saved, fresh)))
 
 
+def test_an_average_that_was_saved_below_the_name_of_the_wrapper_is_taken(prefix: str) -> None:
+    average = averaged()
+    Checkpoint(ema={"module": average.module, "n_averaged": average.n_averaged}).write(prefix)
+    assert "ema/module/layer/weight" in paths(prefix)
+    fresh = averaged(num_updates=0)
+    Checkpoint(ema=fresh).read(prefix).assert_consumed()
+    assert is_same(average, fresh)
+
+
 def test_an_average_of_an_average_keeps_its_node(prefix: str) -> None:
     saved = AveragedModel(averaged(num_updates=2))
     Checkpoint(ema=saved).write(prefix)

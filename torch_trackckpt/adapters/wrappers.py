@@ -39,7 +39,9 @@ class AveragedModelAdapter(ModuleAdapter):
         return {**self._inside._trackable_children(), **_registered(self._averaged)}
 
     def _lookup_dependency(self, name: str) -> object | None:
-        return _registered(self._averaged).get(name, self._inside._lookup_dependency(name))
+        found = _registered(self._averaged).get(name, self._inside._lookup_dependency(name))
+        # The first checkpoints of this package have the averaged model below its name in the wrapper.
+        return self._averaged.module if found is None and name == "module" else found
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         return self._inside._serialize_to_tensors()
