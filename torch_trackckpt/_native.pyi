@@ -190,3 +190,26 @@ class V1Reader:
         """As in `BundleReader`; records that hold the part are always read whole and checked."""
 
     def read_strings(self, key: bytes, extents: Extents | None = None) -> list[bytes]: ...
+
+@final
+class TensorTable:
+    """Tensors as memory: where the bytes of each lie, how many there are, of which type and shape.
+
+    A row is plain where the object is a tensor of exactly one of the given types in contiguous CPU memory, whose bytes
+    are what a file holds of it. All objects are kept alive. Not to be used by several threads at once.
+    """
+
+    def __init__(self, values: list[object], types: tuple[type, ...]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all plain rows."""
+
+    def others(self) -> list[int]:
+        """The rows that are not plain, ascending."""
+
+    def sizes(self) -> list[int]:
+        """The bytes of each row; 0 for those that are not plain."""
+
+    def changed(self) -> list[int]:
+        """The rows of tensors, plain or not, that torch knows to have changed since the table was made."""

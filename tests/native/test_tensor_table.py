@@ -1,0 +1,108 @@
+"""Tensors as memory: which of them are plain, how large they are, and whether they have changed."""
+
+import pytest
+import torch
+
+from torch_trackckpt import _native
+
+TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def table(*values: object) -> _native.TensorTable:
+    return _native.TensorTable(list(values), TYPES)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex64,
+        torch.complex128,
+        torch.bool,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.float8_e4m3fn,
+        torch.float8_e4m3fnuz,
+        torch.float8_e5m2,
+        torch.float8_e5m2fnuz,
+    ],
+)
+def test_a_contiguous_tensor_of_every_stored_type_is_plain(dtype: torch.dtype) -> None:
+    tensor = torch.zeros(3, 5, dtype=dtype)
+    assert table(tensor).others() == []
+    assert table(tensor).sizes() == [tensor.nbytes]
+
+
+def test_parameters_slices_scalars_and_empty_tensors_are_plain() -> None:
+    values = torch.rand(4, 4)
+    rows = [torch.nn.Parameter(values), values[1:], torch.tensor(1.0), torch.empty(0, 3), torch.nn.Buffer(values)]
+    assert table(*rows).others() == []
+    assert table(*rows).nbytes == sum(tensor.nbytes for tensor in rows)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def _imaginary_part_of_a_conjugate() -> torch.Tensor:
+    return torch.rand(3, dtype=torch.complex64).conj().imag
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.rand(4, 4).t(),
+        torch.rand(4).to("meta"),
+        torch.rand(4).to_sparse(),
+        torch.rand(3, dtype=torch.complex64).conj(),
+        _imaginary_part_of_a_conjugate(),
+        torch._efficientzerotensor(3),
+        torch.rand(4).as_subclass(Subclass),
+        b"bytes",
+        None,
+    ],
+    ids=["transposed", "meta", "sparse", "conjugate", "negative", "zero", "subclass", "bytes", "none"],
+)
+def test_what_has_no_memory_that_a_file_could_hold_is_not_plain(value: object) -> None:
+    found = table(torch.rand(2), value)
+    assert found.others() == [1]
+    assert found.sizes() == [8, 0]
+
+
+def test_a_tensor_whose_memory_was_released_is_not_plain() -> None:
+    tensor = torch.rand(4)
+    tensor.untyped_storage().resize_(0)
+    assert table(tensor).others() == [0]
+
+
+def test_changes_in_place_are_noticed_of_plain_tensors_and_others() -> None:
+    first, second, other = torch.rand(3), torch.rand(3), torch.rand(4, 4).t()
+    found = table(first, second, b"bytes", other)
+    assert found.changed() == []
+    second.add_(1)
+    other.add_(1)
+    assert found.changed() == [1, 3]
+
+
+def test_an_inference_tensor_has_no_version_and_never_counts_as_changed() -> None:
+    with torch.inference_mode():
+        tensor = torch.rand(3)
+        found = table(tensor)
+        tensor.add_(1)
+    assert found.changed() == []
+    assert found.others() == []
+
+
+def test_the_table_keeps_the_tensors_alive() -> None:
+    found = table(*[torch.full((1000,), float(index)) for index in range(50)])
+    assert found.nbytes == 50 * 4000
+    assert found.changed() == []
