@@ -35,7 +35,7 @@ from torch_trackckpt.restore.status import (
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
 from torch_trackckpt.save.plan import SavePlan, make_plan
-from torch_trackckpt.save.staging import StagingBuffer, stage
+from torch_trackckpt.save.staging import StagingBuffer
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
@@ -199,7 +199,13 @@ class Checkpoint(AutoTrackable):
     ) -> None:
         metrics = self._own.metrics
         write = metrics.begin(path)
-        plan = make_plan((values or self._walk)(options), options.experimental_sharding_callback)
+        named = (values or self._walk)(options)
+        plan = make_plan(
+            [value.key for value in named],
+            [value.value for value in named],
+            options.experimental_sharding_callback,
+            options.thread_count,
+        )
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
         if _becomes_pending(path, options):
             plan = self._own.staging.snapshot(plan)
@@ -394,7 +400,7 @@ def _complete(
     storage = LocalStorage(durable=options.durable)
     recover(place, storage)
     files = write_shards(
-        stage(plan), place, storage, durable=options.durable, live=plan.items, progress=options.progress
+        plan, place, storage, durable=options.durable, num_threads=options.thread_count, progress=options.progress
     )
     write.num_bytes = files.num_bytes
     commit(files, place, storage)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
 #include <utility>
 
 #include "bundle/dtype.h"
@@ -35,9 +36,9 @@ int32_t DataTypeOf(dlpack::DataType type) {
   };
   switch (type.code) {
     case dlpack::kInt:
-      return by_bits(6, 5, 3, 9);
+      return by_bits(kDtypeInt8, 5, 3, 9);
     case dlpack::kUInt:
-      return by_bits(4, 17, 22, 23);
+      return by_bits(kDtypeUint8, 17, 22, 23);
     case dlpack::kFloat:
       return by_bits(0, 19, 1, 2);
     case dlpack::kBfloat:
@@ -120,6 +121,18 @@ class Questions {
     return is_complex && CallPredicate(tensor, is_conj_.ptr());
   }
 
+  // The exchange calls torch's integers of less than eight bits int8 and uint8, which is what they lie in.
+  bool IsNarrowInteger(PyObject* tensor, int32_t dtype) {
+    if (dtype != kDtypeInt8 && dtype != kDtypeUint8) return false;
+    const nb::object type = nb::steal(PyObject_GetAttr(tensor, dtype_.ptr()));
+    if (!type.is_valid()) throw nb::python_error();
+    if (type.is(int8_) || type.is(uint8_)) return false;
+    const std::string name = nb::repr(type).c_str();
+    if (name == "torch.int8") int8_ = type;
+    if (name == "torch.uint8") uint8_ = type;
+    return name != "torch.int8" && name != "torch.uint8";
+  }
+
   int64_t Version(PyObject* tensor) const {
     const nb::object version = nb::steal(PyObject_GetAttr(tensor, version_.ptr()));
     if (version.is_valid()) return PyLong_AsLongLong(version.ptr());
@@ -131,11 +144,13 @@ class Questions {
   nb::object is_neg_ = nb::steal(PyUnicode_InternFromString("is_neg"));
   nb::object is_conj_ = nb::steal(PyUnicode_InternFromString("is_conj"));
   nb::object version_ = nb::steal(PyUnicode_InternFromString("_version"));
+  nb::object dtype_ = nb::steal(PyUnicode_InternFromString("dtype"));
+  nb::object int8_;  // torch's, once it was met
+  nb::object uint8_;
 };
 
 // Adds a row for a tensor in contiguous CPU memory; for others nothing.
-bool AddPlain(PyObject* object, const TypeReader& reader, const Questions& questions,
-              TensorMemoryTable* table) {
+bool AddPlain(PyObject* object, const TypeReader& reader, Questions* questions, TensorMemoryTable* table) {
   dlpack::Tensor tensor;
   if (!reader.Borrow(object, &tensor)) return false;
   const int32_t dtype = DataTypeOf(tensor.dtype);
@@ -144,7 +159,7 @@ bool AddPlain(PyObject* object, const TypeReader& reader, const Questions& quest
   row.size = ItemSize(dtype);
   for (int32_t i = 0; i < tensor.ndim; ++i) row.size *= static_cast<uint64_t>(tensor.shape[i]);
   if (row.size > 0 && tensor.data == nullptr) return false;
-  if (questions.HasFlaggedSign(object, dtype)) return false;
+  if (questions->HasFlaggedSign(object, dtype) || questions->IsNarrowInteger(object, dtype)) return false;
   row.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   row.dtype = dtype;
   row.rank = static_cast<uint32_t>(tensor.ndim);
@@ -159,7 +174,7 @@ bool AddPlain(PyObject* object, const TypeReader& reader, const Questions& quest
 TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) {
   std::vector<TypeReader> readers;
   for (nb::handle type : types) readers.emplace_back(type);
-  const Questions questions;
+  Questions questions;
   objects_.reserve(values.size());
   versions_.reserve(values.size());
   memory_.rows.reserve(values.size());
@@ -169,7 +184,7 @@ TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) {
       return reader.type() == Py_TYPE(value.ptr());
     };
     const auto reader = std::find_if(readers.begin(), readers.end(), is_its_reader);
-    const bool is_plain = reader != readers.end() && AddPlain(value.ptr(), *reader, questions, &memory_);
+    const bool is_plain = reader != readers.end() && AddPlain(value.ptr(), *reader, &questions, &memory_);
     if (!is_plain) memory_.rows.emplace_back();
     const bool is_tensor = reader != readers.end() || nb::hasattr(value, "_version");
     versions_.push_back(is_tensor ? questions.Version(value.ptr()) : kNoVersion);

@@ -21,9 +21,9 @@ __all__ = ["BundleWriter"]
 class BundleWriter:
     """Writes tensors, in the order given, into data files and their index.
 
-    As a context manager it finishes at the end of the block, or removes all files when the block raised. Several threads
-    may write at once, each to a shard of its own. After an error nothing can be added any more; what other threads are
-    writing ends soon. A key that was added before is found by `finish`.
+    As a context manager it finishes at the end of the block, or removes all files when the block raised. Several
+    threads may write at once, each to a shard of its own. After an error nothing can be added any more; what other
+    threads are writing ends soon. A key that was added before is found by `finish`.
 
     Args:
         data_paths: the data files to create, one for each shard; or the only one.
