@@ -11,7 +11,7 @@ namespace trackckpt {
 
 namespace {
 
-// The paths and full names of nodes in ascending order, each made of its parent's; leaves are not kept.
+// The paths, or the full names, of those nodes whose are still asked for.
 class Paths {
  public:
   explicit Paths(size_t num_nodes) : by_node_(num_nodes) {}
@@ -194,7 +194,8 @@ std::vector<bool> LiveGraph::WithValues(const Contents& contents) const {
   return marked;
 }
 
-std::string LiveGraph::Encode(const Contents& contents, std::vector<std::string>* keys) const {
+std::string LiveGraph::Encode(const Contents& contents,
+                              const std::function<void(std::string_view)>& tell_key) const {
   const std::vector<bool> has_values = WithValues(contents);
   const auto node_of_attribute = [](const Attribute& attribute) { return attribute.node; };
   const auto node_of_version = [](const Version& version) { return version.node; };
@@ -226,7 +227,7 @@ std::string LiveGraph::Encode(const Contents& contents, std::vector<std::string>
       key.clear();
       AppendAttributeKey(&key, path, kVariableValue);
       encoder.AddAttribute(kVariableValue, full_name, key);
-      keys->push_back(key);
+      tell_key(key);
     }
     while (const Attribute* attribute = attributes.Next(id)) {
       key.clear();
@@ -235,14 +236,20 @@ std::string LiveGraph::Encode(const Contents& contents, std::vector<std::string>
       AppendEscaped(&name,
                     attribute->name);  // as in TensorFlow's files, the recorded name is the escaped one
       encoder.AddAttribute(name, attribute->name == kVariableValue ? std::string_view(full_name) : "", key);
-      (attribute->name == kPythonState ? states : *keys).push_back(key);
+      if (attribute->name == kPythonState) {
+        states.push_back(key);
+      } else {
+        tell_key(key);
+      }
     }
     while (const Slot* slot = slots.Next(id)) encoder.AddSlotVariable(slot->variable, slot->name, slot_id++);
     encoder.SetHasCheckpointValues(has_values[At(id)]);
     while (const Version* version = versions.Next(id)) encoder.SetModuleVersion(version->version);
     encoder.EndNode();
-    *paths.At(id) = path;
-    *full_names.At(id) = full_name;
+    if (node.num_edges > 0 || !contents.slots.empty()) {
+      *paths.At(id) = path;
+      *full_names.At(id) = full_name;
+    }
   }
   for (const Slot& slot : contents.slots) {
     path.clear();
@@ -253,9 +260,9 @@ std::string LiveGraph::Encode(const Contents& contents, std::vector<std::string>
     encoder.AddAttribute(kVariableValue, full_name, key);
     encoder.SetHasCheckpointValues(true);
     encoder.EndNode();
-    keys->push_back(key);
+    tell_key(key);
   }
-  keys->insert(keys->end(), states.begin(), states.end());
+  for (const std::string& state : states) tell_key(state);
   return encoder.TakeRecord();
 }
 

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -74,9 +75,9 @@ class LiveGraph {
   // Its names from the outermost module on, or from the root where there is none, joined by dots.
   std::string FullName(int32_t node) const;
 
-  // The record, and the keys of all values in the order of the data file: attributes and the values of leaves by
-  // node, slots, and the python states last.
-  std::string Encode(const Contents& contents, std::vector<std::string>* keys) const;
+  // The record. Is told the keys of all values in the order of the data file: attributes and the values of leaves
+  // by node, slots, and the python states last.
+  std::string Encode(const Contents& contents, const std::function<void(std::string_view)>& tell_key) const;
 
   // Equal graphs have equal names, edges and numbers.
   bool operator==(const LiveGraph& other) const;

@@ -6,13 +6,13 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "error.h"
 #include "graph/keys.h"
 #include "graph/live_graph.h"
+#include "python/address_table.h"
 #include "python/text.h"
 
 namespace nb = nanobind;
@@ -44,16 +44,12 @@ class Identities {
     }
     return static_cast<int32_t>(PyLong_AsLong(const_cast<PyObject*>(found)));
   }
-  int32_t Find(uint64_t address) const {
-    const auto found = addresses_.find(address);
-    return found == addresses_.end() ? LiveGraph::kNone : found->second;
-  }
+  int32_t Find(uint64_t address) const { return addresses_.Find(address); }
   void Add(nb::handle identity, int32_t node) {
     if (const auto address = AddressOf(identity)) return Add(*address, node);
     others_[identity] = node;
   }
-  void Add(uint64_t address, int32_t node) { addresses_.emplace(address, node); }
-  void Reserve(size_t num_nodes) { addresses_.reserve(num_nodes); }
+  void Add(uint64_t address, int32_t node) { addresses_.Add(address, node); }
 
  private:
   static std::optional<uint64_t> AddressOf(nb::handle identity) {
@@ -66,7 +62,7 @@ class Identities {
     return address;
   }
 
-  std::unordered_map<uint64_t, int32_t> addresses_;
+  AddressTable addresses_;
   nb::dict others_;
 };
 
@@ -87,7 +83,6 @@ class LiveObjects {
     const std::vector<std::pair<nb::object, nb::object>> items = ItemsOf(children);
     CheckNode(parent);
     graph_.BeginChildren(parent);
-    identities_.Reserve(objects_.size() + items.size());
     for (const auto& [name, child] : items) {
       if (IsPlainTensor(child)) {
         AddTensor(Utf8(name), child);
@@ -297,12 +292,12 @@ class LiveObjects {
       const auto& before = nb::cast<const GraphRecord&>(known);
       if (before.contents == contents && before.graph == graph_) return nb::borrow(known);
     }
-    std::vector<std::string> keys;
-    const std::string record = graph_.Encode(contents, &keys);
-    GraphRecord made{graph_, std::move(contents), nb::bytes(record.data(), record.size()), nb::list()};
-    for (const std::string& key : keys) made.keys.append(TextOf(key));
-    made.keys.append(TextOf(kObjectGraphKey));
-    return nb::cast(std::move(made));
+    nb::list keys;
+    const std::string record =
+        graph_.Encode(contents, [&](std::string_view key) { keys.append(TextOf(key)); });
+    keys.append(TextOf(kObjectGraphKey));
+    return nb::cast(
+        GraphRecord{graph_, std::move(contents), nb::bytes(record.data(), record.size()), std::move(keys)});
   }
 
   std::vector<nb::object> types_;
