@@ -9,18 +9,19 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
-from torch_trackckpt.graph.walk import LiveGraph, NamedValue, Snapshot, capture, collect, discover
+from torch_trackckpt.graph.walk import LiveGraph, Snapshot, capture, collect, discover
 from torch_trackckpt.metrics import CheckpointMetrics, Transfer
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import in_preemption_save_context
@@ -195,17 +196,12 @@ class Checkpoint(AutoTrackable):
         options: CheckpointOptions,
         *,
         updates_state: bool,
-        values: Callable[[CheckpointOptions], Sequence[NamedValue]] | None = None,
+        walk: Callable[[CheckpointOptions], Snapshot] | None = None,
     ) -> None:
         metrics = self._own.metrics
         write = metrics.begin(path)
-        named = (values or self._walk)(options)
-        plan = make_plan(
-            [value.key for value in named],
-            [value.value for value in named],
-            options.experimental_sharding_callback,
-            options.thread_count,
-        )
+        snapshot = (walk or self._walk)(options)
+        plan = make_plan(snapshot.keys, snapshot.values, options.experimental_sharding_callback, options.thread_count)
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
         if _becomes_pending(path, options):
             plan = self._own.staging.snapshot(plan)
@@ -215,12 +211,14 @@ class Checkpoint(AutoTrackable):
         else:
             metrics.wrote(complete(plan, path), in_background=False)
 
-    def _walk(self, options: CheckpointOptions) -> Sequence[NamedValue]:
+    def _walk(self, options: CheckpointOptions) -> Snapshot:
         live = capture(self._graph_root(), self._attached())
-        snapshot = collect(live)
+        snapshot = collect(live, self._own.graph_record)
+        # Of a graph that stays as it is, keys and record are made once.
+        self._own.graph_record = snapshot.graph
         self._warn_of_unreachable(snapshot)
         self._warn_of_lost(live, options)
-        return snapshot.values
+        return snapshot
 
     # Restoring.
 
@@ -420,6 +418,7 @@ class _Own:
         self.lock = threading.RLock()
         self.turn_of: int | None = None
         """The thread that saves."""
+        self.graph_record: _native.GraphRecord | None = None
         self.staging = StagingBuffer()
         self.pending: PendingSave | None = None
         self.metrics = CheckpointMetrics()
