@@ -25,6 +25,7 @@
 #include "error.h"
 #include "io/mapping.h"
 #include "python/live_objects.h"
+#include "python/saved_graph.h"
 #include "python/tensor_table.h"
 #include "table/format.h"
 
@@ -592,6 +593,7 @@ NB_MODULE(_native, module) {
 #endif
   nb::register_exception_translator(trackckpt::TranslateException);
   trackckpt::DefineLiveObjects(module);
+  trackckpt::DefineSavedGraph(module);
   trackckpt::DefineTensorTable(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);

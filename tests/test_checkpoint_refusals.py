@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import thing, zero
+from graph_messages import encode_object_graph
 
 from torch_trackckpt import (
     Checkpoint,
@@ -18,7 +19,6 @@ from torch_trackckpt.errors import (
     MismatchError,
     TensorNotFoundError,
 )
-from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph
 from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.commit import commit

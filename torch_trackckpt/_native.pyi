@@ -299,3 +299,94 @@ class LiveObjects:
 
     def has_same_objects(self, other: LiveObjects) -> bool:
         """Whether the very same objects are under the same names."""
+
+@final
+class SavedGraph:
+    """The object graph of a checkpoint, parsed from its record.
+
+    Raises `DataLossError` where the record does not parse or refers to nodes that it does not have; the text is the end
+    of a sentence about it.
+    """
+
+    def __init__(self, record: bytes) -> None: ...
+    @property
+    def record(self) -> bytes: ...
+    def __len__(self) -> int: ...
+    def children(self, node: int) -> tuple[tuple[int, str], ...]:
+        """Node and local name of each."""
+
+    def child(self, node: int, position: int) -> tuple[int, str]: ...
+    def find_child(self, node: int, name: str) -> int | None:
+        """The first child of a name."""
+
+    def attributes(self, node: int) -> tuple[tuple[str, str, str], ...]:
+        """Name, full name and checkpoint key of each."""
+
+    def slots(self, node: int) -> tuple[tuple[int, str, int], ...]:
+        """Variable, name and slot of each."""
+
+    def registered_saver(self, node: int) -> tuple[str, str] | None: ...
+    def has_values(self, node: int) -> bool | None: ...
+    def module_version(self, node: int) -> int | None: ...
+    def nodes_with_slots(self) -> list[int]:
+        """Every node that has slot variables."""
+
+    def nodes_with_values(self) -> list[int]:
+        """Every node that has attributes, or a saver of its own."""
+
+@final
+class PairedTensors:
+    """Which nodes of a saved graph were bound, in which order; and which variables to which ordinary tensors.
+
+    A variable is a node that owns one value of that name and nothing else. Tensors are kept alive until `release`.
+    """
+
+    def __init__(self, graph: SavedGraph, types: tuple[type, ...]) -> None: ...
+    def pair(self, node: int, sources: tuple[object, ...]) -> list[int]:
+        """Pairs the children of a node that are variables with the tensors of their names.
+
+        Args:
+            node: the parent.
+            sources: where the names are looked up, in order: dicts, and lists or tuples for names that are numbers.
+
+        Returns:
+            The positions of the children that were not paired: those that are no variables, or are bound already, and
+            those under whose names there is no tensor of exactly one of the types, in contiguous CPU memory, that was
+            not paired before.
+        """
+
+    def mark(self, node: int) -> None:
+        """Says that a node is bound to something else."""
+
+    def claim(self, address: int) -> None:
+        """Says that the tensor with an address (its ``id``) takes other values."""
+
+    def __contains__(self, node: object) -> bool:
+        """Whether a node is paired with a tensor."""
+
+    def __len__(self) -> int:
+        """How many are."""
+
+    def order(self, node: int) -> int:
+        """The place of a node in the order in which all were bound; -1 where it is not."""
+
+    def has_taken(self, address: int) -> bool:
+        """Whether a tensor was paired or claimed."""
+
+    def tensor(self, node: int) -> Any:
+        """None where the node is not paired, or the tensors were released."""
+
+    def address(self, node: int) -> int: ...
+    def place(self, node: int) -> tuple[int, str]:
+        """The parent and the local name by which a node was paired."""
+
+    def nodes(self) -> list[int]:
+        """Those that were paired, in this order; `keys` and `tensors` go with them."""
+
+    def keys(self) -> list[str]: ...
+    def tensors(self) -> list[Any]: ...
+    def set_attribute(self, name: str, value: object) -> None:
+        """Sets an attribute of each tensor."""
+
+    def release(self) -> None:
+        """Keeps the tensors alive no longer; everything but `tensor` and `tensors` stays."""

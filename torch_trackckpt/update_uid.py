@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["new_uid", "set_update_uid", "update_uid"]
+from torch_trackckpt import _native
+
+__all__ = ["new_uid", "set_update_uid", "set_update_uids", "update_uid"]
 
 _NEVER = -1
 _ATTRIBUTE = "_trackckpt_update_uid"
@@ -51,6 +53,11 @@ def set_update_uid(owner: Any, uid: int, part: Hashable = None) -> None:
         except TypeError:
             return
     numbers.by_part[part] = uid
+
+
+def set_update_uids(tensors: _native.PairedTensors, uid: int) -> None:
+    """As `set_update_uid`, for each of many tensors."""
+    tensors.set_attribute(_ATTRIBUTE, _TensorUid(uid))
 
 
 class _TensorUid(int):

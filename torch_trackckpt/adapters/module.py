@@ -64,9 +64,16 @@ class ModuleAdapter(Adapter):
                 return child
         return None
 
+    def _leaf_sources(self) -> tuple[object, ...]:
+        module: nn.Module = self.adapted
+        if isinstance(module, torch.jit.ScriptModule):
+            return ()
+        return (module._parameters,) if module._non_persistent_buffers_set else (module._parameters, module._buffers)
+
     def _postponed(self, stored_names: Collection[str]) -> Collection[str]:
         # A lazy module makes all of its parameters in its first forward pass, or none.
-        lazy = {name for name, child in self._trackable_children().items() if _is_lazy_tensor(child)}
+        lazy = {name for name, parameter in self.adapted._parameters.items() if _is_lazy_tensor(parameter)}
+        lazy |= {name for name, buffer in self.adapted._buffers.items() if _is_lazy_tensor(buffer)}
         return () if lazy <= set(stored_names) else lazy
 
     def _module_version(self) -> int | None:

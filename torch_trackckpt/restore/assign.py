@@ -31,7 +31,7 @@ from torch_trackckpt.errors import (
 from torch_trackckpt.options import CheckpointOptions, Progress
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared
-from torch_trackckpt.update_uid import set_update_uid
+from torch_trackckpt.update_uid import set_update_uid, set_update_uids
 
 __all__ = ["assign_values"]
 
@@ -119,6 +119,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
 
 def _note(match: Match) -> None:
     """Has the objects know by which restore they got their values."""
+    if match.tensors is not None:
+        set_update_uids(match.tensors, match.uid)
     for trackable in [bound.trackable for bound in match.values.values()] + [match.bound[kept] for kept in match.kept]:
         owner, part = trackable._owner()
         set_update_uid(owner, match.uid, part)
@@ -130,6 +132,12 @@ def _note(match: Match) -> None:
 def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], list[_HandedOver]]:
     in_place: list[_InPlace] = []
     handed_over: list[_HandedOver] = []
+    if match.tensors is not None:
+        for node_id, key, tensor in zip(
+            match.tensors.nodes(), match.tensors.keys(), match.tensors.tensors(), strict=True
+        ):
+            readable = match.graph.readable(node_id)
+            in_place.append(_InPlace(_stored(reader, key, readable), readable, tensor))
     for bound in match.values.values():
         readable = match.graph.readable(bound.node_id)
         if bound.computed is not None:
