@@ -23,7 +23,7 @@ def crc32c(data: Buffer, crc: int = 0, implementation: str = "") -> int:
 def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
     """CRC-32C of A and B together, from those of A and of B and the number of bytes in B.
 
-    So the parts of a tensor can be checksummed apart. Takes two microseconds at most, whatever the size of B.
+    So the parts of a tensor can be checksummed apart. Takes microseconds at most, whatever the size of B.
     """
 
 def crc32c_implementations() -> list[str]:
