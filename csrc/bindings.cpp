@@ -218,11 +218,28 @@ const Crc32cImplementation& FindImplementation(const std::string& name) {
   throw Error(ErrorKind::kInvalidArgument, "no such crc32c implementation on this processor: " + name);
 }
 
-uint32_t Crc32c(const nb::bytes& data, uint32_t crc, const std::string& name) {
+// The bytes of a buffer, which cannot be resized or freed while this lives.
+class BufferBytes {
+ public:
+  explicit BufferBytes(nb::handle buffer) {
+    if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  }
+  ~BufferBytes() { PyBuffer_Release(&view_); }
+  BufferBytes(const BufferBytes&) = delete;
+  BufferBytes& operator=(const BufferBytes&) = delete;
+
+  const void* data() const { return view_.buf; }
+  size_t size() const { return static_cast<size_t>(view_.len); }
+
+ private:
+  Py_buffer view_;
+};
+
+uint32_t Crc32c(nb::handle data, uint32_t crc, const std::string& name) {
   const Crc32cImplementation& implementation = FindImplementation(name);
-  const std::string_view view = ViewOf(data);
+  const BufferBytes bytes(data);
   const nb::gil_scoped_release release;
-  return implementation.extend(crc, view.data(), view.size());
+  return implementation.extend(crc, bytes.data(), bytes.size());
 }
 
 nb::list Crc32cNames() {
@@ -516,6 +533,8 @@ void DefineMapFile(nb::module_& module) {
 void DefineCrc32c(nb::module_& module) {
   module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
              "CRC-32C of `data`, continuing from `crc`.");
+  module.def("crc32c_combine", &Crc32cCombine, "crc_a"_a, "crc_b"_a, "size_b"_a,
+             "CRC-32C of two parts together, from those of the parts.");
   module.def("crc32c_implementations", &Crc32cNames, "Names of the CRC-32C kernels, fastest first.");
 }
 
