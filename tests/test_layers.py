@@ -106,10 +106,10 @@ def test_nothing_that_runs_code_from_a_file_is_used() -> None:
                 assert called not in {"eval", "exec", "__import__", "compile", "torch.load"}, path
 
 
-def test_the_native_core_knows_neither_torch_nor_more_of_python_than_its_bindings() -> None:
+def test_the_native_core_knows_no_torch_and_only_its_bindings_know_python() -> None:
     sources = Path(__file__).parents[1] / "csrc"
     for path in [*sources.rglob("*.cpp"), *sources.rglob("*.h")]:
         includes = [line for line in path.read_text().splitlines() if line.startswith("#include")]
         assert not any("torch/" in line or "ATen" in line or "c10" in line for line in includes), path
-        if path.name != "bindings.cpp":
+        if path.name != "bindings.cpp" and path.parent.name != "python":
             assert not any("nanobind" in line or "Python.h" in line for line in includes), path

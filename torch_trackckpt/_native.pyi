@@ -39,41 +39,61 @@ def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dty
 
 @final
 class BundleWriter:
-    """Writes one shard: a data file, and the index table that names its tensors."""
+    """Writes data files, one for each shard, and the index table that names the tensors in all of them.
+
+    Calls for one shard take turns; calls for different shards may run at once. After an error in any of them the writer
+    is failed: those that are under way end soon, and every later one raises `WriterClosedError`.
+    """
 
     def __init__(
-        self, data_path: str, index_path: str, *, durable: bool, block_size: int = 262144, alignment: int = 1
+        self, data_paths: list[str], index_path: str, *, durable: bool, block_size: int = 262144, alignment: int = 1
     ) -> None:
-        """Creates both files; neither may exist. With `durable`, `finish` returns after fsync of both.
+        """Creates all files; none may exist. With `durable`, they are synced by the calls that complete them.
 
-        Behind each tensor the data file is filled with zeros up to a multiple of `alignment`.
+        Behind each tensor the data file is filled with zeros up to a multiple of `alignment`. A data file is open only
+        from its first tensor on until it is complete.
         """
 
-    def add(self, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
+    def add(self, shard: int, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
         """Appends (key, DataType number, shape, address, size in bytes) in the given order.
 
-        Raises `DuplicateKeyError` for a used key and ``ValueError`` for a size that contradicts dtype and
-        shape; after any error the writer is failed, and every later call raises `WriterClosedError`.
+        Raises ``ValueError`` for a size that contradicts dtype and shape.
         """
 
-    def add_strings(self, key: bytes, shape: tuple[int, ...], values: list[bytes]) -> None:
+    def add_rows(
+        self, shard: int, keys: list[str], table: TensorTable, rows: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> None:
+        """Appends rows of a table in the given order; ``keys`` has the key of every row of the table.
+
+        Raises ``ValueError`` for a row that is not plain.
+        """
+
+    def add_strings(self, shard: int, key: bytes, shape: tuple[int, ...], values: list[bytes]) -> None:
         """Appends a string tensor, its elements in row-major order."""
 
     def add_slice(
-        self, key: bytes, dtype: int, shape: tuple[int, ...], extents: Extents, address: int, size: int
+        self, shard: int, key: bytes, dtype: int, shape: tuple[int, ...], extents: Extents, address: int, size: int
     ) -> None:
-        """Appends the part `extents` of the tensor `key`, whose full shape is `shape`.
+        """Appends the part `extents` of the tensor `key`, whose full shape is `shape`; others may be in other shards.
 
         A part that is the whole tensor is stored as `add` does. Raises ``ValueError`` for extents outside of
-        the shape and for a shape or dtype other than that of the tensor's earlier slices, and
-        `DuplicateKeyError` for a slice that was added before and for a tensor that was added whole.
+        the shape and for a shape or dtype other than that of the tensor's earlier slices in the shard.
         """
 
-    def add_strings_slice(self, key: bytes, shape: tuple[int, ...], extents: Extents, values: list[bytes]) -> None:
+    def add_strings_slice(
+        self, shard: int, key: bytes, shape: tuple[int, ...], extents: Extents, values: list[bytes]
+    ) -> None:
         """As `add_slice`, for strings: the elements of the part in row-major order."""
 
+    def finish_shard(self, shard: int) -> None:
+        """Completes one data file, which takes no more tensors."""
+
     def finish(self) -> None:
-        """Completes both files. A second call raises `WriterClosedError`."""
+        """Completes all files, the index last. A second call raises `WriterClosedError`.
+
+        Raises `DuplicateKeyError` for a key that was used twice, by a tensor or a slice of one, and ``ValueError``
+        where slices of one tensor in several shards differ in its dtype or its shape.
+        """
 
     def abandon(self) -> None:
         """Closes and removes the files of a writer that has not finished. Harmless otherwise."""
@@ -207,7 +227,7 @@ class TensorTable:
     are what a file holds of it. All objects are kept alive. Not to be used by several threads at once.
     """
 
-    def __init__(self, values: list[object], types: tuple[type, ...]) -> None: ...
+    def __init__(self, values: list[Any], types: tuple[type, ...]) -> None: ...
     def __len__(self) -> int: ...
     @property
     def nbytes(self) -> int:

@@ -1,6 +1,7 @@
 #include "python/tensor_reader.h"
 
 #include <cstddef>
+#include <string>
 
 #include "bundle/dtype.h"
 #include "python/dlpack.h"
@@ -30,9 +31,9 @@ int32_t DataTypeOf(dlpack::DataType type) {
   };
   switch (type.code) {
     case dlpack::kInt:
-      return by_bits(6, 5, 3, 9);
+      return by_bits(kDtypeInt8, 5, 3, 9);
     case dlpack::kUInt:
-      return by_bits(4, 17, 22, 23);
+      return by_bits(kDtypeUint8, 17, 22, 23);
     case dlpack::kFloat:
       return by_bits(0, 19, 1, 2);
     case dlpack::kBfloat:
@@ -91,7 +92,7 @@ bool CallPredicate(PyObject* object, const nb::object& name) {
 }  // namespace
 
 TensorReader::TensorReader(const nb::tuple& types)
-    : is_neg_(Name("is_neg")), is_conj_(Name("is_conj")), version_(Name("_version")) {
+    : is_neg_(Name("is_neg")), is_conj_(Name("is_conj")), dtype_(Name("dtype")), version_(Name("_version")) {
   for (nb::handle type : types)
     types_.push_back({reinterpret_cast<PyTypeObject*>(type.ptr()), BorrowOf(type)});
 }
@@ -108,6 +109,15 @@ bool TensorReader::HasFlaggedSign(PyObject* tensor, int32_t dtype) const {
   if (CallPredicate(tensor, is_neg_)) return true;
   const bool is_complex = dtype == kDtypeComplex64 || dtype == kDtypeComplex128;
   return is_complex && CallPredicate(tensor, is_conj_);
+}
+
+// The exchange calls torch's integers of less than eight bits int8 and uint8, which is what they lie in.
+bool TensorReader::IsNarrowInteger(PyObject* tensor, int32_t dtype) const {
+  if (dtype != kDtypeInt8 && dtype != kDtypeUint8) return false;
+  const nb::object type = nb::steal(PyObject_GetAttr(tensor, dtype_.ptr()));
+  if (!type.is_valid()) throw nb::python_error();
+  const std::string name = nb::repr(type).c_str();
+  return name != "torch.int8" && name != "torch.uint8";
 }
 
 int64_t TensorReader::Version(PyObject* tensor) const {
@@ -131,7 +141,7 @@ bool TensorReader::AddPlain(PyObject* object, TensorMemoryTable* table) const {
   row.size = ItemSize(dtype);
   for (int32_t i = 0; i < tensor.ndim; ++i) row.size *= static_cast<uint64_t>(tensor.shape[i]);
   if (row.size > 0 && tensor.data == nullptr) return false;
-  if (HasFlaggedSign(object, dtype)) return false;
+  if (HasFlaggedSign(object, dtype) || IsNarrowInteger(object, dtype)) return false;
   row.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   row.dtype = dtype;
   row.rank = static_cast<uint32_t>(tensor.ndim);

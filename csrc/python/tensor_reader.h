@@ -32,9 +32,10 @@ class TensorReader {
 
   const Type* Find(PyObject* object) const;
   bool HasFlaggedSign(PyObject* tensor, int32_t dtype) const;
+  bool IsNarrowInteger(PyObject* tensor, int32_t dtype) const;
 
   std::vector<Type> types_;
-  nanobind::object is_neg_, is_conj_, version_;  // names of methods, made once
+  nanobind::object is_neg_, is_conj_, dtype_, version_;  // names of methods, made once
 };
 
 }  // namespace trackckpt
