@@ -24,6 +24,7 @@
 #include "encoding/crc32c.h"
 #include "error.h"
 #include "io/mapping.h"
+#include "python/row_plan.h"
 #include "python/tensor_table.h"
 #include "table/format.h"
 
@@ -347,29 +348,24 @@ void CheckKeys(const Reader& self, const nb::list& keys) {
 }
 
 template <typename Reader>
-void VerifyKeys(const Reader& self, const nb::list& keys) {
+void VerifyKeys(const Reader& self, const nb::list& keys, size_t num_threads) {
   const auto plain_keys = KeysFromPython(keys);
   const nb::gil_scoped_release release;
-  self.Verify(plain_keys);
-}
-
-[[noreturn]] void ThrowWithProgress(const Error& error, const ReadProgress& progress) {
-  const nb::object exception = PythonException(error);
-  exception.attr("completed") = progress.completed;
-  exception.attr("touched") = progress.touched;
-  SetPythonError(exception);
-  throw nb::python_error();
+  self.Verify(plain_keys, num_threads);
 }
 
 template <typename Reader>
-void ReadTensors(const Reader& self, const nb::list& requests) {
+void ReadTensors(const Reader& self, const nb::list& requests, size_t num_threads) {
   const auto values = ListFromPython<ReadRequest>(requests, RequestFromPython);
-  ReadProgress progress;
+  std::vector<size_t> touched;
   try {
     const nb::gil_scoped_release release;
-    self.Read(values, &progress);
+    self.Read(values, num_threads, &touched);
   } catch (const Error& error) {
-    ThrowWithProgress(error, progress);
+    const nb::object exception = PythonException(error);
+    exception.attr("touched") = touched;
+    SetPythonError(exception);
+    throw nb::python_error();
   }
 }
 
@@ -557,8 +553,8 @@ void DefineReader(nb::module_& module) {
       .def("tensors", &ListTensors<BundleReader>)
       .def("find", &FindEntry<BundleReader>, "key"_a)
       .def("check", &CheckKeys<BundleReader>, "keys"_a)
-      .def("verify", &VerifyKeys<BundleReader>, "keys"_a)
-      .def("read", &ReadTensors<BundleReader>, "requests"_a)
+      .def("verify", &VerifyKeys<BundleReader>, "keys"_a, nb::kw_only(), "num_threads"_a = 1)
+      .def("read", &ReadTensors<BundleReader>, "requests"_a, nb::kw_only(), "num_threads"_a = 1)
       .def("read_slice", &ReadSlice<BundleReader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
            "verify"_a)
       .def("read_strings", &ReadStrings, "key"_a, "extents"_a = nb::none())
@@ -573,8 +569,8 @@ void DefineV1Reader(nb::module_& module) {
       .def("tensors", &ListTensors<V1Reader>)
       .def("find", &FindEntry<V1Reader>, "key"_a)
       .def("check", &CheckKeys<V1Reader>, "keys"_a)
-      .def("verify", &VerifyKeys<V1Reader>, "keys"_a)
-      .def("read", &ReadTensors<V1Reader>, "requests"_a)
+      .def("verify", &VerifyKeys<V1Reader>, "keys"_a, nb::kw_only(), "num_threads"_a = 1)
+      .def("read", &ReadTensors<V1Reader>, "requests"_a, nb::kw_only(), "num_threads"_a = 1)
       .def("read_slice", &ReadSlice<V1Reader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
            "verify"_a)
       .def("read_strings", &ReadV1Strings, "key"_a, "extents"_a = nb::none());
@@ -597,5 +593,6 @@ NB_MODULE(_native, module) {
   trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);
   trackckpt::DefineReader(module);
+  trackckpt::DefineRowPlan(module);
   trackckpt::DefineV1Reader(module);
 }
