@@ -22,7 +22,7 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify``, a write callback that cannot be called with the path alone, a
+        ValueError: for an unknown ``verify``, a number of threads below 1, a write callback that cannot be called with the path alone, a
             sharding callback that is none, or a ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
@@ -40,6 +40,10 @@ class CheckpointOptions:
     """When a restore checks the checksums of what it reads. ``"before"``: all of them before the first live
     value changes. ``"during"``: on the way, in one pass over the data; a checkpoint of up to 64 MiB is checked
     before even so, and damage in a larger one raises an error that names the values already overwritten."""
+
+    num_threads: int | None = None
+    """How many threads write or read at once; None: as many as processors this process may use
+    (``os.sched_getaffinity``), at most 8."""
 
     experimental_skip_slot_variables: bool = False
     """Restore only: optimizer slot variables are neither restored nor asked for by the assertions."""
@@ -78,6 +82,8 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         if self.verify not in ("during", "before"):
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads must be None or at least 1, not {self.num_threads!r}.")
         if self.progress is not None and not callable(self.progress):
             raise ValueError(f"progress must be a function of two numbers of bytes, not {self.progress!r}.")
         # A copy, so that a list that the caller goes on changing does not change what was checked.

@@ -102,6 +102,23 @@ class TypeReader {
   int (*borrow_)(void*, dlpack::Tensor*) = nullptr;
 };
 
+class TypeReaders {
+ public:
+  explicit TypeReaders(const nb::tuple& types) {
+    for (nb::handle type : types) readers_.emplace_back(type);
+  }
+
+  // Nothing for objects of other classes.
+  const TypeReader* Find(PyObject* object) const {
+    const auto is_its_reader = [&](const TypeReader& reader) { return reader.type() == Py_TYPE(object); };
+    const auto found = std::find_if(readers_.begin(), readers_.end(), is_its_reader);
+    return found == readers_.end() ? nullptr : &*found;
+  }
+
+ private:
+  std::vector<TypeReader> readers_;
+};
+
 bool CallPredicate(PyObject* object, PyObject* name) {
   PyObject* const arguments[] = {object};
   const nb::object result =
@@ -156,22 +173,18 @@ bool AddPlain(PyObject* object, const TypeReader& reader, const Questions& quest
 
 }  // namespace
 
-TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) {
-  std::vector<TypeReader> readers;
-  for (nb::handle type : types) readers.emplace_back(type);
+TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) : types_(types) {
+  const TypeReaders readers(types);
   const Questions questions;
   objects_.reserve(values.size());
   versions_.reserve(values.size());
   memory_.rows.reserve(values.size());
   memory_.dims.reserve(2 * values.size());
   for (nb::handle value : values) {
-    const auto is_its_reader = [&](const TypeReader& reader) {
-      return reader.type() == Py_TYPE(value.ptr());
-    };
-    const auto reader = std::find_if(readers.begin(), readers.end(), is_its_reader);
-    const bool is_plain = reader != readers.end() && AddPlain(value.ptr(), *reader, questions, &memory_);
+    const TypeReader* const reader = readers.Find(value.ptr());
+    const bool is_plain = reader != nullptr && AddPlain(value.ptr(), *reader, questions, &memory_);
     if (!is_plain) memory_.rows.emplace_back();
-    const bool is_tensor = reader != readers.end() || nb::hasattr(value, "_version");
+    const bool is_tensor = reader != nullptr || nb::hasattr(value, "_version");
     versions_.push_back(is_tensor ? questions.Version(value.ptr()) : kNoVersion);
     objects_.push_back(nb::borrow(value));
   }
@@ -206,6 +219,32 @@ nb::list TensorTable::Changed() const {
   return changed;
 }
 
+nb::list TensorTable::Moved() const {
+  const TypeReaders readers(types_);
+  nb::list moved;
+  for (size_t i = 0; i < objects_.size(); ++i) {
+    const TensorMemory& row = memory_.rows[i];
+    if (!row.is_plain()) continue;
+    const TypeReader* const reader = readers.Find(objects_[i].ptr());
+    dlpack::Tensor tensor;
+    const bool is_same = reader != nullptr && reader->Borrow(objects_[i].ptr(), &tensor) &&
+                         static_cast<char*>(tensor.data) + tensor.byte_offset == row.data &&
+                         DataTypeOf(tensor.dtype) == row.dtype && IsContiguous(tensor) &&
+                         static_cast<uint32_t>(tensor.ndim) == row.rank &&
+                         std::equal(tensor.shape, tensor.shape + tensor.ndim, memory_.Shape(row));
+    if (!is_same) moved.append(i);
+  }
+  return moved;
+}
+
+nb::list TensorTable::Unversioned() const {
+  nb::list unversioned;
+  for (size_t i = 0; i < versions_.size(); ++i) {
+    if (versions_[i] == kNoVersion) unversioned.append(i);
+  }
+  return unversioned;
+}
+
 void DefineTensorTable(nb::module_& module) {
   nb::class_<TensorTable>(module, "TensorTable", nb::is_final(), "Tensors as memory.")
       .def(nb::init<const nb::list&, const nb::tuple&>(), "values"_a, "types"_a)
@@ -213,7 +252,9 @@ void DefineTensorTable(nb::module_& module) {
       .def_prop_ro("nbytes", &TensorTable::num_bytes)
       .def("others", &TensorTable::Others)
       .def("sizes", &TensorTable::Sizes)
-      .def("changed", &TensorTable::Changed);
+      .def("changed", &TensorTable::Changed)
+      .def("moved", &TensorTable::Moved)
+      .def("unversioned", &TensorTable::Unversioned);
 }
 
 }  // namespace trackckpt
