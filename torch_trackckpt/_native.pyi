@@ -6,7 +6,7 @@ Failures raise the classes of `torch_trackckpt.errors`, or ``OSError`` with ``er
 where the operating system refused.
 """
 
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -200,7 +200,7 @@ class TensorTable:
     are what a file holds of it. All objects are kept alive. Not to be used by several threads at once.
     """
 
-    def __init__(self, values: list[object], types: tuple[type, ...]) -> None: ...
+    def __init__(self, values: list[Any], types: tuple[type, ...]) -> None: ...
     def __len__(self) -> int: ...
     @property
     def nbytes(self) -> int:

@@ -22,8 +22,8 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify``, a number of threads below 1, a write callback that cannot be called with the path alone, a
-            sharding callback that is none, or a ``progress`` that cannot be called.
+        ValueError: for an unknown ``verify``, a number of threads below 1, a write callback that cannot be called with
+            the path alone, a sharding callback that is none, or a ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
     Example:
