@@ -24,6 +24,7 @@
 #include "encoding/crc32c.h"
 #include "error.h"
 #include "io/mapping.h"
+#include "python/live_objects.h"
 #include "python/row_plan.h"
 #include "python/tensor_table.h"
 #include "table/format.h"
@@ -586,6 +587,7 @@ NB_MODULE(_native, module) {
   nb::set_leak_warnings(false);
 #endif
   nb::register_exception_translator(trackckpt::TranslateException);
+  trackckpt::DefineLiveObjects(module);
   trackckpt::DefineTensorTable(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);

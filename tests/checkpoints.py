@@ -1,5 +1,6 @@
 """Small objects to save, and looks at what was saved of them."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,9 @@ import witness
 from torch_trackckpt import (
     AutoTrackable,
 )
-from torch_trackckpt.graph.walk import Snapshot, capture, collect
+from torch_trackckpt.graph.messages import decode_object_graph
+from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.graph.walk import NamedValue, capture, collect
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
 
 X = "x/.ATTRIBUTES/VARIABLE_VALUE"
@@ -21,9 +24,20 @@ def paths(prefix: str) -> list[str]:
     return [key.split("/.ATTRIBUTES")[0] for key in witness.read_bundle(prefix) if key != OBJECT_GRAPH_KEY]
 
 
-def walk(root: object, attached: Mapping[str, object] | None = None) -> Snapshot:
+@dataclasses.dataclass(frozen=True)
+class Walked:
+    """What would be saved of a root."""
+
+    graph: ObjectGraph
+    values: list[NamedValue]
+    unreachable: tuple[str, ...]
+
+
+def walk(root: object, attached: Mapping[str, object] | None = None) -> Walked:
     """What would be saved of a root: its object graph, and every value in it."""
-    return collect(capture(root, attached))
+    snapshot = collect(capture(root, attached))
+    values = [NamedValue(key, value) for key, value in zip(snapshot.keys, snapshot.values, strict=True)]
+    return Walked(decode_object_graph(snapshot.graph.record, "the walk"), values, snapshot.unreachable)
 
 
 def thing(**children: object) -> AutoTrackable:

@@ -6,6 +6,7 @@ Failures raise the classes of `torch_trackckpt.errors`, or ``OSError`` with ``er
 where the operating system refused.
 """
 
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -253,3 +254,88 @@ class RowPlan:
 
     def touched(self) -> list[int]:
         """The rows whose memory was, or may have been, written to; ascending."""
+
+@final
+class GraphRecord:
+    """What is saved of an object graph; the same object for a graph that is equal to one that was saved before."""
+
+    @property
+    def record(self) -> bytes:
+        """The serialised ``TrackableObjectGraph``."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all values in the order of the data file, with that of the record last. Not to be changed."""
+
+@final
+class LiveObjects:
+    """The objects of a program, numbered breadth first, and the graph that they form.
+
+    Tensors of exactly the given types are leaves, without a Python object for each; every other node is a trackable.
+    All objects are kept alive. Not to be used by several threads at once.
+    """
+
+    def __init__(self, types: tuple[type, ...]) -> None: ...
+    def add_root(self, trackable: object, identity: Hashable, is_module: bool) -> None:
+        """Node 0."""
+
+    def add_children(
+        self,
+        node: int,
+        children: Mapping[str, object],
+        adapt: Callable[[object], tuple[object, Hashable, bool] | None],
+    ) -> None:
+        """Adds all children of a node, and those that were not there before as new nodes.
+
+        `adapt` is asked for those that are no leaves: for the trackable, its identity, and whether it stands for a
+        module; None leaves the child out. Raises ``UnicodeEncodeError`` for a name that is no text.
+        """
+
+    def renumber(self) -> None:
+        """Numbers all nodes breadth first, after children were added late."""
+
+    def __len__(self) -> int: ...
+    def next_trackable(self, node: int) -> int | None:
+        """The first node from `node` on that is no leaf."""
+
+    def trackables(self) -> list[tuple[int, Any]]:
+        """Every node that is no leaf, with its trackable."""
+
+    def is_tensor(self, node: int) -> bool: ...
+    def object(self, node: int) -> Any:
+        """The tensor of a leaf, or the trackable."""
+
+    def identity(self, node: int) -> Hashable: ...
+    def find(self, identity: Hashable) -> int | None:
+        """The node of an object."""
+
+    def find_all(self, objects: list[Any]) -> list[int]:
+        """The nodes of objects whose identity is their address; -1 where there is none."""
+
+    def names(self, node: int) -> tuple[str, ...]:
+        """The names from the root, on the way of its first discovery."""
+
+    def path(self, node: int) -> str: ...
+    def full_name(self, node: int) -> str: ...
+    def module_depth(self, node: int) -> int | None:
+        """How many of its names lead to the outermost module above it."""
+
+    def children(self, node: int) -> list[tuple[str, int]]: ...
+    def collect(
+        self,
+        attributes: list[tuple[int, str, Any]],
+        versions: list[tuple[int, int]],
+        slots: list[tuple[int, str, list[int], list[Any]]],
+        known: GraphRecord | None,
+    ) -> tuple[GraphRecord, list[Any]]:
+        """What is saved, and the values that go with its keys.
+
+        Args:
+            attributes: node, name and value of what trackables own, by node.
+            versions: node and version of modules, by node.
+            slots: optimizer, name of the slot, variables and slots, by optimizer.
+            known: returned where the graph is equal to that one's.
+        """
+
+    def has_same_objects(self, other: LiveObjects) -> bool:
+        """Whether the very same objects are under the same names."""

@@ -9,11 +9,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
@@ -195,11 +196,13 @@ class Checkpoint(AutoTrackable):
         options: CheckpointOptions,
         *,
         updates_state: bool,
-        values: Callable[[CheckpointOptions], Sequence[NamedValue]] | None = None,
+        walk: Callable[[CheckpointOptions], Snapshot] | None = None,
     ) -> None:
         metrics = self._own.metrics
         write = metrics.begin(path)
-        plan = make_plan((values or self._walk)(options), options.experimental_sharding_callback)
+        snapshot = (walk or self._walk)(options)
+        values = [NamedValue(key, value) for key, value in zip(snapshot.keys, snapshot.values, strict=True)]
+        plan = make_plan(values, options.experimental_sharding_callback)
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
         if _becomes_pending(path, options):
             plan = self._own.staging.snapshot(plan)
@@ -209,12 +212,14 @@ class Checkpoint(AutoTrackable):
         else:
             metrics.wrote(complete(plan, path), in_background=False)
 
-    def _walk(self, options: CheckpointOptions) -> Sequence[NamedValue]:
+    def _walk(self, options: CheckpointOptions) -> Snapshot:
         live = capture(self._graph_root(), self._attached())
-        snapshot = collect(live)
+        snapshot = collect(live, self._own.graph_record)
+        # Of a graph that stays as it is, keys and record are made once.
+        self._own.graph_record = snapshot.graph
         self._warn_of_unreachable(snapshot)
         self._warn_of_lost(live, options)
-        return snapshot.values
+        return snapshot
 
     # Restoring.
 
@@ -414,6 +419,7 @@ class _Own:
         self.lock = threading.RLock()
         self.turn_of: int | None = None
         """The thread that saves."""
+        self.graph_record: _native.GraphRecord | None = None
         self.staging = StagingBuffer()
         self.pending: PendingSave | None = None
         self.metrics = CheckpointMetrics()

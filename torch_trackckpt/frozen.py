@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torch_trackckpt import _native
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.errors import MismatchError, StructureChangedError
 from torch_trackckpt.graph.frozen import FrozenGraph
-from torch_trackckpt.graph.walk import NamedValue
+from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.status import LoadStatus
 
@@ -72,7 +73,7 @@ class FrozenSaver:
         path = os.fsdecode(file_prefix)
         checkpoint = self._checkpoint
         with checkpoint._own.turn():
-            checkpoint._write(path, options or CheckpointOptions(), updates_state=False, values=self._values)
+            checkpoint._write(path, options or CheckpointOptions(), updates_state=False, walk=self._snapshot)
         return path
 
     def restore(self, save_path: str | os.PathLike[str], options: CheckpointOptions | None = None) -> LoadStatus:
@@ -91,7 +92,7 @@ class FrozenSaver:
         """
         self._checkpoint.sync()
         reader = CheckpointReader(save_path)
-        missing = [named.key for named in self._frozen.snapshot.values if not reader.has_tensor(named.key)]
+        missing = [key for key in self._frozen.snapshot.keys if not reader.has_tensor(key)]
         if missing:
             raise MismatchError(
                 f"The checkpoint {reader.file_prefix!r} is not one of the objects of this frozen saver: it lacks "
@@ -100,22 +101,19 @@ class FrozenSaver:
             )
         return self._checkpoint.read(save_path, options)
 
-    def _freeze(self) -> FrozenGraph:
-        frozen = FrozenGraph(self._checkpoint._graph_root(), self._checkpoint._attached)
+    def _freeze(self, known: _native.GraphRecord | None = None) -> FrozenGraph:
+        frozen = FrozenGraph(self._checkpoint._graph_root(), self._checkpoint._attached(), known)
         self._checkpoint._warn_of_unreachable(frozen.snapshot)
         return frozen
 
-    def _values(self, options: CheckpointOptions) -> tuple[NamedValue, ...]:
+    def _snapshot(self, options: CheckpointOptions) -> Snapshot:
         self._checkpoint._warn_of_lost(self._frozen.live, options)
-        values = self._frozen.values()
-        if values is not None:
-            return values
-        now = self._freeze()
-        if changes := self._frozen.changes(now):
+        now = self._freeze(self._frozen.snapshot.graph)
+        if not now.has_structure_of(self._frozen) and (changes := self._frozen.changes(now)):
             shown = "; ".join(changes[:5]) + (f"; and {len(changes) - 5} more changes" if len(changes) > 5 else "")
             raise StructureChangedError(
                 f"The objects are not those that this saver was made for: {shown}. Nothing was written; make another "
                 "saver with frozen_saver."
             )
         self._frozen = now
-        return now.snapshot.values
+        return now.snapshot

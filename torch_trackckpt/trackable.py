@@ -301,9 +301,13 @@ class SlotOwner(Trackable):
         """By slot name, in order: pairs of a variable and its slot tensor."""
         raise NotImplementedError
 
-    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
-        """Every variable that it keeps any state for, and what to call it in a message."""
+    def _variables_with_state(self) -> list[torch.Tensor]:
+        """Every variable that it keeps any state for."""
         raise NotImplementedError
+
+    def _readable_variable(self, variable: torch.Tensor) -> str:
+        """What to call one of its variables in a message."""
+        return f"a variable of shape {list(variable.shape)}"
 
     def _keeps_slots_of(self, variable: torch.Tensor) -> bool:
         """Whether a variable is among those that it keeps tensors for; if not, its stored slots go on waiting."""

@@ -49,7 +49,7 @@ class Forged(SlotOwner):
     def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
         return self._slots
 
-    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+    def _variables_with_state(self) -> list[torch.Tensor]:
         return []
 
 

@@ -359,7 +359,7 @@ class Nested(SlotOwner):
     def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
         return self._slots
 
-    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+    def _variables_with_state(self) -> list[torch.Tensor]:
         return []
 
 

@@ -278,9 +278,12 @@ class Slots(AutoTrackable, SlotOwner):
     def _slot_variables(self) -> Mapping[str, list[tuple[torch.Tensor, torch.Tensor]]]:
         return self.slots
 
-    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+    def _variables_with_state(self) -> list[torch.Tensor]:
         pairs = {id(variable): variable for pairs in self.slots.values() for variable, _ in pairs}
-        return [(variable, f"variable {index}") for index, variable in enumerate(pairs.values())]
+        return list(pairs.values())
+
+    def _readable_variable(self, variable: torch.Tensor) -> str:
+        return f"variable {[id(known) for known in self._variables_with_state()].index(id(variable))}"
 
     def _slot_destinations(self, variable: torch.Tensor, stored: Mapping[str, object]) -> Mapping[str, torch.Tensor]:
         return {name: slot for name, pairs in self.slots.items() for owner, slot in pairs if owner is variable}

@@ -77,9 +77,10 @@ class DictAdapter(Adapter):
     """Children by key."""
 
     def _trackable_children(self) -> Mapping[str, object]:
-        return {
-            key: value for key, value in self.adapted.items() if isinstance(key, str) and type(value) not in PLAIN_TYPES
-        }
+        content = self.adapted
+        if _has_text_keys(content) and PLAIN_TYPES.isdisjoint(map(type, content.values())):
+            return dict(content)
+        return {key: value for key, value in content.items() if isinstance(key, str) and type(value) not in PLAIN_TYPES}
 
     def _lookup_dependency(self, name: str) -> object | None:
         # Not by indexing: a defaultdict would make an entry.
@@ -90,7 +91,7 @@ class DictAdapter(Adapter):
         return ()
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
-        for key, value in self.adapted.items():
+        for key, value in () if _has_text_keys(self.adapted) else self.adapted.items():
             if not isinstance(key, str) and self._is_child(value):
                 raise UnsavableContainerError(
                     f"A dict has the non-string key {key!r} for a trackable {type(value).__name__}: "
@@ -100,6 +101,11 @@ class DictAdapter(Adapter):
 
     def _is_child(self, value: object) -> bool:
         return is_tracked(value)
+
+
+def _has_text_keys(content: dict[Any, Any]) -> bool:
+    """Whether it is certain, at no cost for each key, that all keys are text."""
+    return set(map(type, content)) <= {str}
 
 
 def is_tracked(value: object) -> bool:

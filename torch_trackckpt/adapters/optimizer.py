@@ -14,6 +14,7 @@ Everything is matched to parameters through the object graph, never by position.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
@@ -105,14 +106,18 @@ class OptimizerAdapter(Adapter, SlotOwner):
         waiting = OptimizerWaiting.find(self.adapted)
         return OptimizerWaiting(self.adapted) if waiting is None else waiting
 
-    def _variables_with_state(self) -> list[tuple[torch.Tensor, str]]:
+    def _variables_with_state(self) -> list[torch.Tensor]:
         with_state = {id(parameter) for parameter, state in self._states() if state}
-        return [
-            (parameter, _called(group_index, index, group))
-            for group_index, group in enumerate(self.adapted.param_groups)
-            for index, parameter in enumerate(group["params"])
-            if id(parameter) in with_state
-        ]
+        members = itertools.chain.from_iterable(group["params"] for group in self.adapted.param_groups)
+        return [parameter for parameter in members if id(parameter) in with_state]
+
+    def _readable_variable(self, variable: torch.Tensor) -> str:
+        for group_index, group in enumerate(self.adapted.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if parameter is variable:
+                    name = f" {group['param_names'][index]!r}" if "param_names" in group else ""
+                    return f"param_groups[{group_index}]['params'][{index}]{name} {tuple(variable.shape)}"
+        return super()._readable_variable(variable)
 
     def _keeps_slots_of(self, variable: torch.Tensor) -> bool:
         return self._group_of(variable) is not None
@@ -307,11 +312,6 @@ def _on_device_of(live: Any, value: Any) -> Any:
 
 def _has_hooks(optimizer: Optimizer) -> bool:
     return hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks")
-
-
-def _called(group_index: int, index: int, group: dict[str, Any]) -> str:
-    name = f" {group['param_names'][index]!r}" if "param_names" in group else ""
-    return f"param_groups[{group_index}]['params'][{index}]{name} {tuple(group['params'][index].shape)}"
 
 
 register_adapter(Optimizer, OptimizerAdapter)

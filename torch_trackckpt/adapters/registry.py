@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch_trackckpt.trackable import Trackable
 
-__all__ = ["Adapter", "adapt", "is_trackable", "register_adapter"]
+__all__ = ["Adapter", "adapt", "adapter_for", "is_trackable", "register_adapter"]
 
 T = TypeVar("T")
 
@@ -77,6 +77,11 @@ _registry = _Registry()
 def adapt(value: object) -> Trackable | None:
     """The trackable that stands for a live object, or None where the object is not trackable."""
     return _registry.find(value.__class__)(value)
+
+
+def adapter_for(kind: type) -> Callable[[Any], Trackable | None]:
+    """What `adapt` calls for the objects of a class."""
+    return _registry.find(kind)
 
 
 def register_adapter(kind: type[T] | str, adapter: Callable[[T], Trackable | None]) -> None:

@@ -17,12 +17,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_trackckpt.adapters import json_codec
-from torch_trackckpt.adapters.registry import Adapter, register_adapter
+from torch_trackckpt.adapters.registry import Adapter, adapter_for, register_adapter
 from torch_trackckpt.adapters.state_node import state_bytes
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Value
 
-__all__ = ["SubclassTensorAdapter", "TensorAdapter", "is_made_of_tensors"]
+__all__ = ["SubclassTensorAdapter", "TensorAdapter", "is_made_of_tensors", "leaf_types"]
 
 
 class TensorAdapter(Adapter):
@@ -163,6 +163,11 @@ def _may_overlap(tensor: torch.Tensor) -> bool:
                 return True
             reach += stride * (size - 1)
     return False
+
+
+def leaf_types() -> tuple[type, ...]:
+    """The classes whose objects are ordinary tensors for certain, unless somebody has adapters of his own for them."""
+    return tuple(kind for kind in (torch.nn.Parameter, torch.Tensor) if adapter_for(kind) is _adapt_tensor)
 
 
 register_adapter(torch.Tensor, _adapt_tensor)

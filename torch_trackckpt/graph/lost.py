@@ -52,14 +52,15 @@ def lost_values(live: LiveGraph, holder: AutoTrackable) -> list[str]:
         holder: the checkpoint, which need not be part of the graph.
     """
     finder = _Finder(live)
-    holder_node = live.node_of(holder) or LiveNode(holder, (), "", None)
-    nodes = [holder_node, *(node for node in live.nodes.values() if node is not holder_node)]
+    inner = live.inner_nodes()
+    holders = [node for node in inner if node.trackable is holder] or [LiveNode(holder, (), "", None)]
+    nodes = [*holders, *(node for node in inner if node.trackable is not holder)]
     return [text for node in nodes for text in finder.of_node(node)]
 
 
 def unsaved_metrics(live: LiveGraph) -> list[str]:
     """What to call the metrics of torchmetrics that have states, none of which is persistent."""
-    nodes = live.nodes.values()
+    nodes = live.inner_nodes()
     return [node.readable for node in nodes if isinstance(node.trackable, MetricAdapter) and node.trackable.is_left_out]
 
 
@@ -115,7 +116,7 @@ class _Finder:
                 yield f".{name}[{first[0]!r}]", first[1]
 
     def _is_lost_tensor(self, value: object) -> bool:
-        return isinstance(value, torch.Tensor) and value.grad_fn is None and id(value) not in self._live.nodes
+        return isinstance(value, torch.Tensor) and value.grad_fn is None and self._live.objects.find(id(value)) is None
 
 
 class _ModuleClass:

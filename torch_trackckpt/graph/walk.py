@@ -2,33 +2,30 @@
 
 discover     breadth first over children: every reachable object once, with the path of its first discovery
 capture      python states are encoded, which may refer to paths; their tensors become children
-number       node ids in breadth-first order, slot variables after all ordinary nodes
-collect      attributes and values, in the order in which a bundle takes them
+collect      the record of the graph, and keys and values in the order in which a bundle takes them
+
+Ordinary tensors, of which there may be very many, are leaves that native code numbers, names and collects; what is done
+here is done for each other object (`csrc/graph/live_graph.h`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+import operator
 from collections.abc import Hashable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.adapters.state_node import StateNode
+from torch_trackckpt.adapters.tensor import leaf_types
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.keys import (
-    attribute_key,
-    escape,
-    object_path,
-    readable_path,
-    slot_path,
-)
-from torch_trackckpt.graph.messages import encode_object_graph
-from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
-from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, VARIABLE_VALUE, SlotOwner, Trackable, Value
+from torch_trackckpt.graph.keys import readable_path
+from torch_trackckpt.trackable import SlotOwner, Trackable, Value
 
 __all__ = [
     "LiveGraph",
@@ -36,13 +33,10 @@ __all__ = [
     "NamedValue",
     "Snapshot",
     "capture",
-    "children_of",
     "collect",
     "discover",
-    "encode_state",
     "list_objects",
     "live_object",
-    "values_of",
 ]
 
 
@@ -69,37 +63,82 @@ class LiveNode:
         return readable_path(self.names)
 
 
-@dataclasses.dataclass
 class LiveGraph:
-    """Every trackable that can be reached from a root, by identity, in breadth-first order."""
+    """Every trackable that can be reached from a root, by identity, in breadth-first order.
 
-    nodes: dict[Hashable, LiveNode]
+    Args:
+        objects: the same, without a Python object for each tensor.
+        leaf_types: the classes of tensors that are leaves of it.
+    """
+
+    def __init__(self, objects: _native.LiveObjects, leaf_types: tuple[type, ...]) -> None:
+        self.objects = objects
+        self._leaf_types = leaf_types
+
+    @cached_property
+    def nodes(self) -> dict[Hashable, LiveNode]:
+        """All nodes. Many tensors make this expensive: saving has to do without."""
+        return {self.objects.identity(number): self._node(number) for number in range(len(self.objects))}
+
+    def inner_nodes(self) -> list[LiveNode]:
+        """Those that are no ordinary tensors."""
+        return [self._node(number) for number, _ in self.objects.trackables()]
+
+    def _node(self, number: int) -> LiveNode:
+        objects = self.objects
+        value = objects.object(number)
+        trackable = adapt(value) if objects.is_tensor(number) else value
+        assert trackable is not None
+        children: list[tuple[str, Hashable]] = [
+            (name, objects.identity(child)) for name, child in objects.children(number)
+        ]
+        return LiveNode(trackable, objects.names(number), objects.path(number), objects.module_depth(number), children)
+
+    def number_of(self, value: object) -> int | None:
+        """The number of a live object's node, or None where the graph does not have it."""
+        if type(value) in self._leaf_types:
+            return self.objects.find(id(value))
+        trackable = adapt(value)
+        return None if trackable is None else self.objects.find(trackable._identity())
 
     def path_of(self, value: object) -> str | None:
         """The object path of a live object, or None where the graph does not have it."""
-        node = self.node_of(value)
-        return None if node is None else node.path
+        number = self.number_of(value)
+        return None if number is None else self.objects.path(number)
 
     def node_of(self, value: object) -> LiveNode | None:
         """The node of a live object."""
-        trackable = adapt(value)
-        return None if trackable is None else self.nodes.get(trackable._identity())
+        number = self.number_of(value)
+        return None if number is None else self._node(number)
+
+    def readable(self, number: int) -> str:
+        """What messages call a node."""
+        return readable_path(self.objects.names(number))
 
     def slots(self) -> list[tuple[LiveNode, str, LiveNode, torch.Tensor]]:
         """Optimizer, slot name, variable and slot tensor, in the order in which slot nodes are numbered."""
-        rank = {id(node): index for index, node in enumerate(self.nodes.values())}
-        found = []
-        for optimizer in self.nodes.values():
-            if not isinstance(optimizer.trackable, SlotOwner):
+        return [
+            (self._node(optimizer), slot_name, self._node(variable), slot)
+            for optimizer, slot_name, variables, slots in self.slot_columns
+            for variable, slot in zip(variables, slots, strict=True)
+        ]
+
+    @cached_property
+    def slot_columns(self) -> list[tuple[int, str, list[int], list[torch.Tensor]]]:
+        """The same, by the numbers of optimizers and variables, those of one slot name together; as they were when this
+        was asked for first."""
+        columns = []
+        for number, trackable in self.objects.trackables():
+            if not isinstance(trackable, SlotOwner):
                 continue
-            for slot_name, pairs in optimizer.trackable._slot_variables().items():
-                reachable = [(self.node_of(variable), slot) for variable, slot in pairs]
-                ordered = sorted(
-                    ((node, slot) for node, slot in reachable if node is not None),
-                    key=lambda pair: rank[id(pair[0])],
-                )
-                found += [(optimizer, slot_name, variable, slot) for variable, slot in ordered]
-        return found
+            for slot_name, pairs in trackable._slot_variables().items():
+                variables = self.objects.find_all([variable for variable, _ in pairs])
+                found = [
+                    (variable, slot) for variable, (_, slot) in zip(variables, pairs, strict=True) if variable >= 0
+                ]
+                found.sort(key=operator.itemgetter(0))
+                columns.append((number, slot_name, [n for n, _ in found], [slot for _, slot in found]))
+        return columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +153,17 @@ class NamedValue:
 class Snapshot:
     """What a checkpoint will hold."""
 
-    graph: ObjectGraph
-    values: tuple[NamedValue, ...]
-    """In the order of the data file; the object graph's own record is the last."""
+    graph: _native.GraphRecord
+    """What is saved of the object graph, and the keys of all values."""
+    values: list[Value]
+    """In the order of the keys; the object graph's own record is the last."""
     unreachable: tuple[str, ...]
     """Parameters with optimizer state that the root does not reach, so that their state is not saved."""
+
+    @property
+    def keys(self) -> list[str]:
+        """What each value is stored under, in the order of the data file."""
+        return self.graph.keys
 
 
 def capture(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:
@@ -136,38 +181,47 @@ def capture(root: object, attached: Mapping[str, object] | None = None) -> LiveG
     return live
 
 
-def collect(live: LiveGraph) -> Snapshot:
+def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapshot:
     """The saved form of a graph whose states were captured.
+
+    Args:
+        live: the graph.
+        known: the record of a graph that may be equal, which is a matter of a comparison then.
 
     Raises:
         UnsupportedValueError: as `capture`.
     """
-    return _Collector(live).collect()
+    attributes: list[tuple[int, str, Value]] = []
+    versions: list[tuple[int, int]] = []
+    for number, trackable in live.objects.trackables():
+        attributes += [(number, name, value) for name, value in _values_of(live, number, trackable).items()]
+        version = trackable._module_version()
+        if version is not None:
+            versions.append((number, version))
+    slots = live.slot_columns
+    for slot_column in slots:
+        _check_slots(live, *slot_column)
+    graph, values = live.objects.collect(attributes, versions, slots, known)
+    return Snapshot(graph, values, _unreachable(live))
 
 
 def discover(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:
     """Every trackable below a root, breadth first."""
-    trackable = adapt(root)
-    if trackable is None:
+    adapted = _adapted(root)
+    if adapted is None:
         raise UnsupportedValueError(f"The root, a {type(root).__name__}, is not trackable.")
-    root_id = trackable._identity()
-    nodes = {root_id: LiveNode(trackable, (), "", _module_depth(trackable, (), None))}
-    queue = deque([root_id])
-    while queue:
-        parent_id = queue.popleft()
-        parent = nodes[parent_id]
-        for name, child in children_of(parent, attached if parent_id == root_id else None).items():
-            trackable = adapt(child)
-            if trackable is None:
-                continue
-            child_id = trackable._identity()
-            parent.children.append((name, child_id))
-            if child_id not in nodes:
-                names = (*parent.names, name)
-                depth = _module_depth(trackable, names, parent.module_depth)
-                nodes[child_id] = LiveNode(trackable, names, object_path(names), depth)
-                queue.append(child_id)
-    return LiveGraph(nodes)
+    types = leaf_types()
+    objects = _native.LiveObjects(types)
+    live = LiveGraph(objects, types)
+    objects.add_root(*adapted)
+    number = objects.next_trackable(0)
+    while number is not None:
+        children = _children_of(live, number, objects.object(number))
+        if number == 0 and attached:
+            children = {**children, **{name: attached[name] for name in attached if name not in children}}
+        _add_children(live, number, children)
+        number = objects.next_trackable(number + 1)
+    return live
 
 
 def list_objects(root: object) -> list[object]:
@@ -188,9 +242,9 @@ def list_objects(root: object) -> list[object]:
         ['dict', 'Linear', 'Parameter']
     """
     live = discover(root)
-    trackables = [node.trackable for node in live.nodes.values()]
-    objects = [live_object(item) for item in trackables if type(item) is not StateNode]
-    return [*objects, *(slot for _, _, _, slot in live.slots())]
+    values = [live.objects.object(number) for number in range(len(live.objects))]
+    objects = [live_object(value) for value in values if type(value) is not StateNode]
+    return [*objects, *(slot for _, _, _, slots in live.slot_columns for slot in slots)]
 
 
 def live_object(trackable: Trackable) -> Any:
@@ -198,165 +252,83 @@ def live_object(trackable: Trackable) -> Any:
     return getattr(trackable, "adapted", trackable)
 
 
-def children_of(node: LiveNode, attached: Mapping[str, object] | None = None) -> Mapping[str, object]:
-    """The children of a node as they are now, and those that are attached to it; not all need be trackable.
+def _adapted(value: object) -> tuple[Trackable, Hashable, bool] | None:
+    """The trackable for an object, its identity, and whether it stands for a module."""
+    trackable = adapt(value)
+    return None if trackable is None else (trackable, trackable._identity(), isinstance(trackable, ModuleAdapter))
 
-    Raises:
-        UnsupportedValueError: they cannot be saved; the text names the node.
-    """
+
+def _children_of(live: LiveGraph, number: int, trackable: Trackable) -> Mapping[str, object]:
     try:
-        children = node.trackable._trackable_children()
+        return trackable._trackable_children()
     except UnsupportedValueError as error:
-        raise _cannot_be_saved(node, error) from error
-    return {**children, **{name: attached[name] for name in attached if name not in children}} if attached else children
+        raise _cannot_be_saved(live, number, error) from error
 
 
-def values_of(node: LiveNode) -> Mapping[str, Value]:
-    """The values of a node as they are now, by attribute name.
-
-    Raises:
-        UnsupportedValueError: as `children_of`.
-    """
+def _add_children(live: LiveGraph, number: int, children: Mapping[str, object]) -> None:
     try:
-        return node.trackable._serialize_to_tensors()
-    except UnsupportedValueError as error:
-        raise _cannot_be_saved(node, error) from error
+        live.objects.add_children(number, children, _adapted)
+    except UnicodeEncodeError as error:
+        raise UnsupportedValueError(
+            f"{live.readable(number)} cannot be saved: one of its children has the name {error.object!r}, which "
+            f"cannot be stored as text ({error.reason}); give the child another name."
+        ) from error
 
 
-def encode_state(node: LiveNode, state: StateNode, live: LiveGraph) -> None:
-    """Captures a node's python state as it is now.
-
-    Raises:
-        UnsupportedValueError: as `children_of`.
-    """
+def _values_of(live: LiveGraph, number: int, trackable: Trackable) -> Mapping[str, Value]:
     try:
-        state.encode(live.path_of)
+        return trackable._serialize_to_tensors()
     except UnsupportedValueError as error:
-        raise _cannot_be_saved(node, error) from error
+        raise _cannot_be_saved(live, number, error) from error
 
 
-def _cannot_be_saved(node: LiveNode, error: UnsupportedValueError) -> UnsupportedValueError:
-    return type(error)(f"{node.readable} cannot be saved: {error}")
-
-
-def _module_depth(trackable: Trackable, names: tuple[str, ...], inherited: int | None) -> int | None:
-    if inherited is None and isinstance(trackable, ModuleAdapter):
-        return len(names)
-    return inherited
+def _cannot_be_saved(live: LiveGraph, number: int, error: UnsupportedValueError) -> UnsupportedValueError:
+    return type(error)(f"{live.readable(number)} cannot be saved: {error}")
 
 
 def _capture_states(live: LiveGraph) -> None:
     """Encodes every python state. Their tensors are new leaves, so they change no other object's path."""
-    for node in list(live.nodes.values()):
-        if not isinstance(node.trackable, StateNode):
+    has_tensors = False
+    for number, trackable in live.objects.trackables():
+        if not isinstance(trackable, StateNode):
             continue
-        encode_state(node, node.trackable, live)
-        for name, tensor in node.trackable._trackable_children().items():
-            assert isinstance(tensor, Trackable)
-            node.children.append((name, tensor._identity()))
-            names = (*node.names, name)
-            live.nodes[tensor._identity()] = LiveNode(tensor, names, object_path(names), node.module_depth)
-    live.nodes = _renumbered(live.nodes)
+        try:
+            trackable.encode(live.path_of)
+        except UnsupportedValueError as error:
+            raise _cannot_be_saved(live, number, error) from error
+        if tensors := trackable._trackable_children():
+            has_tensors = True
+            _add_children(live, number, tensors)
+    if has_tensors:
+        live.objects.renumber()
 
 
-def _renumbered(nodes: dict[Hashable, LiveNode]) -> dict[Hashable, LiveNode]:
-    """The same nodes in breadth-first order."""
-    root_id = next(iter(nodes))
-    ordered = {root_id: nodes[root_id]}
-    queue = deque([root_id])
-    while queue:
-        for _, child_id in ordered[queue.popleft()].children:
-            if child_id not in ordered:
-                ordered[child_id] = nodes[child_id]
-                queue.append(child_id)
-    return ordered
-
-
-class _Collector:
-    """Turns a live graph into its saved form."""
-
-    def __init__(self, live: LiveGraph) -> None:
-        self._live = live
-        self._ids = {identity: index for index, identity in enumerate(live.nodes)}
-        self._ids_of_nodes = {id(node): index for index, node in enumerate(live.nodes.values())}
-        self._values: list[NamedValue] = []
-        self._states: list[NamedValue] = []
-
-    def collect(self) -> Snapshot:
-        attributes = [self._attributes(node) for node in self._live.nodes.values()]
-        slots_of, slot_nodes = self._slot_nodes()
-        own_values = [bool(attributes[index]) or index in slots_of for index in range(len(attributes))]
-        has_values = _with_ancestors(own_values, self._parents())
-        nodes = [
-            Node(
-                children=tuple(Child(self._ids[child_id], name) for name, child_id in node.children),
-                attributes=attributes[index],
-                slot_variables=tuple(slots_of.get(index, ())),
-                has_checkpoint_values=has_values[index],
-                module_version=node.trackable._module_version(),
+def _check_slots(
+    live: LiveGraph, optimizer: int, slot_name: str, variables: list[int], slots: list[torch.Tensor]
+) -> None:
+    """Refuses what a slot cannot be."""
+    numbers = live.objects.find_all(slots)
+    for variable, slot, number in zip(variables, slots, numbers, strict=True):
+        if number < 0 and isinstance(slot, torch.Tensor):
+            continue
+        kept = f"The slot {slot_name!r} that {live.readable(optimizer)} keeps for {live.readable(variable)} is "
+        if not isinstance(slot, torch.Tensor):
+            raise UnsupportedValueError(
+                f"{kept}a {type(slot).__name__}; a slot is a tensor, and has no children of its own."
             )
-            for index, node in enumerate(self._live.nodes.values())
-        ]
-        graph = ObjectGraph((*nodes, *slot_nodes))
-        record = NamedValue(OBJECT_GRAPH_KEY, encode_object_graph(graph))
-        return Snapshot(graph, (*self._values, *self._states, record), self._unreachable())
-
-    def _attributes(self, node: LiveNode) -> tuple[Attribute, ...]:
-        return tuple(self._attribute(node, name, value) for name, value in values_of(node).items())
-
-    def _attribute(self, node: LiveNode, name: str, value: Value) -> Attribute:
-        key = attribute_key(node.path, name)
-        # As in TensorFlow's files, the recorded name is the escaped one.
-        (self._states if name == PYTHON_STATE else self._values).append(NamedValue(key, value))
-        return Attribute(escape(name), node.full_name if name == VARIABLE_VALUE else "", key)
-
-    def _slot_nodes(self) -> tuple[dict[int, list[SlotVariable]], list[Node]]:
-        slots_of: dict[int, list[SlotVariable]] = {}
-        nodes: list[Node] = []
-        for optimizer, slot_name, variable, slot in self._live.slots():
-            if not isinstance(slot, torch.Tensor):
-                raise UnsupportedValueError(
-                    f"The slot {slot_name!r} that {optimizer.readable} keeps for {variable.readable} is a "
-                    f"{type(slot).__name__}; a slot is a tensor, and has no children of its own."
-                )
-            if id(slot) in self._ids:
-                raise UnsupportedValueError(
-                    f"The slot {slot_name!r} that {optimizer.readable} keeps for {variable.readable} is itself part "
-                    f"of the graph, as {self._live.nodes[id(slot)].readable}; it can be only one of the two."
-                )
-            key = attribute_key(slot_path(variable.path, optimizer.path, slot_name), VARIABLE_VALUE)
-            self._values.append(NamedValue(key, slot))
-            slots_of.setdefault(self._ids_of_nodes[id(optimizer)], []).append(
-                SlotVariable(self._ids_of_nodes[id(variable)], slot_name, len(self._ids) + len(nodes))
-            )
-            attribute = Attribute(VARIABLE_VALUE, f"{variable.full_name}/{slot_name}", key)
-            nodes.append(Node(attributes=(attribute,), has_checkpoint_values=True))
-        return slots_of, nodes
-
-    def _parents(self) -> list[list[int]]:
-        parents: list[list[int]] = [[] for _ in self._ids]
-        for index, node in enumerate(self._live.nodes.values()):
-            for _, child_id in node.children:
-                parents[self._ids[child_id]].append(index)
-        return parents
-
-    def _unreachable(self) -> tuple[str, ...]:
-        return tuple(
-            f"{node.readable} {name}"
-            for node in self._live.nodes.values()
-            if isinstance(node.trackable, SlotOwner)
-            for variable, name in node.trackable._variables_with_state()
-            if self._live.node_of(variable) is None
+        raise UnsupportedValueError(
+            f"{kept}itself part of the graph, as {live.readable(number)}; it can be only one of the two."
         )
 
 
-def _with_ancestors(marked: list[bool], parents: list[list[int]]) -> list[bool]:
-    """Marks everything above a marked node as well; the graph may have cycles."""
-    result = list(marked)
-    stack = [index for index, is_marked in enumerate(marked) if is_marked]
-    while stack:
-        for parent in parents[stack.pop()]:
-            if not result[parent]:
-                result[parent] = True
-                stack.append(parent)
-    return result
+def _unreachable(live: LiveGraph) -> tuple[str, ...]:
+    found = []
+    for number, trackable in live.objects.trackables():
+        if isinstance(trackable, SlotOwner):
+            variables = trackable._variables_with_state()
+            found += [
+                f"{live.readable(number)} {trackable._readable_variable(variable)}"
+                for variable, known in zip(variables, live.objects.find_all(variables), strict=True)
+                if known < 0
+            ]
+    return tuple(found)

@@ -46,6 +46,11 @@ class ContainerRecord:
         self._no_dependency.pop(id(element), None)
         return element
 
+    @property
+    def has_marked(self) -> bool:
+        """Whether any element came marked as no part of checkpoints, and may still be there."""
+        return bool(self._no_dependency)
+
     def is_part(self, element: object) -> bool:
         """Whether an element of the container may be a part of checkpoints."""
         return id(element) not in self._no_dependency

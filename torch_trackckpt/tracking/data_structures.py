@@ -356,6 +356,8 @@ class _TrackedAdapter(Adapter):
 
     def _trackable_children(self) -> Mapping[str, object]:
         children = super()._trackable_children()
+        if not self._record.has_marked:
+            return children
         return {name: child for name, child in children.items() if self._record.is_part(child)}
 
     def _lookup_dependency(self, name: str) -> object | None:
