@@ -132,6 +132,12 @@ class BundleReader:
         Bytes of a key that are no UTF-8 are surrogates in the text.
         """
 
+    def keys(self) -> list[str]:
+        """The keys of `tensors`."""
+
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of every tensor of `tensors` by its key, in their order."""
+
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks sizes against dtypes and shapes, that every value lies inside its data file, and that the
@@ -180,6 +186,8 @@ class V1Reader:
 
     def entries(self) -> list[BundleEntry]: ...
     def tensors(self) -> list[tuple[str, int, tuple[int, ...], int]]: ...
+    def keys(self) -> list[str]: ...
+    def shapes(self) -> dict[str, list[int]]: ...
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks that stored slices make up each tensor, and that their records exist."""

@@ -90,6 +90,19 @@ std::vector<BundleEntry> BundleIndex::Entries() const {
   return entries;
 }
 
+EntryColumns BundleIndex::Columns() const {
+  EntryColumns columns;
+  BundleEntry entry;
+  bool has_slices = false;
+  table_.ForEach([&](const std::string& key, std::string_view record) {
+    if (key.empty() || has_slices) return;
+    DecodeEntry(key, record, &entry);
+    has_slices = !entry.slices.empty();
+    columns.Add(entry);
+  });
+  return has_slices ? EntryColumns(Entries()) : columns;
+}
+
 std::optional<BundleEntry> BundleIndex::Find(std::string_view key) const {
   if (key.empty()) return std::nullopt;
   const auto record = table_.Get(key);

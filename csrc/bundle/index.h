@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bundle/entry.h"
+#include "bundle/entry_columns.h"
 #include "encoding/byte_order.h"
 #include "table/table_reader.h"
 
@@ -29,6 +30,7 @@ class BundleIndex {
 
   // In key order, without the header and without the entries of slices.
   std::vector<BundleEntry> Entries() const;
+  EntryColumns Columns() const;
   std::optional<BundleEntry> Find(std::string_view key) const;
   // Calls `visit` with the position of each key, in order, and its entry, which is a null pointer where there is none
   // and valid until `visit` returns.

@@ -43,6 +43,7 @@ class BundleReader {
 
   // In key order, without the header and without the entries of slices.
   std::vector<BundleEntry> Entries() const { return index_.Entries(); }
+  EntryColumns Columns() const { return index_.Columns(); }
   std::optional<BundleEntry> Find(std::string_view key) const { return index_.Find(key); }
 
   // Checks sizes against dtypes and shapes, that every value lies inside its data file, and that slices make up

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bundle/entry.h"
+#include "bundle/entry_columns.h"
 #include "bundle/reader.h"
 #include "bundle/saved_slice.h"
 #include "bundle/slice.h"
@@ -32,6 +33,7 @@ class V1Reader {
 
   // In key order. What places a value in a data file is 0.
   std::vector<BundleEntry> Entries() const;
+  EntryColumns Columns() const { return EntryColumns(Entries()); }
   std::optional<BundleEntry> Find(std::string_view key) const;
 
   // Checks that stored slices make up each tensor, and that their records exist, for which their blocks are read.

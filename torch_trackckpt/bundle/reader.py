@@ -176,7 +176,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
         """Every key with its shape."""
-        return {key: list(shape) for key, _, shape, _ in self._bundle.tensors()}
+        return self._bundle.shapes()
 
     def get_variable_to_dtype_map(self) -> dict[str, DataType]:
         """Every key with its stored type; ``.torch_dtype`` of it is what `get_tensor` returns."""
@@ -196,10 +196,10 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         return isinstance(key, str) and self.has_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
-        return (key for key, _, _, _ in self._bundle.tensors())
+        return iter(self._bundle.keys())
 
     def __len__(self) -> int:
-        return len(self._bundle.tensors())
+        return len(self._bundle.keys())
 
     # Two readers are equal only if they are the same: comparing every value would be a surprise.
     __eq__ = object.__eq__
