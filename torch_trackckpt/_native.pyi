@@ -159,21 +159,26 @@ class BundleReader:
         Bytes of a key that are no UTF-8 are surrogates in the text.
         """
 
+    def keys(self) -> list[str]:
+        """The keys of `tensors`."""
+
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of every tensor of `tensors` by its key, in their order."""
+
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks sizes against dtypes and shapes, that every value lies inside its data file, and that the
         slices of a sliced tensor make up the whole."""
 
-    def verify(self, keys: list[bytes]) -> None:
+    def verify(self, keys: list[bytes], *, num_threads: int = 1) -> None:
         """Reads the values and checks their checksums; keeps nothing, whatever their size."""
 
-    def read(self, requests: list[tuple[bytes, int, int]]) -> None:
+    def read(self, requests: list[tuple[bytes, int, int]], *, num_threads: int = 1) -> None:
         """Reads whole fixed-size values into memory: (key, address, size in bytes), checked on the way.
 
-        Elements arrive in the byte order of this machine. A value of at most one chunk (1 MiB) is checked before
-        its memory is touched; a larger one, and one that lies in slices, is read in place. On failure the
-        exception's ``completed`` is the number of requests that were served, and its ``touched`` is true where
-        the failing request's memory was already written to.
+        Elements arrive in the byte order of this machine. A value of at most 1 MiB is checked before its memory is
+        touched; a larger one, and one that lies in slices, is read in place. Where memory overlaps, the later request
+        wins. On failure the exception's ``touched`` lists the requests whose memory was, or may have been, written to.
         """
 
     def read_slice(self, key: bytes, extents: Extents, address: int, size: int, *, verify: bool) -> None:
@@ -208,12 +213,16 @@ class V1Reader:
 
     def entries(self) -> list[BundleEntry]: ...
     def tensors(self) -> list[tuple[str, int, tuple[int, ...], int]]: ...
+    def keys(self) -> list[str]: ...
+    def shapes(self) -> dict[str, list[int]]: ...
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks that stored slices make up each tensor, and that their records exist."""
 
-    def verify(self, keys: list[bytes]) -> None: ...
-    def read(self, requests: list[tuple[bytes, int, int]]) -> None: ...
+    def verify(self, keys: list[bytes], *, num_threads: int = 1) -> None: ...
+    def read(self, requests: list[tuple[bytes, int, int]], *, num_threads: int = 1) -> None:
+        """As in `BundleReader`; by one thread."""
+
     def read_slice(self, key: bytes, extents: Extents, address: int, size: int, *, verify: bool) -> None:
         """As in `BundleReader`; records that hold the part are always read whole and checked."""
 
@@ -241,6 +250,45 @@ class TensorTable:
 
     def changed(self) -> list[int]:
         """The rows of tensors, plain or not, that torch knows to have changed since the table was made."""
+
+    def moved(self) -> list[int]:
+        """The plain rows whose tensors have other memory, or another shape, than when the table was made."""
+
+    def unversioned(self) -> list[int]:
+        """The rows of objects without a version: inference tensors, and what is no tensor."""
+
+@final
+class RowPlan:
+    """Stored values and the plain rows of a table that they go to: found and compared first, then read.
+
+    Calls from several threads take turns. Data files that were asked for stay open as long as the plan.
+    """
+
+    def __init__(self, reader: BundleReader, keys: list[str], table: TensorTable) -> None:
+        """Finds the value of ``keys[i]`` for row i, in one pass over the index where there are many."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the rows that fit."""
+
+    def misfits(self) -> list[int]:
+        """The plain rows whose key is not there, or holds another dtype or shape. With any, nothing can be read."""
+
+    def check(self) -> None:
+        """Checks that values lie inside of their files, as `BundleReader.check`."""
+
+    def verify(self, *, num_threads: int) -> None:
+        """Reads all values and checks their checksums."""
+
+    def read(self, *, num_threads: int, max_bytes: int | None = None) -> int:
+        """Reads the next values into their tensors, about `max_bytes` or all, as `BundleReader.read`.
+
+        The caller has seen to it that no tensor was moved (`TensorTable.moved`). Returns the bytes that were read; 0
+        when all are. After a failure nothing more is read.
+        """
+
+    def touched(self) -> list[int]:
+        """The rows whose memory was, or may have been, written to; ascending."""
 
 @final
 class GraphRecord:

@@ -49,6 +49,30 @@ nb::list TensorTable::Changed() const {
   return changed;
 }
 
+nb::list TensorTable::Moved() const {
+  nb::list moved;
+  TensorMemoryTable now;
+  for (size_t i = 0; i < objects_.size(); ++i) {
+    const TensorMemory& before = memory_.rows[i];
+    if (!before.is_plain()) continue;
+    now.rows.clear();
+    now.dims.clear();
+    const bool is_same = reader_.AddPlain(objects_[i].ptr(), &now) && now.rows[0].data == before.data &&
+                         now.rows[0].dtype == before.dtype &&
+                         now.ShapeOf(now.rows[0]) == memory_.ShapeOf(before);
+    if (!is_same) moved.append(i);
+  }
+  return moved;
+}
+
+nb::list TensorTable::Unversioned() const {
+  nb::list unversioned;
+  for (size_t i = 0; i < versions_.size(); ++i) {
+    if (versions_[i] == TensorReader::kNoVersion) unversioned.append(i);
+  }
+  return unversioned;
+}
+
 void DefineTensorTable(nb::module_& module) {
   nb::class_<TensorTable>(module, "TensorTable", nb::is_final(), "Tensors as memory.")
       .def(nb::init<const nb::list&, const nb::tuple&>(), "values"_a, "types"_a)
@@ -56,7 +80,9 @@ void DefineTensorTable(nb::module_& module) {
       .def_prop_ro("nbytes", &TensorTable::num_bytes)
       .def("others", &TensorTable::Others)
       .def("sizes", &TensorTable::Sizes)
-      .def("changed", &TensorTable::Changed);
+      .def("changed", &TensorTable::Changed)
+      .def("moved", &TensorTable::Moved)
+      .def("unversioned", &TensorTable::Unversioned);
 }
 
 }  // namespace trackckpt
