@@ -14,11 +14,9 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-
-from torch_trackckpt import _native
 
 __all__ = ["new_uid", "set_update_uid", "set_update_uids", "update_uid"]
 
@@ -55,7 +53,13 @@ def set_update_uid(owner: Any, uid: int, part: Hashable = None) -> None:
     numbers.by_part[part] = uid
 
 
-def set_update_uids(tensors: _native.PairedTensors, uid: int) -> None:
+class ManyTensors(Protocol):
+    """Tensors of which each gets an attribute by one call."""
+
+    def set_attribute(self, name: str, value: object) -> None: ...
+
+
+def set_update_uids(tensors: ManyTensors, uid: int) -> None:
     """As `set_update_uid`, for each of many tensors."""
     tensors.set_attribute(_ATTRIBUTE, _TensorUid(uid))
 
