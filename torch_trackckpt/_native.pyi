@@ -333,6 +333,9 @@ class LiveObjects:
     def next_trackable(self, node: int) -> int | None:
         """The first node from `node` on that is no leaf."""
 
+    def leaves(self) -> tuple[list[int], list[Any]]:
+        """The nodes that are leaves, and their tensors."""
+
     def trackables(self) -> list[tuple[int, Any]]:
         """Every node that is no leaf, with its trackable."""
 
@@ -394,6 +397,12 @@ class SavedGraph:
     def find_child(self, node: int, name: str) -> int | None:
         """The first child of a name."""
 
+    def names(self, node: int) -> tuple[str, ...] | None:
+        """The names that lead to a node on the shortest way from the root; None where children do not lead to it."""
+
+    def slot_owner(self, node: int) -> tuple[int, int, str] | None:
+        """Optimizer, variable and slot name, for a node that is a slot."""
+
     def attributes(self, node: int) -> tuple[tuple[str, str, str], ...]:
         """Name, full name and checkpoint key of each."""
 
@@ -454,6 +463,9 @@ class PairedTensors:
     def address(self, node: int) -> int: ...
     def place(self, node: int) -> tuple[int, str]:
         """The parent and the local name by which a node was paired."""
+
+    def find_all(self, objects: list[Any]) -> list[int]:
+        """The nodes that are paired with objects; -1 for those that are paired with none."""
 
     def nodes(self) -> list[int]:
         """Those that were paired, in this order; `keys` and `tensors` go with them."""
