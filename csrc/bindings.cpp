@@ -621,6 +621,7 @@ void DefineWriter(nb::module_& module) {
   nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes data files and their index.")
       .def("__init__", &InitWriter, "data_paths"_a, "index_path"_a, nb::kw_only(), "durable"_a,
            "block_size"_a = kDefaultBlockSize, "alignment"_a = 1)
+      .def("expect", &BundleWriter::Expect, "shard"_a, "size"_a, unlocked)
       .def("add", &AddTensors, "shard"_a, "tensors"_a)
       .def("add_rows", &AddRows, "shard"_a, "keys"_a, "table"_a, "rows"_a)
       .def("add_strings", &AddStrings, "shard"_a, "key"_a, "shape"_a, "values"_a)

@@ -54,6 +54,9 @@ class BundleWriter:
         from its first tensor on until it is complete.
         """
 
+    def expect(self, shard: int, size: int) -> None:
+        """Says that at least so many bytes will be added to a shard, so that a durable one lies in few pieces."""
+
     def add(self, shard: int, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
         """Appends (key, DataType number, shape, address, size in bytes) in the given order.
 

@@ -73,7 +73,7 @@ def _started(run: Callable[[], None], count: int) -> list[threading.Thread]:
     """As many threads as the system gives; none for a single one, whose work the caller does as well."""
     threads: list[threading.Thread] = []
     for _ in range(count if count > 1 else 0):
-        thread = threading.Thread(target=run, name="save", daemon=False)
+        thread = threading.Thread(target=run, name="torch_trackckpt writer", daemon=False)
         try:
             thread.start()
         except RuntimeError:
