@@ -36,6 +36,7 @@ benchmark: $(VENV)/built
 	$(BIN)/python benchmarks/async_stall.py
 	$(BIN)/python benchmarks/many_keys.py
 	$(BIN)/python benchmarks/frozen_saver.py
+	$(BIN)/python benchmarks/crc32c.py
 
 clean:
 	rm -rf $(VENV) build run

@@ -27,6 +27,7 @@
 #include "io/mapping.h"
 #include "python/live_objects.h"
 #include "python/row_plan.h"
+#include "python/saved_graph.h"
 #include "python/tensor_table.h"
 #include "python/text.h"
 #include "table/format.h"
@@ -220,11 +221,28 @@ const Crc32cImplementation& FindImplementation(const std::string& name) {
   throw Error(ErrorKind::kInvalidArgument, "no such crc32c implementation on this processor: " + name);
 }
 
-uint32_t Crc32c(const nb::bytes& data, uint32_t crc, const std::string& name) {
+// The bytes of a buffer, which cannot be resized or freed while this lives.
+class BufferBytes {
+ public:
+  explicit BufferBytes(nb::handle buffer) {
+    if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  }
+  ~BufferBytes() { PyBuffer_Release(&view_); }
+  BufferBytes(const BufferBytes&) = delete;
+  BufferBytes& operator=(const BufferBytes&) = delete;
+
+  const void* data() const { return view_.buf; }
+  size_t size() const { return static_cast<size_t>(view_.len); }
+
+ private:
+  Py_buffer view_;
+};
+
+uint32_t Crc32c(nb::handle data, uint32_t crc, const std::string& name) {
   const Crc32cImplementation& implementation = FindImplementation(name);
-  const std::string_view view = ViewOf(data);
+  const BufferBytes bytes(data);
   const nb::gil_scoped_release release;
-  return implementation.extend(crc, view.data(), view.size());
+  return implementation.extend(crc, bytes.data(), bytes.size());
 }
 
 nb::list Crc32cNames() {
@@ -236,9 +254,11 @@ nb::list Crc32cNames() {
 
 // --- BundleWriter ----------------------------------------------------------------------------------------
 
-void InitWriter(BundleWriter* self, const nb::str& data_path, const nb::str& index_path, bool durable,
+void InitWriter(BundleWriter* self, const nb::list& data_paths, const nb::str& index_path, bool durable,
                 size_t block_size, int64_t alignment) {
-  const std::string data = PathFromPython(data_path);
+  const auto data = ListFromPython<std::string>(data_paths, [](nb::handle path) {
+    return PathFromPython(Require<nb::str>(path, "a path must be a str"));
+  });
   const std::string index = PathFromPython(index_path);
   const nb::gil_scoped_release release;
   new (self) BundleWriter(data, index, durable, block_size, alignment);
@@ -255,32 +275,75 @@ auto ConvertOrFail(BundleWriter& self, Convert convert) {
   }
 }
 
-void AddTensors(BundleWriter& self, const nb::list& tensors) {
+void AddTensors(BundleWriter& self, size_t shard, const nb::list& tensors) {
   const auto values =
       ConvertOrFail(self, [&] { return ListFromPython<TensorBytes>(tensors, TensorFromPython); });
   const nb::gil_scoped_release release;
-  self.Add(values);
+  self.Add(shard, values);
 }
 
-void AddStrings(BundleWriter& self, const nb::bytes& key, const nb::tuple& shape, const nb::list& values) {
-  std::string plain_key(ViewOf(key));
+// The bytes of a key, which live as long as the object.
+std::string_view KeyView(nb::handle key) {
+  if (nb::isinstance<nb::bytes>(key)) return ViewOf(nb::borrow<nb::bytes>(key));
+  Py_ssize_t size = 0;
+  const char* const text = PyUnicode_AsUTF8AndSize(key.ptr(), &size);
+  if (text == nullptr) throw nb::python_error();
+  return {text, static_cast<size_t>(size)};
+}
+
+using RowNumbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Rows of a table, and what keeps their keys alive should another thread change the list.
+struct KeyedRows {
+  std::vector<size_t> rows;
+  std::vector<nb::object> owners;
+  std::vector<std::string_view> keys;
+};
+
+KeyedRows KeyedRowsFromPython(const nb::list& keys, const TensorMemoryTable& table, const RowNumbers& rows) {
+  KeyedRows keyed;
+  keyed.rows.reserve(rows.shape(0));
+  keyed.owners.reserve(rows.shape(0));
+  keyed.keys.reserve(rows.shape(0));
+  for (size_t i = 0; i < rows.shape(0); ++i) {
+    const auto row = static_cast<size_t>(rows.data()[i]);
+    if (row >= table.rows.size() || row >= keys.size() || !table.rows[row].is_plain()) {
+      throw Error(ErrorKind::kInvalidArgument, "there is no plain row " + std::to_string(rows.data()[i]));
+    }
+    keyed.rows.push_back(row);
+    keyed.owners.push_back(keys[row]);
+    keyed.keys.push_back(KeyView(keyed.owners.back()));
+  }
+  return keyed;
+}
+
+void AddRows(BundleWriter& self, size_t shard, const nb::list& keys, const TensorTable& table,
+             const RowNumbers& rows) {
+  const KeyedRows keyed =
+      ConvertOrFail(self, [&] { return KeyedRowsFromPython(keys, table.memory(), rows); });
+  const nb::gil_scoped_release release;
+  self.AddRows(shard, keyed.keys, table.memory(), keyed.rows);
+}
+
+void AddStrings(BundleWriter& self, size_t shard, const nb::bytes& key, const nb::tuple& shape,
+                const nb::list& values) {
   std::vector<int64_t> plain_shape = ConvertOrFail(self, [&] { return ShapeFromPython(shape); });
   const nb::tuple owners(values);  // keeps the elements alive should another thread change the list
   const auto views = ConvertOrFail(self, [&] { return ViewsOf(owners); });
   const nb::gil_scoped_release release;
-  self.AddStrings(std::move(plain_key), std::move(plain_shape), views);
+  self.AddStrings(shard, ViewOf(key), std::move(plain_shape), views);
 }
 
-void AddSlice(BundleWriter& self, const nb::bytes& key, nb::handle dtype, const nb::tuple& shape,
-              const nb::tuple& extents, nb::handle address, nb::handle size) {
+void AddSlice(BundleWriter& self, size_t shard, const nb::bytes& key, nb::handle dtype,
+              const nb::tuple& shape, const nb::tuple& extents, nb::handle address, nb::handle size) {
   const nb::tuple fields = nb::make_tuple(key, dtype, shape, address, size);
   TensorBytes tensor = ConvertOrFail(self, [&] { return TensorFromPython(fields); });
   const TensorSlice slice = ConvertOrFail(self, [&] { return SliceFromPython(extents); });
   const nb::gil_scoped_release release;
-  self.AddSlice(std::move(tensor), slice);
+  self.AddSlice(shard, std::move(tensor), slice);
 }
 
-void AddStringsSlice(BundleWriter& self, const nb::bytes& key, const nb::tuple& shape,
+void AddStringsSlice(BundleWriter& self, size_t shard, const nb::bytes& key, const nb::tuple& shape,
                      const nb::tuple& extents, const nb::list& values) {
   std::string plain_key(ViewOf(key));
   std::vector<int64_t> plain_shape = ConvertOrFail(self, [&] { return ShapeFromPython(shape); });
@@ -288,7 +351,7 @@ void AddStringsSlice(BundleWriter& self, const nb::bytes& key, const nb::tuple& 
   const nb::tuple owners(values);
   const auto views = ConvertOrFail(self, [&] { return ViewsOf(owners); });
   const nb::gil_scoped_release release;
-  self.AddStringsSlice(std::move(plain_key), std::move(plain_shape), slice, views);
+  self.AddStringsSlice(shard, std::move(plain_key), std::move(plain_shape), slice, views);
 }
 
 // --- merging ---------------------------------------------------------------------------------------------
@@ -557,18 +620,23 @@ void DefineHugePages(nb::module_& module) {
 void DefineCrc32c(nb::module_& module) {
   module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
              "CRC-32C of `data`, continuing from `crc`.");
+  module.def("crc32c_combine", &Crc32cCombine, "crc_a"_a, "crc_b"_a, "size_b"_a,
+             "CRC-32C of two parts together, from those of the parts.");
   module.def("crc32c_implementations", &Crc32cNames, "Names of the CRC-32C kernels, fastest first.");
 }
 
 void DefineWriter(nb::module_& module) {
   const nb::call_guard<nb::gil_scoped_release> unlocked;
-  nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes one shard and its index.")
-      .def("__init__", &InitWriter, "data_path"_a, "index_path"_a, nb::kw_only(), "durable"_a,
+  nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes data files and their index.")
+      .def("__init__", &InitWriter, "data_paths"_a, "index_path"_a, nb::kw_only(), "durable"_a,
            "block_size"_a = kDefaultBlockSize, "alignment"_a = 1)
-      .def("add", &AddTensors, "tensors"_a)
-      .def("add_strings", &AddStrings, "key"_a, "shape"_a, "values"_a)
-      .def("add_slice", &AddSlice, "key"_a, "dtype"_a, "shape"_a, "extents"_a, "address"_a, "size"_a)
-      .def("add_strings_slice", &AddStringsSlice, "key"_a, "shape"_a, "extents"_a, "values"_a)
+      .def("add", &AddTensors, "shard"_a, "tensors"_a)
+      .def("add_rows", &AddRows, "shard"_a, "keys"_a, "table"_a, "rows"_a)
+      .def("add_strings", &AddStrings, "shard"_a, "key"_a, "shape"_a, "values"_a)
+      .def("add_slice", &AddSlice, "shard"_a, "key"_a, "dtype"_a, "shape"_a, "extents"_a, "address"_a,
+           "size"_a)
+      .def("add_strings_slice", &AddStringsSlice, "shard"_a, "key"_a, "shape"_a, "extents"_a, "values"_a)
+      .def("finish_shard", &BundleWriter::FinishShard, "shard"_a, unlocked)
       .def("finish", &BundleWriter::Finish, unlocked)
       .def("abandon", &BundleWriter::Abandon, unlocked);
 }
@@ -638,6 +706,7 @@ NB_MODULE(_native, module) {
 #endif
   nb::register_exception_translator(trackckpt::TranslateException);
   trackckpt::DefineLiveObjects(module);
+  trackckpt::DefineSavedGraph(module);
   trackckpt::DefineTensorTable(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);

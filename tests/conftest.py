@@ -28,12 +28,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def damage() -> Damage:
-    """Flips one bit in the middle of the value that a checkpoint of one shard holds under a key."""
+    """Flips one bit in the middle of the value that a checkpoint holds under a key."""
 
     def flip(prefix: str, key: str) -> None:
-        entry = _native.BundleReader(f"{prefix}.index", prefix).find(key.encode())
+        reader = _native.BundleReader(f"{prefix}.index", prefix)
+        entry = reader.find(key.encode())
         assert entry is not None
-        with open(f"{prefix}.data-00000-of-00001", "r+b") as file:
+        with open(reader.data_path(entry.shard_id), "r+b") as file:
             file.seek(entry.offset + entry.size // 2)
             (byte,) = file.read(1)
             file.seek(-1, 1)

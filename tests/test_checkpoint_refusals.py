@@ -4,9 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import planned
 import pytest
 import torch
 from checkpoints import thing, zero
+from graph_messages import encode_object_graph
 
 from torch_trackckpt import (
     Checkpoint,
@@ -18,15 +20,8 @@ from torch_trackckpt.errors import (
     MismatchError,
     TensorNotFoundError,
 )
-from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph
-from torch_trackckpt.graph.walk import NamedValue
-from torch_trackckpt.save.commit import commit
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
-from torch_trackckpt.save.write import write_shards
-from torch_trackckpt.storage.local import LocalStorage
-from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -119,24 +114,18 @@ def test_a_damaged_index_is_an_error_that_names_it(prefix: str, content: bytes) 
     assert not x.any()
 
 
-def write_raw(prefix: str, values: list[NamedValue]) -> None:
-    """A bundle of given keys, whatever they say of each other."""
-    storage = LocalStorage(durable=False)
-    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False, live=[]), prefix, storage)
-
-
-def graph_of_x(key: str) -> NamedValue:
+def graph_of_x(key: str) -> dict[str, Value]:
     nodes = (
         Node(children=(Child(1, "x"), Child(2, "y"))),
         Node(attributes=(Attribute("VARIABLE_VALUE", "", key),)),
         Node(attributes=(Attribute("VARIABLE_VALUE", "", "other"),)),
     )
-    return NamedValue(OBJECT_GRAPH_KEY, encode_object_graph(ObjectGraph(nodes)))
+    return {OBJECT_GRAPH_KEY: encode_object_graph(ObjectGraph(nodes))}
 
 
 def test_a_value_that_the_graph_names_and_the_file_lacks_is_an_error_with_its_key(prefix: str) -> None:
     """C073"""
-    write_raw(prefix, [graph_of_x("missing"), NamedValue("other", torch.ones(3))])
+    planned.publish(prefix, graph_of_x("missing") | {"other": torch.ones(3)})
     _, y, checkpoint = x_and_y()
     with pytest.raises(TensorNotFoundError, match=rf"'{prefix}' names a value for \(root\)\.x under the key missing"):
         checkpoint.read(prefix)
@@ -145,9 +134,7 @@ def test_a_value_that_the_graph_names_and_the_file_lacks_is_an_error_with_its_ke
 
 def test_the_key_that_the_graph_names_counts_not_the_one_that_the_path_would_give(prefix: str) -> None:
     """C015"""
-    write_raw(
-        prefix, [graph_of_x("elsewhere"), NamedValue("elsewhere", torch.ones(2)), NamedValue("other", torch.ones(3))]
-    )
+    planned.publish(prefix, graph_of_x("elsewhere") | {"elsewhere": torch.ones(2), "other": torch.ones(3)})
     x, _, checkpoint = x_and_y()
     checkpoint.read(prefix).assert_consumed()
     assert torch.equal(x, torch.ones(2))
@@ -155,7 +142,7 @@ def test_the_key_that_the_graph_names_counts_not_the_one_that_the_path_would_giv
 
 def test_text_where_the_program_has_a_tensor_is_an_error_and_nothing_changes(prefix: str) -> None:
     """C067"""
-    write_raw(prefix, [graph_of_x("text"), NamedValue("text", b"12345678"), NamedValue("other", torch.ones(3))])
+    planned.publish(prefix, graph_of_x("text") | {"text": b"12345678", "other": torch.ones(3)})
     x, y, checkpoint = x_and_y()
     with pytest.raises(MismatchError, match=r"expected dtype float32 does not equal original dtype string"):
         checkpoint.read(prefix)
@@ -165,7 +152,7 @@ def test_text_where_the_program_has_a_tensor_is_an_error_and_nothing_changes(pre
 
 def test_a_graph_record_that_is_no_string_is_damage(prefix: str) -> None:
     """C391"""
-    write_raw(prefix, [NamedValue(OBJECT_GRAPH_KEY, torch.ones(2))])
+    planned.publish(prefix, {OBJECT_GRAPH_KEY: torch.ones(2)})
     with pytest.raises(DataLossError, match=rf"The object graph of '{prefix}' .* not a string scalar"):
         Checkpoint().read(prefix)
 

@@ -106,7 +106,7 @@ def test_nothing_that_runs_code_from_a_file_is_used() -> None:
                 assert called not in {"eval", "exec", "__import__", "compile", "torch.load"}, path
 
 
-def test_the_native_core_knows_neither_torch_nor_more_of_python_than_its_bindings() -> None:
+def test_the_native_core_knows_no_torch_and_only_its_bindings_know_python() -> None:
     sources = Path(__file__).parents[1] / "csrc"
     for path in [*sources.rglob("*.cpp"), *sources.rglob("*.h")]:
         includes = [line for line in path.read_text().splitlines() if line.startswith("#include")]

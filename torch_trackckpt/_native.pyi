@@ -10,14 +10,21 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, final
 
 import numpy as np
+from typing_extensions import Buffer
 
 Extents = tuple[tuple[int, int], ...]
 """A part of a tensor: start and length in each dimension. Length -1, with start 0, is all of the dimension."""
 
-def crc32c(data: bytes, crc: int = 0, implementation: str = "") -> int:
-    """CRC-32C of `data`, continuing from `crc` (0 to start).
+def crc32c(data: Buffer, crc: int = 0, implementation: str = "") -> int:
+    """CRC-32C of the bytes of `data`, which lie in one piece, continuing from `crc` (0 to start).
 
     An empty `implementation` takes the fastest; a name from `crc32c_implementations` forces that one.
+    """
+
+def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
+    """CRC-32C of A and B together, from those of A and of B and the number of bytes in B.
+
+    So the parts of a tensor can be checksummed apart. Takes microseconds at most, whatever the size of B.
     """
 
 def crc32c_implementations() -> list[str]:
@@ -35,41 +42,61 @@ def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dty
 
 @final
 class BundleWriter:
-    """Writes one shard: a data file, and the index table that names its tensors."""
+    """Writes data files, one for each shard, and the index table that names the tensors in all of them.
+
+    Calls for one shard take turns; calls for different shards may run at once. After an error in any of them the writer
+    is failed: those that are under way end soon, and every later one raises `WriterClosedError`.
+    """
 
     def __init__(
-        self, data_path: str, index_path: str, *, durable: bool, block_size: int = 262144, alignment: int = 1
+        self, data_paths: list[str], index_path: str, *, durable: bool, block_size: int = 262144, alignment: int = 1
     ) -> None:
-        """Creates both files; neither may exist. With `durable`, `finish` returns after fsync of both.
+        """Creates all files; none may exist. With `durable`, they are synced by the calls that complete them.
 
-        Behind each tensor the data file is filled with zeros up to a multiple of `alignment`.
+        Behind each tensor the data file is filled with zeros up to a multiple of `alignment`. A data file is open only
+        from its first tensor on until it is complete.
         """
 
-    def add(self, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
+    def add(self, shard: int, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
         """Appends (key, DataType number, shape, address, size in bytes) in the given order.
 
-        Raises `DuplicateKeyError` for a used key and ``ValueError`` for a size that contradicts dtype and
-        shape; after any error the writer is failed, and every later call raises `WriterClosedError`.
+        Raises ``ValueError`` for a size that contradicts dtype and shape.
         """
 
-    def add_strings(self, key: bytes, shape: tuple[int, ...], values: list[bytes]) -> None:
+    def add_rows(
+        self, shard: int, keys: list[str], table: TensorTable, rows: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> None:
+        """Appends rows of a table in the given order; ``keys`` has the key of every row of the table.
+
+        Raises ``ValueError`` for a row that is not plain.
+        """
+
+    def add_strings(self, shard: int, key: bytes, shape: tuple[int, ...], values: list[bytes]) -> None:
         """Appends a string tensor, its elements in row-major order."""
 
     def add_slice(
-        self, key: bytes, dtype: int, shape: tuple[int, ...], extents: Extents, address: int, size: int
+        self, shard: int, key: bytes, dtype: int, shape: tuple[int, ...], extents: Extents, address: int, size: int
     ) -> None:
-        """Appends the part `extents` of the tensor `key`, whose full shape is `shape`.
+        """Appends the part `extents` of the tensor `key`, whose full shape is `shape`; others may be in other shards.
 
         A part that is the whole tensor is stored as `add` does. Raises ``ValueError`` for extents outside of
-        the shape and for a shape or dtype other than that of the tensor's earlier slices, and
-        `DuplicateKeyError` for a slice that was added before and for a tensor that was added whole.
+        the shape and for a shape or dtype other than that of the tensor's earlier slices in the shard.
         """
 
-    def add_strings_slice(self, key: bytes, shape: tuple[int, ...], extents: Extents, values: list[bytes]) -> None:
+    def add_strings_slice(
+        self, shard: int, key: bytes, shape: tuple[int, ...], extents: Extents, values: list[bytes]
+    ) -> None:
         """As `add_slice`, for strings: the elements of the part in row-major order."""
 
+    def finish_shard(self, shard: int) -> None:
+        """Completes one data file, which takes no more tensors."""
+
     def finish(self) -> None:
-        """Completes both files. A second call raises `WriterClosedError`."""
+        """Completes all files, the index last. A second call raises `WriterClosedError`.
+
+        Raises `DuplicateKeyError` for a key that was used twice, by a tensor or a slice of one, and ``ValueError``
+        where slices of one tensor in several shards differ in its dtype or its shape.
+        """
 
     def abandon(self) -> None:
         """Closes and removes the files of a writer that has not finished. Harmless otherwise."""
@@ -350,3 +377,94 @@ class LiveObjects:
 
     def has_same_objects(self, other: LiveObjects) -> bool:
         """Whether the very same objects are under the same names."""
+
+@final
+class SavedGraph:
+    """The object graph of a checkpoint, parsed from its record.
+
+    Raises `DataLossError` where the record does not parse or refers to nodes that it does not have; the text is the end
+    of a sentence about it.
+    """
+
+    def __init__(self, record: bytes) -> None: ...
+    @property
+    def record(self) -> bytes: ...
+    def __len__(self) -> int: ...
+    def children(self, node: int) -> tuple[tuple[int, str], ...]:
+        """Node and local name of each."""
+
+    def child(self, node: int, position: int) -> tuple[int, str]: ...
+    def find_child(self, node: int, name: str) -> int | None:
+        """The first child of a name."""
+
+    def attributes(self, node: int) -> tuple[tuple[str, str, str], ...]:
+        """Name, full name and checkpoint key of each."""
+
+    def slots(self, node: int) -> tuple[tuple[int, str, int], ...]:
+        """Variable, name and slot of each."""
+
+    def registered_saver(self, node: int) -> tuple[str, str] | None: ...
+    def has_values(self, node: int) -> bool | None: ...
+    def module_version(self, node: int) -> int | None: ...
+    def nodes_with_slots(self) -> list[int]:
+        """Every node that has slot variables."""
+
+    def nodes_with_values(self) -> list[int]:
+        """Every node that has attributes, or a saver of its own."""
+
+@final
+class PairedTensors:
+    """Which nodes of a saved graph were bound, in which order; and which variables to which ordinary tensors.
+
+    A variable is a node that owns one value of that name and nothing else. Tensors are kept alive until `release`.
+    """
+
+    def __init__(self, graph: SavedGraph, types: tuple[type, ...]) -> None: ...
+    def pair(self, node: int, sources: tuple[object, ...]) -> list[int]:
+        """Pairs the children of a node that are variables with the tensors of their names.
+
+        Args:
+            node: the parent.
+            sources: where the names are looked up, in order: dicts, and lists or tuples for names that are numbers.
+
+        Returns:
+            The positions of the children that were not paired: those that are no variables, or are bound already, and
+            those under whose names there is no tensor of exactly one of the types, in contiguous CPU memory, that was
+            not paired before.
+        """
+
+    def mark(self, node: int) -> None:
+        """Says that a node is bound to something else."""
+
+    def claim(self, address: int) -> None:
+        """Says that the tensor with an address (its ``id``) takes other values."""
+
+    def __contains__(self, node: object) -> bool:
+        """Whether a node is paired with a tensor."""
+
+    def __len__(self) -> int:
+        """How many are."""
+
+    def order(self, node: int) -> int:
+        """The place of a node in the order in which all were bound; -1 where it is not."""
+
+    def has_taken(self, address: int) -> bool:
+        """Whether a tensor was paired or claimed."""
+
+    def tensor(self, node: int) -> Any:
+        """None where the node is not paired, or the tensors were released."""
+
+    def address(self, node: int) -> int: ...
+    def place(self, node: int) -> tuple[int, str]:
+        """The parent and the local name by which a node was paired."""
+
+    def nodes(self) -> list[int]:
+        """Those that were paired, in this order; `keys` and `tensors` go with them."""
+
+    def keys(self) -> list[str]: ...
+    def tensors(self) -> list[Any]: ...
+    def set_attribute(self, name: str, value: object) -> None:
+        """Sets an attribute of each tensor."""
+
+    def release(self) -> None:
+        """Keeps the tensors alive no longer; everything but `tensor` and `tensors` stays."""

@@ -21,7 +21,7 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
-from torch_trackckpt.graph.walk import LiveGraph, NamedValue, Snapshot, capture, collect, discover
+from torch_trackckpt.graph.walk import LiveGraph, Snapshot, capture, collect, discover
 from torch_trackckpt.metrics import CheckpointMetrics, Transfer
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import in_preemption_save_context
@@ -36,7 +36,7 @@ from torch_trackckpt.restore.status import (
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
 from torch_trackckpt.save.plan import SavePlan, make_plan
-from torch_trackckpt.save.staging import StagingBuffer, stage
+from torch_trackckpt.save.staging import StagingBuffer
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
@@ -201,8 +201,7 @@ class Checkpoint(AutoTrackable):
         metrics = self._own.metrics
         write = metrics.begin(path)
         snapshot = (walk or self._walk)(options)
-        values = [NamedValue(key, value) for key, value in zip(snapshot.keys, snapshot.values, strict=True)]
-        plan = make_plan(values, options.experimental_sharding_callback)
+        plan = make_plan(snapshot.keys, snapshot.values, options.experimental_sharding_callback, options.thread_count)
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
         if _becomes_pending(path, options):
             plan = self._own.staging.snapshot(plan)
@@ -399,7 +398,7 @@ def _complete(
     storage = LocalStorage(durable=options.durable)
     recover(place, storage)
     files = write_shards(
-        stage(plan), place, storage, durable=options.durable, live=plan.items, progress=options.progress
+        plan, place, storage, durable=options.durable, num_threads=options.thread_count, progress=options.progress
     )
     write.num_bytes = files.num_bytes
     commit(files, place, storage)

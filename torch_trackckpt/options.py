@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.sharding import ShardingCallback
 
 __all__ = ["CheckpointOptions", "Progress"]
@@ -22,8 +23,8 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify``, a number of threads below 1, a write callback that cannot be called with
-            the path alone, a sharding callback that is none, or a ``progress`` that cannot be called.
+        ValueError: for an unknown ``verify``, a write callback that cannot be called with the path alone, a
+            sharding callback that is none, less than one thread, or a ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
     Example:
@@ -41,10 +42,6 @@ class CheckpointOptions:
     value changes. ``"during"``: on the way, in one pass over the data; a checkpoint of up to 64 MiB is checked
     before even so, and damage in a larger one raises an error that names the values already overwritten."""
 
-    num_threads: int | None = None
-    """How many threads write or read at once; None: as many as processors this process may use
-    (``os.sched_getaffinity``), at most 8."""
-
     experimental_skip_slot_variables: bool = False
     """Restore only: optimizer slot variables are neither restored nor asked for by the assertions."""
 
@@ -53,7 +50,12 @@ class CheckpointOptions:
     either nothing or the path."""
 
     experimental_sharding_callback: ShardingCallback | None = None
-    """Saving only: which values share a data file; see `torch_trackckpt.sharding`. None is one data file."""
+    """Saving only: which values share a data file; see `torch_trackckpt.sharding`. None is one data file, and for a
+    checkpoint of 32 MiB and more one for each thread that writes; `ShardByTaskPolicy` is always one."""
+
+    num_threads: int | None = None
+    """How many threads write or read at once. None: as many as processors this process may use
+    (``os.sched_getaffinity``), at most 8."""
 
     name_map: Callable[[str], str] | Mapping[str, str] | None = None
     """Restoring a checkpoint without an object graph: from the name that a value has in the program, such as
@@ -70,7 +72,7 @@ class CheckpointOptions:
     progress: Progress | None = None
     """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the
     last time with both equal; about every 64 MiB, or after each value where one is larger. An asynchronous save calls
-    it in its own thread. What it raises ends the save or restore."""
+    it in its own thread; otherwise it is called in the caller's. What it raises ends the save or restore."""
 
     warn_of_lost_values: bool = True
     """Saving only: the first save of a `Checkpoint` logs a warning where tracked objects have plain numbers or tensors
@@ -82,8 +84,8 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         if self.verify not in ("during", "before"):
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads must be None or at least 1, not {self.num_threads!r}.")
+        if self.num_threads is not None and (type(self.num_threads) is not int or self.num_threads < 1):
+            raise ValueError(f"num_threads must be None or a number of at least 1, not {self.num_threads!r}.")
         if self.progress is not None and not callable(self.progress):
             raise ValueError(f"progress must be a function of two numbers of bytes, not {self.progress!r}.")
         # A copy, so that a list that the caller goes on changing does not change what was checked.
@@ -104,6 +106,11 @@ class CheckpointOptions:
     def is_async(self) -> bool:
         """Whether saves are asynchronous, by either name of the option."""
         return self.enable_async or self.experimental_enable_async_checkpoint
+
+    @property
+    def thread_count(self) -> int:
+        """How many threads write or read at once: `num_threads`, or what None stands for."""
+        return num_threads(self.num_threads)
 
     def name_in_file(self, name: str) -> str:
         """What `name_map` makes of a name."""

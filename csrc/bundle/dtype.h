@@ -5,6 +5,8 @@
 
 namespace trackckpt {
 
+constexpr int32_t kDtypeUint8 = 4;
+constexpr int32_t kDtypeInt8 = 6;
 constexpr int32_t kDtypeString = 7;
 constexpr int32_t kDtypeComplex64 = 8;
 constexpr int32_t kDtypeBool = 10;

@@ -54,8 +54,21 @@ TRACKCKPT_CRC inline uint32_t AfterWord(uint32_t state, uint64_t word) {
   return TRACKCKPT_CRC32C(d)(state, word);
 }
 
+// The register after the last n bytes of `word`, 0 < n < 8. They and the part of the state that they meet stand
+// at the end of a word of zeros, which leave a register of zero as it is; the rest of the state moves up.
+TRACKCKPT_CRC inline uint32_t AfterEnd(uint64_t state, uint64_t word, size_t n) {
+  const size_t before = 64 - 8 * n;
+  const uint64_t end = (word >> before << before) ^ (state << before);
+  return AfterWord(0, end) ^ static_cast<uint32_t>(state >> (8 * n));
+}
+
+// Sizes are hard to predict: what is left after the words is taken from the word that ends with it, in one step.
 TRACKCKPT_CRC inline uint32_t StateAfter(uint32_t state, const char* p, size_t n) {
-  for (; n >= 8; n -= 8, p += 8) state = AfterWord(state, Load<uint64_t>(p));
+  if (n >= 8) {
+    const uint64_t last_word = Load<uint64_t>(p + n - 8);
+    for (; n >= 8; n -= 8, p += 8) state = AfterWord(state, Load<uint64_t>(p));
+    return n == 0 ? state : AfterEnd(state, last_word, n);
+  }
   if (n & 4) {
     state = TRACKCKPT_CRC32C(w)(state, Load<uint32_t>(p));
     p += 4;

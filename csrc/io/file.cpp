@@ -1,12 +1,13 @@
 #include "io/file.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <utility>
 
 #include "error.h"
@@ -15,8 +16,11 @@ namespace trackckpt {
 
 namespace {
 
-constexpr size_t kFlushBytes = 1 << 20;
-constexpr size_t kMaxQueued = IOV_MAX;
+// A copy of a small piece costs less than a system call for it; what has gathered is still in the cache.
+constexpr size_t kSmallBytes = 64 << 10;
+constexpr size_t kBufferBytes = 512 << 10;
+// Large enough for a disk to write in one go, small enough that it has something to do soon.
+constexpr uint64_t kWritebackBytes = 16 << 20;
 
 [[noreturn]] void ThrowErrno(const std::string& path) { throw FileError(ErrorKind::kSystem, errno, path); }
 
@@ -28,11 +32,13 @@ auto Retry(Call call) {
   return result;
 }
 
-int CreateFile(const std::string& path) {
-  const int fd = Retry([&] { return open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
+int OpenForWriting(const std::string& path, int flags) {
+  const int fd = Retry([&] { return open(path.c_str(), O_WRONLY | O_CLOEXEC | flags, 0666); });
   if (fd < 0) ThrowErrno(path);
   return fd;
 }
+
+int CreateFile(const std::string& path) { return OpenForWriting(path, O_CREAT | O_EXCL); }
 
 // Opening a named pipe would wait for someone who writes to it, were it not for O_NONBLOCK. Regular files are
 // read as without it.
@@ -63,36 +69,50 @@ FileDescriptor::~FileDescriptor() {
 
 int FileDescriptor::Release() { return std::exchange(fd_, -1); }
 
-WritableFile::WritableFile(std::string path) : path_(std::move(path)), fd_(CreateFile(path_)) {}
+void CreateEmptyFile(const std::string& path) { const FileDescriptor closing(CreateFile(path)); }
+
+void RemoveFile(const std::string& path) { unlink(path.c_str()); }
+
+WritableFile::WritableFile(std::string path, Opening opening)
+    : path_(std::move(path)), fd_(opening == Opening::kNew ? CreateFile(path_) : OpenForWriting(path_, 0)) {}
 
 void WritableFile::Append(const void* data, size_t n) {
+  if (n > kSmallBytes) {
+    Write(data, n);
+    return;
+  }
   if (n == 0) return;
-  queue_.push_back({const_cast<void*>(data), n});
-  queued_bytes_ += n;
-  if (queued_bytes_ >= kFlushBytes || queue_.size() >= kMaxQueued) Flush();
+  if (!buffer_) buffer_.reset(new char[kBufferBytes]);
+  if (n > kBufferBytes - buffered_) Flush();
+  std::memcpy(buffer_.get() + buffered_, data, n);
+  buffered_ += n;
 }
 
-void WritableFile::Flush() {
-  while (queue_begin_ < queue_.size()) {
-    const int count = static_cast<int>(queue_.size() - queue_begin_);
-    const ssize_t written = Retry([&] { return writev(fd_.get(), &queue_[queue_begin_], count); });
-    if (written < 0) ThrowErrno(path_);
-    Consume(static_cast<size_t>(written));
+void WritableFile::Flush() { Write(nullptr, 0); }
+
+void WritableFile::Write(const void* data, size_t n) {
+  iovec parts[] = {{buffer_.get(), buffered_}, {const_cast<void*>(data), n}};
+  while (parts[0].iov_len + parts[1].iov_len > 0) {
+    const ssize_t result = Retry([&] { return writev(fd_.get(), parts, 2); });
+    if (result < 0) ThrowErrno(path_);
+    size_t taken = static_cast<size_t>(result);
+    written_ += taken;
+    for (iovec& part : parts) {
+      const size_t of_part = std::min(taken, part.iov_len);
+      part.iov_base = static_cast<char*>(part.iov_base) + of_part;
+      part.iov_len -= of_part;
+      taken -= of_part;
+    }
   }
-  queue_.clear();
-  queue_begin_ = 0;
-  queued_bytes_ = 0;
+  buffered_ = 0;
+  if (begins_early_ && written_ - begun_ >= kWritebackBytes) BeginWriteback();
 }
 
-void WritableFile::Consume(size_t written) {
-  while (written > 0) {
-    iovec& front = queue_[queue_begin_];
-    const size_t taken = std::min(written, front.iov_len);
-    front.iov_base = static_cast<char*>(front.iov_base) + taken;
-    front.iov_len -= taken;
-    written -= taken;
-    if (front.iov_len == 0) ++queue_begin_;
-  }
+// A hint, whose errors are of no interest: those of the disk are reported by Sync as well.
+void WritableFile::BeginWriteback() {
+  sync_file_range(fd_.get(), static_cast<off_t>(begun_), static_cast<off_t>(written_ - begun_),
+                  SYNC_FILE_RANGE_WRITE);
+  begun_ = written_;
 }
 
 void WritableFile::Sync() {
@@ -108,7 +128,7 @@ void WritableFile::Close() {
 
 void WritableFile::Discard() {
   const FileDescriptor closing(std::move(fd_));
-  unlink(path_.c_str());
+  RemoveFile(path_);
 }
 
 bool FileState::operator==(const FileState& other) const {

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <sys/types.h>
-#include <sys/uio.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
-#include <vector>
 
 namespace trackckpt {
 
@@ -27,16 +26,27 @@ class FileDescriptor {
   int fd_;
 };
 
-// A new file, written from front to end.
+// Makes an empty file. Throws if there is already something at `path`.
+void CreateEmptyFile(const std::string& path);
+
+// Removes a file; one that is gone already is no error, and neither is one that cannot be removed.
+void RemoveFile(const std::string& path);
+
+// A file, written from front to end. Small pieces gather in a buffer; large ones go to the system as they lie in the
+// caller's memory.
 class WritableFile {
  public:
-  // Throws if there is already something at `path`.
-  explicit WritableFile(std::string path);
+  enum class Opening { kNew, kEmpty };  // kEmpty: an empty file that is there
+
+  // Throws if there is already something at the path of a new file.
+  explicit WritableFile(std::string path, Opening opening = Opening::kNew);
 
   const std::string& path() const { return path_; }
 
-  // Queues bytes without copying them: they must stay as they are until Flush returns. Writes by itself
-  // whenever enough has gathered.
+  // Has the disk begin with what is written while more is still to come. Sync then has less to wait for.
+  void BeginWritingEarly() { begins_early_ = true; }
+
+  // The bytes may change when this returns.
   void Append(const void* data, size_t n);
   void Flush();
   // Flushes and waits until the bytes are on the device.
@@ -47,14 +57,17 @@ class WritableFile {
   void Discard();
 
  private:
-  // Takes what has been written off the front of the queue.
-  void Consume(size_t written);
+  // Writes the buffer and then these bytes.
+  void Write(const void* data, size_t n);
+  void BeginWriteback();
 
   std::string path_;
   FileDescriptor fd_;
-  std::vector<iovec> queue_;
-  size_t queue_begin_ = 0;  // entries before it have been written
-  size_t queued_bytes_ = 0;
+  std::unique_ptr<char[]> buffer_;
+  size_t buffered_ = 0;
+  bool begins_early_ = false;
+  uint64_t written_ = 0;
+  uint64_t begun_ = 0;  // bytes that the disk has been told of
 };
 
 // What is different when a file was replaced or written to.

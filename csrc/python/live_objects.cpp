@@ -86,7 +86,7 @@ class LiveObjects {
     for (const auto& [name, child] : items) {
       if (IsPlainTensor(child)) {
         AddTensor(Utf8(name), child);
-      } else {
+      } else if (!child.is_none()) {
         AddAdapted(name, adapt(child));
       }
     }

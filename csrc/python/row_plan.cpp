@@ -36,7 +36,8 @@ class Keys {
   std::string_view View(nb::handle key) {
     Py_ssize_t size;
     // Kept by the text itself, which for ASCII has no other form.
-    if (const char* data = PyUnicode_AsUTF8AndSize(key.ptr(), &size)) return {data, static_cast<size_t>(size)};
+    if (const char* data = PyUnicode_AsUTF8AndSize(key.ptr(), &size))
+      return {data, static_cast<size_t>(size)};
     if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) throw nb::python_error();
     PyErr_Clear();
     const nb::object encoded = nb::steal(PyUnicode_AsEncodedString(key.ptr(), "utf-8", "surrogateescape"));

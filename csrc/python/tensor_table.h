@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bundle/tensor_memory.h"
+#include "python/tensor_reader.h"
 
 namespace trackckpt {
 
@@ -31,7 +32,7 @@ class TensorTable {
   nanobind::list Unversioned() const;
 
  private:
-  nanobind::tuple types_;
+  TensorReader reader_;
   std::vector<nanobind::object> objects_;
   std::vector<int64_t> versions_;
   TensorMemoryTable memory_;

@@ -70,7 +70,6 @@ BlockHandle TableBuilder::WriteBlock(BlockBuilder* block) {
   const std::string trailer = EncodeBlockTrailer(contents);
   file_->Append(contents.data(), contents.size());
   file_->Append(trailer.data(), trailer.size());
-  file_->Flush();
   const BlockHandle handle{offset_, contents.size()};
   offset_ += contents.size() + trailer.size();
   block->Reset();
@@ -81,7 +80,6 @@ void TableBuilder::WriteFooter(const Footer& footer) {
   std::string encoded;
   footer.EncodeTo(&encoded);
   file_->Append(encoded.data(), encoded.size());
-  file_->Flush();
 }
 
 }  // namespace trackckpt

@@ -272,8 +272,9 @@ def test_a_part_that_is_there_already_spoils_the_writer(paths: tuple[str, str], 
     part = TensorSlice.parse(second)
     writer = BundleWriter(*paths, durable=False)
     writer.add_slice("x", torch.zeros(2), TensorSlice.parse("4 0,2"))
+    writer.add_slice("x", torch.zeros(part.shape), part)
     with pytest.raises(DuplicateKeyError, match="duplicate key"):
-        writer.add_slice("x", torch.zeros(part.shape), part)
+        writer.finish()
     with pytest.raises(WriterClosedError):
         writer.finish()
 

@@ -51,20 +51,20 @@ def data_name(prefix: Path, number: int, count: int) -> Path:
 
 
 def save_ours(prefix: Path, slices: Sequence[Slice]) -> None:
-    writer = _native.BundleWriter(str(data_name(prefix, 0, 1)), f"{prefix}.index", durable=False)
+    writer = _native.BundleWriter([str(data_name(prefix, 0, 1))], f"{prefix}.index", durable=False)
     for key, shape, extents, (dtype, own_shape, data) in slices:
         name, number = key.encode(), NUMBERS[dtype]
         if isinstance(data, list):
             if extents is None:
-                writer.add_strings(name, own_shape, data)
+                writer.add_strings(0, name, own_shape, data)
             else:
-                writer.add_strings_slice(name, shape, extents, data)
+                writer.add_strings_slice(0, name, shape, extents, data)
             continue
         memory = np.frombuffer(data, np.uint8)
         if extents is None:
-            writer.add([(name, number, own_shape, memory.ctypes.data, memory.nbytes)])
+            writer.add(0, [(name, number, own_shape, memory.ctypes.data, memory.nbytes)])
         else:
-            writer.add_slice(name, number, shape, extents, memory.ctypes.data, memory.nbytes)
+            writer.add_slice(0, name, number, shape, extents, memory.ctypes.data, memory.nbytes)
     writer.finish()
 
 
@@ -196,10 +196,10 @@ def test_thousands_of_keys_are_merged_as_tensorflow_merges_them(tensorflow: Tens
 def test_tensorflow_reads_slices_that_we_wrote_and_aligned(tensorflow: TensorFlow, prefix: Path) -> None:
     """C365, C371, C395"""
     tensor = np.arange(50, dtype=np.float32).reshape(5, 10)
-    writer = _native.BundleWriter(str(data_name(prefix, 0, 1)), f"{prefix}.index", durable=False, alignment=64)
+    writer = _native.BundleWriter([str(data_name(prefix, 0, 1))], f"{prefix}.index", durable=False, alignment=64)
     for extents, part in ((ALL, (0, 1)), tensor[:, :1]), ((ALL, (1, 9)), tensor[:, 1:]):
         memory = np.ascontiguousarray(part)
-        writer.add_slice(b"w", NUMBERS["float32"], (5, 10), extents, memory.ctypes.data, memory.nbytes)
+        writer.add_slice(0, b"w", NUMBERS["float32"], (5, 10), extents, memory.ctypes.data, memory.nbytes)
     writer.finish()
     assert data_name(prefix, 0, 1).stat().st_size == 64 + 192
     assert tensorflow.read_one(prefix, "w") == Value("float32", (5, 10), tensor.tobytes())

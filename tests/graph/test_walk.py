@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import planned
 import pytest
 import torch
 import witness
 from checkpoints import Text, walk
+from graph_messages import encode_object_graph
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, Trackable, list_objects, load_checkpoint
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.messages import decode_object_graph, encode_object_graph
+from torch_trackckpt.graph.messages import decode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
-from torch_trackckpt.graph.walk import NamedValue, Snapshot, discover
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
-from torch_trackckpt.save.write import write_shards
-from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.graph.walk import Snapshot, discover
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Value
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -505,8 +503,8 @@ def test_with_tensorflows_full_names_the_files_are_tensorflows_byte_for_byte(nam
             for node, other_node in zip(snapshot.graph.nodes, theirs.nodes, strict=True)
         )
     )
-    values = [*snapshot.values[:-1], NamedValue(snapshot.values[-1].key, encode_object_graph(named))]
-    files = write_shards(stage(make_plan(values)), prefix, LocalStorage(durable=False), durable=False, live=[])
+    values = {value.key: value.value for value in snapshot.values}
+    files = planned.write(prefix, values | {snapshot.values[-1].key: encode_object_graph(named)})
     assert Path(files.data[0][0]).read_bytes() == Path(f"{original}.data-00000-of-00001").read_bytes()
     assert Path(files.index[0]).read_bytes() == Path(f"{original}.index").read_bytes()
 

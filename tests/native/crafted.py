@@ -299,7 +299,7 @@ def file_names(prefix: Path) -> list[str]:
 
 def open_writer(prefix: Path, *, block_size: int = 262144, durable: bool = False, alignment: int = 1) -> BundleWriter:
     return BundleWriter(
-        f"{prefix}.data-00000-of-00001",
+        [f"{prefix}.data-00000-of-00001"],
         f"{prefix}.index",
         durable=durable,
         block_size=block_size,
@@ -321,10 +321,10 @@ def write_bundle(prefix: Path, tensors: Iterable[Tensor], *, block_size: int = 2
 
 def add(writer: BundleWriter, key: bytes, dtype: int, shape: tuple[int, ...], value: bytes | list[bytes]) -> None:
     if isinstance(value, list):
-        writer.add_strings(key, shape, value)
+        writer.add_strings(0, key, shape, value)
     else:
         memory = np.frombuffer(value, np.uint8)
-        writer.add([(key, dtype, shape, memory.ctypes.data, memory.nbytes)])
+        writer.add(0, [(key, dtype, shape, memory.ctypes.data, memory.nbytes)])
 
 
 def add_slice(
@@ -336,10 +336,10 @@ def add_slice(
     value: bytes | list[bytes],
 ) -> None:
     if isinstance(value, list):
-        writer.add_strings_slice(key, shape, extents, value)
+        writer.add_strings_slice(0, key, shape, extents, value)
     else:
         memory = np.frombuffer(value, np.uint8)
-        writer.add_slice(key, dtype, shape, extents, memory.ctypes.data, memory.nbytes)
+        writer.add_slice(0, key, dtype, shape, extents, memory.ctypes.data, memory.nbytes)
 
 
 def read_value(reader: BundleReader, found: BundleEntry) -> bytes | list[bytes]:

@@ -62,9 +62,9 @@ def test_one_call_may_add_many_tensors(prefix: Path) -> None:
     memory = np.arange(24, dtype=np.uint8)
     address = memory.ctypes.data
     writer = crafted.open_writer(prefix)
-    writer.add([(b"z", crafted.UINT8, (4,), address, 4), (b"a", crafted.FLOAT, (2, 2), address + 4, 16)])
-    writer.add([])
-    writer.add([(b"m", crafted.INT32, (), address + 20, 4)])
+    writer.add(0, [(b"z", crafted.UINT8, (4,), address, 4), (b"a", crafted.FLOAT, (2, 2), address + 4, 16)])
+    writer.add(0, [])
+    writer.add(0, [(b"m", crafted.INT32, (), address + 20, 4)])
     writer.finish()
     assert crafted.data_file(prefix).read_bytes() == memory.tobytes()
     assert {key: tensor.offset for key, tensor in witness.read_entries(prefix).items()} == {
@@ -144,10 +144,11 @@ def test_memory_at_any_address_and_of_any_length_is_written(pieces: list[tuple[i
         prefix = Path(folder) / "ckpt"
         writer = crafted.open_writer(prefix)
         writer.add(
+            0,
             [
                 (b"%d" % number, crafted.UINT8, (size,), memory.ctypes.data + start, size)
                 for number, (start, size) in enumerate(pieces)
-            ]
+            ],
         )
         writer.finish()
         written = witness.read_entries(prefix)
@@ -191,7 +192,7 @@ def test_many_aligned_tensors_of_one_call_are_written_as_one_by_one(prefix: Path
     memory = np.arange(3000, dtype=np.uint16).view(np.uint8)
     records = [(b"%04d" % n, crafted.UINT8, (3,), memory.ctypes.data + 3 * n, 3) for n in range(2000)]
     writer = crafted.open_writer(prefix, alignment=1000)
-    writer.add(records)
+    writer.add(0, records)
     writer.finish()
     expected = b"".join(memory[3 * n : 3 * n + 3].tobytes() + bytes(997) for n in range(2000))
     assert crafted.data_file(prefix).read_bytes() == expected
@@ -208,12 +209,14 @@ def test_an_alignment_below_1_is_refused_before_a_file_is_made(prefix: Path, ali
 # ------------------------------------------------------------------------------------------- life cycle
 
 
-def test_a_key_given_twice_is_refused_and_spoils_the_writer(prefix: Path) -> None:
+def test_a_key_given_twice_is_found_by_finish_and_spoils_the_writer(prefix: Path) -> None:
     """C363"""
     writer = crafted.open_writer(prefix)
     crafted.add(writer, b"layer/weight", crafted.UINT8, (1,), b"a")
+    crafted.add(writer, b"layer/bias", crafted.UINT8, (1,), b"c")
+    crafted.add(writer, b"layer/weight", crafted.UINT8, (1,), b"b")
     with pytest.raises(DuplicateKeyError, match="layer/weight"):
-        crafted.add(writer, b"layer/weight", crafted.UINT8, (1,), b"b")
+        writer.finish()
     with pytest.raises(WriterClosedError):
         writer.finish()
     writer.abandon()
@@ -223,9 +226,10 @@ def test_a_key_given_twice_is_refused_and_spoils_the_writer(prefix: Path) -> Non
 def test_a_key_is_used_up_by_a_string_tensor_too(prefix: Path) -> None:
     """C363"""
     writer = crafted.open_writer(prefix)
-    writer.add_strings(b"k", (), [b"text"])
+    writer.add_strings(0, b"k", (), [b"text"])
+    writer.add_strings(0, b"k", (), [b"text"])
     with pytest.raises(DuplicateKeyError, match="k"):
-        writer.add_strings(b"k", (), [b"text"])
+        writer.finish()
     writer.abandon()
 
 
@@ -234,8 +238,9 @@ def test_a_key_given_twice_in_one_call_is_refused(prefix: Path) -> None:
     memory = np.zeros(1, np.uint8)
     record = (b"k", crafted.UINT8, (1,), memory.ctypes.data, 1)
     writer = crafted.open_writer(prefix)
+    writer.add(0, [record, record])
     with pytest.raises(DuplicateKeyError, match="k"):
-        writer.add([record, record])
+        writer.finish()
     writer.abandon()
 
 
@@ -253,10 +258,11 @@ def test_finishing_twice_is_refused_and_keeps_the_files(prefix: Path) -> None:
 @pytest.mark.parametrize(
     "late_call",
     [
-        pytest.param(lambda writer: writer.add([]), id="add"),
-        pytest.param(lambda writer: writer.add_strings(b"s", (), [b""]), id="add_strings"),
-        pytest.param(lambda writer: writer.add_slice(b"w", 4, (0,), ((0, -1),), 0, 0), id="add_slice"),
-        pytest.param(lambda writer: writer.add_strings_slice(b"s", (), (), [b""]), id="add_strings_slice"),
+        pytest.param(lambda writer: writer.add(0, []), id="add"),
+        pytest.param(lambda writer: writer.add_strings(0, b"s", (), [b""]), id="add_strings"),
+        pytest.param(lambda writer: writer.add_slice(0, b"w", 4, (0,), ((0, -1),), 0, 0), id="add_slice"),
+        pytest.param(lambda writer: writer.add_strings_slice(0, b"s", (), (), [b""]), id="add_strings_slice"),
+        pytest.param(lambda writer: writer.finish_shard(0), id="finish_shard"),
         pytest.param(lambda writer: writer.finish(), id="finish"),
     ],
 )
@@ -268,7 +274,7 @@ def test_every_call_after_the_end_is_refused(
     writer = crafted.open_writer(prefix)
     if ending == "failure":
         with pytest.raises(ValueError, match="empty"):
-            writer.add_strings(b"", (), [b""])
+            writer.add_strings(0, b"", (), [b""])
     else:
         getattr(writer, ending)()
     with pytest.raises(WriterClosedError):
@@ -322,7 +328,7 @@ def test_a_size_that_contradicts_dtype_and_shape_is_refused(
     memory = np.zeros(64, np.uint8)
     writer = crafted.open_writer(prefix)
     with pytest.raises(ValueError, match="layer/weight"):
-        writer.add([(b"layer/weight", dtype, shape, memory.ctypes.data, size)])
+        writer.add(0, [(b"layer/weight", dtype, shape, memory.ctypes.data, size)])
     with pytest.raises(WriterClosedError):
         writer.finish()
     writer.abandon()
@@ -335,7 +341,7 @@ def test_a_count_of_strings_that_contradicts_the_shape_is_refused(
 ) -> None:
     writer = crafted.open_writer(prefix)
     with pytest.raises(ValueError, match="vocabulary"):
-        writer.add_strings(b"vocabulary", shape, values)
+        writer.add_strings(0, b"vocabulary", shape, values)
     writer.abandon()
 
 
@@ -376,7 +382,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def add_and_finish(writer: _native.BundleWriter, record: tuple[bytes, int, tuple[int, ...], int, int]) -> None:
-    writer.add([record])
+    writer.add(0, [record])
     writer.finish()
 
 

@@ -42,6 +42,12 @@ def test_a_contiguous_tensor_of_every_stored_type_is_plain(dtype: torch.dtype) -
     assert table(tensor).sizes() == [tensor.nbytes]
 
 
+@pytest.mark.parametrize("dtype", [torch.int1, torch.int4, torch.int7, torch.uint1, torch.uint4, torch.uint7])
+def test_an_integer_of_less_than_eight_bits_is_not_taken_for_one_of_eight(dtype: torch.dtype) -> None:
+    tensor = torch.zeros(3, dtype=torch.uint8)
+    assert table(tensor, tensor.view(dtype), tensor.view(torch.int8), tensor.view(dtype)).others() == [1, 3]
+
+
 def test_parameters_slices_scalars_and_empty_tensors_are_plain() -> None:
     values = torch.rand(4, 4)
     rows = [torch.nn.Parameter(values), values[1:], torch.tensor(1.0), torch.empty(0, 3), torch.nn.Buffer(values)]

@@ -231,8 +231,9 @@ def test_what_was_added_before_is_refused(
     """C363"""
     writer = crafted.open_writer(prefix)
     first(writer)
+    second(writer)
     with pytest.raises(DuplicateKeyError, match=r"duplicate key: .*w"):
-        second(writer)
+        writer.finish()
     with pytest.raises(WriterClosedError):
         writer.finish()
     writer.abandon()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 
+import planned
 import pytest
 import torch
 from checkpoints import walk
@@ -13,13 +14,7 @@ from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable
 from torch_trackckpt.bundle.dtypes import data_type_of_number
 from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import DataLossError, MismatchError, RestoreError, UnsupportedValueError
-from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.restore import assign
-from torch_trackckpt.save.commit import commit
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
-from torch_trackckpt.save.write import write_shards
-from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Resolve, Value
 
 Damage = Callable[[str, str], None]
@@ -288,7 +283,7 @@ def large_and_small(value: float) -> dict[str, torch.Tensor]:
 
 def test_damage_in_a_large_checkpoint_names_every_value_that_was_overwritten(prefix: str, damage: Damage) -> None:
     """C382, C392"""
-    Checkpoint(**large_and_small(1.0)).write(prefix, FAST)
+    Checkpoint(**large_and_small(1.0)).write(prefix, CheckpointOptions(durable=False, num_threads=1))
     damage(prefix, key("c"))
     live = large_and_small(0.0)
     with pytest.raises(DataLossError) as caught:
@@ -384,10 +379,8 @@ def test_a_damaged_value_that_was_staged_is_not_among_the_overwritten(prefix: st
 @pytest.mark.usefixtures("without_small_limit")
 def test_a_value_beyond_the_end_of_the_file_is_noticed_before_anything_changes(prefix: str) -> None:
     """C384"""
-    record = NamedValue(OBJECT_GRAPH_KEY, walk({"a": torch.ones(4), "b": torch.ones(4)}).values[-1].value)
-    values = [record, NamedValue(key("a"), torch.ones(4)), NamedValue(key("b"), torch.ones(4))]
-    storage = LocalStorage(durable=False)
-    commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False, live=[]), prefix, storage)
+    record = walk({"a": torch.ones(4), "b": torch.ones(4)}).values[-1].value
+    planned.publish(prefix, {OBJECT_GRAPH_KEY: record, key("a"): torch.ones(4), key("b"): torch.ones(4)})
     status = Checkpoint(a=torch.zeros(4), b=torch.zeros(4)).read(prefix)
     assert status.assert_consumed() is status
     data = f"{prefix}.data-00000-of-00001"

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import planned
 import pytest
 import torch
 
 from torch_trackckpt import Checkpoint, CheckpointReader, checkpoint, latest_checkpoint
 from torch_trackckpt.errors import CheckpointNotFoundError
-from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save.commit import commit, recover, remove_checkpoint
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
-from torch_trackckpt.save.write import WrittenFiles, write_shards
+from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Storage
 from torch_trackckpt.storage.local import LocalStorage
 
@@ -92,9 +90,8 @@ def one_shard(number: float) -> Publish:
     """Publishes a checkpoint of one data file; each number gives a file of the same size."""
 
     def publish(prefix: str, storage: Storage) -> None:
-        values = [NamedValue("x", torch.full((3,), number)), NamedValue("text", b"%d" % number)]
         recover(prefix, storage)
-        commit(write_shards(stage(make_plan(values)), prefix, storage, durable=False, live=[]), prefix, storage)
+        planned.publish(prefix, {"x": torch.full((3,), number), "text": b"%d" % number}, storage=storage)
 
     return publish
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planned
 import pytest
 import torch
 from checkpoints import names_in
@@ -20,12 +21,7 @@ from torch_trackckpt import Checkpoint, CheckpointReader, merge_checkpoints
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError, DuplicateKeyError, UnsupportedFormatError
-from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save import merge
-from torch_trackckpt.save.commit import commit
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
-from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.sharding import MaxShardSizePolicy
 from torch_trackckpt.storage.local import LocalStorage
 
@@ -36,8 +32,7 @@ W = np.arange(40.0).reshape(8, 5)
 
 def write(prefix: Path | str, *, limit: int = 1 << 40, **values: torch.Tensor | bytes) -> str:
     """A bundle without an object graph, in several data files where the limit asks for them."""
-    plan = make_plan([NamedValue(key, value) for key, value in values.items()], MaxShardSizePolicy(limit))
-    commit(write_shards(stage(plan), str(prefix), SOUND, durable=False, live=[]), str(prefix), SOUND)
+    planned.publish(str(prefix), values, MaxShardSizePolicy(limit))
     return str(prefix)
 
 

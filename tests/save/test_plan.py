@@ -4,18 +4,18 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+import planned
 import pytest
 import torch
 
+from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.walk import NamedValue
-from torch_trackckpt.save.plan import make_plan
 
 
 def test_one_shard_holds_every_value_in_the_given_order() -> None:
     """C360"""
-    plan = make_plan([NamedValue("b", torch.zeros(1)), NamedValue("a", b"text"), NamedValue("c", torch.zeros(1))])
-    assert [[item.key for item in shard.items] for shard in plan.shards] == [["b", "a", "c"]]
+    plan = planned.plan({"b": torch.zeros(1), "a": b"text", "c": torch.zeros(1)})
+    assert [[plan.keys[row] for row in rows] for rows in plan.shards] == [["b", "a", "c"]]
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,10 @@ def test_one_shard_holds_every_value_in_the_given_order() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_each_value_has_the_type_that_stores_it(value: torch.Tensor | bytes, name: str) -> None:
+def test_each_value_has_the_type_that_stores_it(prefix: str, value: torch.Tensor | bytes, name: str) -> None:
     """C356, C358"""
-    assert make_plan([NamedValue("x", value)]).shards[0].items[0].dtype.name == name
+    planned.publish(prefix, {"x": value})
+    assert CheckpointReader(prefix).stored("x").dtype.name == name
 
 
 def subclassed() -> torch.Tensor:
@@ -74,4 +75,4 @@ def test_what_cannot_be_written_is_refused_by_key_and_reason(kind: str) -> None:
     """C369"""
     make, reason = UNWRITABLE[kind]
     with pytest.raises(UnsupportedValueError, match=rf"^model/x/\.ATTRIBUTES/v: .*{reason}"):
-        make_plan([NamedValue("fine", torch.zeros(1)), NamedValue("model/x/.ATTRIBUTES/v", make())])
+        planned.plan({"fine": torch.zeros(1), "model/x/.ATTRIBUTES/v": make()})  # type: ignore[dict-item]

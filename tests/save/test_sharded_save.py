@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import planned
 import pytest
 import torch
 import witness
@@ -19,7 +20,6 @@ from torch_trackckpt import (
     Checkpoint,
     CheckpointOptions,
     CheckpointReader,
-    _native,
     checkpoint,
     latest_checkpoint,
     list_variables,
@@ -27,9 +27,7 @@ from torch_trackckpt import (
 )
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import CheckpointNotFoundError, ValueChangedError
-from torch_trackckpt.graph.walk import NamedValue
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import stage
+from torch_trackckpt.save.staging import StagingMemory, stage
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
     ShardByTaskPolicy,
@@ -152,8 +150,9 @@ def test_pieces_of_a_device_are_stored(prefix: str, device: torch.device) -> Non
 def test_rows_are_staged_as_the_memory_of_their_tensor() -> None:
     """C026"""
     tensor = torch.arange(12.0).reshape(4, 3)
-    shards = stage(make_plan([NamedValue("x", tensor)], MaxShardSizePolicy(24)))
-    staged = [item.value for batches in shards for batch in batches for item in batch]
+    plan = planned.plan({"x": tensor}, MaxShardSizePolicy(24))
+    memory = StagingMemory(1)
+    staged = [item.value for shard in (0, 1) for batch in stage(plan, shard, memory) for item in batch.items]
     assert [value.data_ptr() - tensor.data_ptr() for value in staged if isinstance(value, torch.Tensor)] == [0, 24]
 
 
@@ -242,7 +241,7 @@ def test_the_files_of_similar_prefixes_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("failing", range(1, 6))
+@pytest.mark.parametrize("failing", range(5))
 def test_a_file_that_cannot_be_finished_leaves_nothing_of_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, existing: bool
 ) -> None:
@@ -251,27 +250,26 @@ def test_a_file_that_cannot_be_finished_leaves_nothing_of_the_others(
     if existing:
         group.write(tmp_path / "ckpt", sharded(32))
     before = contents(tmp_path)
-    calls = itertools.count(1)
+    finish_shard = BundleWriter.finish_shard
 
-    def finish(writer: BundleWriter) -> None:
-        if next(calls) == failing:
-            writer._writer.abandon()
+    def finish(writer: BundleWriter, shard: int) -> None:
+        if shard == failing:
             raise OSError(errno.ENOSPC, "the disk is full")
-        writer._writer.finish()
+        finish_shard(writer, shard)
 
-    monkeypatch.setattr(BundleWriter, "finish", finish)
+    monkeypatch.setattr(BundleWriter, "finish_shard", finish)
     with pytest.raises(OSError, match="the disk is full"):
         group.write(tmp_path / "ckpt", sharded(16))
     assert contents(tmp_path) == before
 
 
-def test_an_index_that_cannot_be_merged_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_before_the_index_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C295"""
 
-    def merge_indexes(paths: list[str], merged: str, *, durable: bool) -> list[tuple[int, int, int]]:
+    def finish(writer: BundleWriter) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_native, "merge_indexes", merge_indexes)
+    monkeypatch.setattr(BundleWriter, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
         Checkpoint(x=torch.arange(10)).write(tmp_path / "ckpt", sharded(16))
     assert names_in(tmp_path) == []
@@ -330,15 +328,14 @@ def test_a_value_that_changes_between_two_files_is_noticed_and_nothing_is_left(
 ) -> None:
     """C058: its pieces would be of different moments."""
     x, limit = TORN[case][0].clone(memory_format=torch.preserve_format), TORN[case][1]
-    finish = BundleWriter.finish
-    num_finished = itertools.count(1)
+    finish_shard = BundleWriter.finish_shard
 
-    def finish_and_train(writer: BundleWriter) -> None:
-        finish(writer)
-        if next(num_finished) == 1:
+    def finish_and_train(writer: BundleWriter, shard: int) -> None:
+        finish_shard(writer, shard)
+        if shard == 0:
             x.add_(1)
 
-    monkeypatch.setattr(BundleWriter, "finish", finish_and_train)
+    monkeypatch.setattr(BundleWriter, "finish_shard", finish_and_train)
     with pytest.raises(ValueChangedError, match=r"values changed .* no checkpoint"):
         Checkpoint(x=x, y=torch.zeros(8)).write(tmp_path / "ckpt", sharded(limit))
     assert names_in(tmp_path) == []

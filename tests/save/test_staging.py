@@ -1,30 +1,34 @@
 """From live tensors to memory that can be written: as it is where possible, else by copies."""
 
 import numpy as np
+import planned
 import pytest
 import torch
 from stored_dtypes import DTYPES
 
 from torch_trackckpt.bundle.memory import takes_file_bytes
 from torch_trackckpt.errors import ValueChangedError
-from torch_trackckpt.graph.walk import NamedValue
 from torch_trackckpt.save import staging
-from torch_trackckpt.save.plan import make_plan
-from torch_trackckpt.save.staging import StagingBuffer, stage
+from torch_trackckpt.save.staging import StagingBuffer, StagingMemory, stage
 from torch_trackckpt.sharding import MaxShardSizePolicy
+from torch_trackckpt.trackable import Value
 
 
-def batches_of(*tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    values = [NamedValue(str(index), tensor) for index, tensor in enumerate(tensors)]
-    (shard,) = stage(make_plan(values))
-    return [tuple(torch.as_tensor(item.value) for item in batch) for batch in shard]
+def numbered(*tensors: torch.Tensor) -> dict[str, Value]:
+    return {str(number): tensor for number, tensor in enumerate(tensors)}
 
 
-def test_a_contiguous_tensor_is_staged_as_its_own_memory() -> None:
+def copies_of(*tensors: torch.Tensor, num_threads: int = 1) -> list[list[torch.Tensor | int]]:
+    """What is handed over at once: copies, and the rows of tensors that are written from where they lie."""
+    return [
+        [torch.as_tensor(item.value) for item in batch.items] if batch.rows is None else batch.rows.tolist()
+        for batch in stage(planned.plan(numbered(*tensors)), 0, StagingMemory(num_threads))
+    ]
+
+
+def test_a_contiguous_tensor_is_not_copied() -> None:
     """C026"""
-    tensor = torch.ones(3, requires_grad=True)
-    ((staged,),) = batches_of(tensor)
-    assert staged.data_ptr() == tensor.data_ptr()
+    assert copies_of(torch.ones(3, requires_grad=True), torch.nn.Parameter(torch.ones(3))) == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +44,8 @@ def test_a_contiguous_tensor_is_staged_as_its_own_memory() -> None:
 )
 def test_any_other_layout_is_copied_to_its_row_major_values(tensor: torch.Tensor) -> None:
     """C026"""
-    ((staged,),) = batches_of(tensor)
+    ((staged,),) = copies_of(tensor)
+    assert isinstance(staged, torch.Tensor)
     assert staged.is_contiguous()
     assert not staged.is_conj()
     assert not staged.is_neg()
@@ -52,17 +57,19 @@ def test_values_are_handed_over_and_copied_a_bounded_number_of_bytes_at_a_time(m
     strided = [torch.full((16,), float(number))[::2] for number in range(5)]
     large = [torch.ones(17), torch.ones(16)]
 
-    batches = batches_of(strided[0], *large, *strided[1:])
+    batches = copies_of(strided[0], *large, *strided[1:], torch.ones(1), torch.ones(2), torch.ones(14))
+    shapes = [[value if isinstance(value, int) else len(value) for value in batch] for batch in batches]
+    assert shapes == [[8], [1], [2], [8, 8], [8, 8], [7, 8], [9]]
 
-    assert [[tensor.numel() for tensor in batch] for batch in batches] == [[8], [17], [16], [8, 8], [8, 8]]
+    of_two_threads = copies_of(*strided, num_threads=2)
+    assert [len(batch) for batch in of_two_threads] == [1] * 5
 
 
 # ------------------------------------------------------------------------------------------ the buffer of a snapshot
 
 
 def snapshot_of(buffer: StagingBuffer, *tensors: torch.Tensor) -> list[torch.Tensor]:
-    plan = buffer.snapshot(make_plan([NamedValue(str(index), tensor) for index, tensor in enumerate(tensors)]))
-    return [torch.as_tensor(item.value) for item in plan.items]
+    return [torch.as_tensor(value) for value in buffer.snapshot(planned.plan(numbered(*tensors))).values]
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -118,21 +125,22 @@ def test_values_made_in_inference_mode_are_copied_in_and_outside_of_it() -> None
 
 
 def test_a_default_device_of_the_caller_is_not_that_of_the_buffer() -> None:
-    plan = make_plan([NamedValue("x", torch.ones(2))])
+    plan = planned.plan({"x": torch.ones(2)})
     with torch.device("meta"):
-        (copied,) = StagingBuffer().snapshot(plan).items
-    assert torch.equal(torch.as_tensor(copied.value), torch.ones(2))
+        (copied,) = StagingBuffer().snapshot(plan).values
+    assert torch.equal(torch.as_tensor(copied), torch.ones(2))
 
 
 def test_a_snapshot_does_not_follow_its_values() -> None:
     """C314: strings neither, whose arrays the program may change in place."""
     tensor, strings = torch.zeros(3), np.array([b"old", b"old"], dtype=object)
-    plan = StagingBuffer().snapshot(make_plan([NamedValue("t", tensor), NamedValue("s", strings)]))
+    plan = StagingBuffer().snapshot(planned.plan({"t": tensor, "s": strings}))
     tensor.fill_(1)
     strings[0] = b"new"
-    copied_tensor, copied_strings = (item.value for item in plan.items)
+    copied_tensor, copied_strings = plan.values
     assert torch.equal(torch.as_tensor(copied_tensor), torch.zeros(3))
     assert list(copied_strings) == [b"old", b"old"]
+    assert plan.others[1].value is copied_strings
 
 
 def test_each_value_begins_at_a_cache_line_and_the_buffer_is_no_larger_than_that_takes() -> None:
@@ -157,16 +165,18 @@ def test_the_buffer_is_used_again_and_replaced_when_it_is_too_small_or_far_too_l
 
 def test_parts_of_a_sharded_plan_stay_in_their_shards() -> None:
     live = torch.arange(12.0).reshape(6, 2)
-    plan = make_plan([NamedValue("x", live), NamedValue("s", b"text")], MaxShardSizePolicy(24))
+    plan = planned.plan({"x": live, "s": b"text"}, MaxShardSizePolicy(24))
     copied = StagingBuffer().snapshot(plan)
-    assert [[(item.key, item.dtype, item.part) for item in shard.items] for shard in copied.shards] == [
-        [(item.key, item.dtype, item.part) for item in shard.items] for shard in plan.shards
-    ]
-    for item, copy in zip(plan.items, copied.items, strict=True):
-        if isinstance(item.value, torch.Tensor):
-            assert torch.equal(torch.as_tensor(copy.value), item.value)
+    assert copied.keys == plan.keys
+    assert [rows.tolist() for rows in copied.shards] == [rows.tolist() for rows in plan.shards]
+    assert {row: (item.dtype, item.part) for row, item in copied.others.items()} == {
+        row: (item.dtype, item.part) for row, item in plan.others.items()
+    }
+    for value, copy in zip(plan.values, copied.values, strict=True):
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(torch.as_tensor(copy), value)
         else:
-            assert copy.value == item.value
+            assert copy == value
 
 
 def test_a_value_that_another_thread_changes_while_it_is_copied_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,15 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
+import planned
 import pytest
 import torch
 import witness
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, latest_checkpoint, load_checkpoint
 from torch_trackckpt.errors import ValueChangedError
-from torch_trackckpt.graph.walk import NamedValue
-from torch_trackckpt.save.plan import WriteItem, make_plan
-from torch_trackckpt.save.staging import stage
 from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.storage.local import LocalStorage
 
@@ -24,16 +21,12 @@ FAST = CheckpointOptions(durable=False)
 def test_a_value_that_changes_while_it_is_written_is_noticed_and_nothing_is_left(tmp_path: Path) -> None:
     """C058: its bytes may not be those that the checksum was computed of."""
     x, y = torch.ones(3), torch.ones(3)
-    plan = make_plan([NamedValue("x", x), NamedValue("y", y)])
-    (batches,) = stage(plan)
 
-    def changed_by_another_thread() -> Iterator[tuple[WriteItem, ...]]:
-        for batch in batches:
-            yield batch
-            y.add_(1)
+    def train(done: int, total: int) -> None:
+        y.add_(1)
 
     with pytest.raises(ValueChangedError, match=r"1 values changed .* the first is y; no checkpoint"):
-        write_shards([changed_by_another_thread()], str(tmp_path / "ckpt"), SOUND, durable=False, live=plan.items)
+        write_shards(planned.plan({"x": x, "y": y}), str(tmp_path / "ckpt"), SOUND, durable=False, progress=train)
 
     assert os.listdir(tmp_path) == []
 

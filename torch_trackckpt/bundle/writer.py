@@ -1,8 +1,8 @@
-"""Writes one shard of a bundle: thin over the native writer."""
+"""Writes a bundle: thin over the native writer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,12 +19,15 @@ __all__ = ["BundleWriter"]
 
 
 class BundleWriter:
-    """Writes tensors, in the order given, into a data file and its index.
+    """Writes tensors, in the order given, into data files and their index.
 
-    As a context manager it finishes at the end of the block, or removes both files when the block raised.
+    As a context manager it finishes at the end of the block, or removes all files when the block raised. Several
+    threads may write at once, each to a shard of its own. After an error nothing can be added any more; what other
+    threads are writing ends soon. A key that was added before is found by `finish`.
 
     Args:
-        data_path, index_path: the files to create; neither may exist.
+        data_paths: the data files to create, one for each shard; or the only one.
+        index_path: the index to create. None of the files may exist.
         durable: whether `finish` waits until the disk has every byte.
         alignment: every tensor begins at a multiple of so many bytes. TensorFlow's own writer uses 1; with 64, say,
             `CheckpointReader.get_tensor` can map every value.
@@ -41,42 +44,61 @@ class BundleWriter:
         ...     writer.add("x", torch.arange(3))
     """
 
-    def __init__(self, data_path: str, index_path: str, *, durable: bool = True, alignment: int = 1) -> None:
-        self._writer = _native.BundleWriter(data_path, index_path, durable=durable, alignment=alignment)
+    def __init__(
+        self, data_paths: str | Sequence[str], index_path: str, *, durable: bool = True, alignment: int = 1
+    ) -> None:
+        paths = [data_paths] if isinstance(data_paths, str) else list(data_paths)
+        self._writer = _native.BundleWriter(paths, index_path, durable=durable, alignment=alignment)
 
-    def add(self, key: str | bytes, tensor: torch.Tensor, dtype: DataType | None = None) -> None:
+    def add(self, key: str | bytes, tensor: torch.Tensor, dtype: DataType | None = None, *, shard: int = 0) -> None:
         """Appends one tensor.
 
         Args:
             key: its name in the bundle; text is stored as UTF-8.
             tensor: any strided tensor of a dtype that the format has; its values go to the file in row-major order.
             dtype: the stored type, where the tensor holds the elements of a type without a torch twin.
+            shard: the data file.
 
         Raises:
-            DuplicateKeyError: the key was added before.
             UnsupportedValueError: the format has no such dtype, or the tensor is not of the one that holds the elements
                 of ``dtype``.
         """
-        self.add_all([(key, tensor, dtype or data_type_of_torch(tensor.dtype))])
+        self.add_all([(key, tensor, dtype or data_type_of_torch(tensor.dtype))], shard=shard)
 
-    def add_all(self, tensors: Iterable[tuple[str | bytes, torch.Tensor, DataType]]) -> None:
-        """Appends many tensors by one call into native code."""
+    def add_all(self, tensors: Iterable[tuple[str | bytes, torch.Tensor, DataType]], *, shard: int = 0) -> None:
+        """Appends some tensors of any kind by one call into native code."""
         # The contiguous tensors are held by the list until the native call has returned.
         held = [(key, _stored_elements(tensor, dtype), dtype) for key, tensor, dtype in tensors]
         self._writer.add(
+            shard,
             [
                 (_encoded(key), dtype.number, tuple(tensor.shape), tensor.data_ptr(), tensor.nbytes)
                 for key, tensor, dtype in held
-            ]
+            ],
         )
 
+    def add_rows(
+        self, keys: list[str], table: _native.TensorTable, rows: np.ndarray[Any, np.dtype[np.int64]], *, shard: int = 0
+    ) -> None:
+        """Appends plain rows of a table, whose keys are in a column beside it; nothing is done for each in Python.
+
+        Raises:
+            ValueError: one of the rows is not plain, or not there.
+        """
+        self._writer.add_rows(shard, keys, table, rows)
+
     def add_slice(
-        self, key: str | bytes, tensor: torch.Tensor, part: TensorSlice, dtype: DataType | None = None
+        self,
+        key: str | bytes,
+        tensor: torch.Tensor,
+        part: TensorSlice,
+        dtype: DataType | None = None,
+        *,
+        shard: int = 0,
     ) -> None:
         """Appends a part of a tensor, which has the key as a whole; the other parts may be in other bundles.
 
         Raises:
-            DuplicateKeyError: the part was added before.
             UnsupportedValueError: the format has no such dtype.
             ValueError: the tensor has not the shape of the part, or earlier parts belong to another shape or dtype.
         """
@@ -84,28 +106,46 @@ class BundleWriter:
         stored = dtype or data_type_of_torch(tensor.dtype)
         held = _stored_elements(tensor, stored)
         self._writer.add_slice(
-            _encoded(key), stored.number, part.full_shape, part.extents, held.data_ptr(), held.nbytes
+            shard, _encoded(key), stored.number, part.full_shape, part.extents, held.data_ptr(), held.nbytes
         )
 
     def add_strings(
-        self, key: str | bytes, value: bytes | np.ndarray[Any, np.dtype[np.object_]], part: TensorSlice | None = None
+        self,
+        key: str | bytes,
+        value: bytes | np.ndarray[Any, np.dtype[np.object_]],
+        part: TensorSlice | None = None,
+        *,
+        shard: int = 0,
     ) -> None:
         """Appends a string tensor, a scalar or an array of ``bytes`` objects; or a part of one, as `add_slice`."""
         array = np.array(value, dtype=object) if isinstance(value, bytes) else value
         elements = array.ravel().tolist()
         if part is None:
-            self._writer.add_strings(_encoded(key), array.shape, elements)
+            self._writer.add_strings(shard, _encoded(key), array.shape, elements)
         else:
             _check_shape(array.shape, part)
-            self._writer.add_strings_slice(_encoded(key), part.full_shape, part.extents, elements)
+            self._writer.add_strings_slice(shard, _encoded(key), part.full_shape, part.extents, elements)
 
-    def finish(self) -> None:
-        """Completes both files.
+    def finish_shard(self, shard: int) -> None:
+        """Completes one data file: it is closed, and on the disk where that was asked for.
 
         Raises:
             WriterClosedError: the writer has finished before, or failed.
         """
+        self._writer.finish_shard(shard)
+
+    def finish(self) -> None:
+        """Completes all files.
+
+        Raises:
+            DuplicateKeyError: a key was added twice.
+            WriterClosedError: the writer has finished before, or failed.
+        """
         self._writer.finish()
+
+    def abandon(self) -> None:
+        """Removes all files, unless they are complete; what other threads are writing ends soon."""
+        self._writer.abandon()
 
     def __enter__(self) -> BundleWriter:
         return self
@@ -113,10 +153,11 @@ class BundleWriter:
     def __exit__(
         self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.finish()
-        else:
-            self._writer.abandon()
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            self.abandon()
 
 
 def _check_shape(shape: tuple[int, ...], part: TensorSlice) -> None:

@@ -22,7 +22,6 @@ from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.memory import memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
-from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.errors import (
     DataLossError,
     MismatchError,
@@ -35,7 +34,7 @@ from torch_trackckpt.errors import (
 from torch_trackckpt.options import CheckpointOptions, Progress
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared
-from torch_trackckpt.update_uid import set_update_uid
+from torch_trackckpt.update_uid import set_update_uid, set_update_uids
 
 __all__ = ["PlainValues", "assign_values"]
 
@@ -96,7 +95,7 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         TensorNotFoundError: the object graph names a value that the checkpoint does not hold.
     """
     values, computed, handed_over = _collect(match, reader)
-    destinations = _Destinations(values, reader, num_threads(options.num_threads))
+    destinations = _Destinations(values, reader, options.thread_count)
     _check_fit([*destinations.to_compare(), *computed, *_unmade(match, reader)], reader)
     keys = [stored.key for item in handed_over for stored in item.stored.values()]
     if options.verify == "before" or destinations.nbytes <= VERIFIED_BEFORE_BYTES:
@@ -136,6 +135,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
 
 def _note(match: Match) -> None:
     """Has the objects know by which restore they got their values."""
+    if match.tensors is not None:
+        set_update_uids(match.tensors, match.uid)
     for trackable in [bound.trackable for bound in match.values.values()] + [match.bound[kept] for kept in match.kept]:
         owner, part = trackable._owner()
         set_update_uid(owner, match.uid, part)
@@ -146,8 +147,13 @@ def _note(match: Match) -> None:
 
 def _collect(match: Match, reader: CheckpointReader) -> tuple[PlainValues, list[_InPlace], list[_HandedOver]]:
     """What goes into tensors as it is stored; what modules have computed; and what objects decode themselves."""
-    node_ids: list[int] = []
-    values = PlainValues([], [], lambda row: match.graph.readable(node_ids[row]))
+    tensors = match.tensors
+    node_ids: list[int] = [] if tensors is None else tensors.nodes()
+    values = PlainValues(
+        [] if tensors is None else tensors.keys(),
+        [] if tensors is None else tensors.tensors(),
+        lambda row: match.graph.readable(node_ids[row]),
+    )
     computed: list[_InPlace] = []
     handed_over: list[_HandedOver] = []
 

@@ -1,19 +1,25 @@
-"""Which value goes into which shard, and whether it can be written at all."""
+"""Which value goes into which shard, and whether it can be written at all.
+
+A plan has columns: what is known of value number i is in row i of each. Tensors in plain memory are described by
+native code, many in one call, and nothing is done for a single one of them in Python. Only what is left is looked at
+row by row.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_torch
 from torch_trackckpt.bundle.memory import memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.walk import NamedValue
+from torch_trackckpt.save.balance import Column, balanced
 from torch_trackckpt.save.validate import validate_shards
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
@@ -23,12 +29,15 @@ from torch_trackckpt.sharding import (
 )
 from torch_trackckpt.trackable import Value
 
-__all__ = ["SavePlan", "Shard", "WriteItem", "make_plan"]
+__all__ = ["SavePlan", "WriteItem", "make_plan", "plan_of"]
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+"""Others may have memory that is not what they mean."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WriteItem:
-    """One value of a shard, or a part of one."""
+    """One value, or a part of one, that is looked at by itself."""
 
     key: str
     dtype: DataType
@@ -45,57 +54,99 @@ class WriteItem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """The content of one data file, in its order."""
-
-    items: tuple[WriteItem, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class SavePlan:
-    """The shards of one checkpoint."""
+    """What one checkpoint will hold."""
 
-    shards: tuple[Shard, ...]
+    keys: list[str]
+    values: list[Value]
+    table: _native.TensorTable
+    """Where tensors in plain memory lie, and whether any tensor has changed since the plan was made."""
+    others: Mapping[int, WriteItem]
+    """The rows that are looked at one by one, ascending: strings, parts of tensors, and tensors on devices or with gaps
+    between their elements."""
+    is_plain: np.ndarray[Any, np.dtype[np.bool_]]
+    """For each row, whether it is not among the others."""
+    sizes: Column
+    """The bytes of each row."""
+    shards: tuple[Column, ...]
+    """The rows of each data file, in its order."""
 
     @property
-    def items(self) -> list[WriteItem]:
-        """Every value and part, live."""
-        return [item for shard in self.shards for item in shard.items]
+    def num_bytes(self) -> int:
+        """The bytes of all values."""
+        return int(self.sizes.sum())
 
 
-def make_plan(values: Iterable[NamedValue], sharding: ShardingCallback | None = None) -> SavePlan:
+def make_plan(
+    keys: Sequence[str], values: Sequence[Value], sharding: ShardingCallback | None = None, num_threads: int = 1
+) -> SavePlan:
     """Plans shards that hold every value, in the order in which they are given and the callback leaves them.
 
     Args:
-        values: what is to be saved.
-        sharding: the policy; None is one shard.
+        keys, values: what is to be saved.
+        sharding: the policy; None is one shard, or for a large checkpoint one for each thread.
+        num_threads: how many threads are going to write.
 
     Raises:
         UnsupportedValueError: a value cannot be written; the text names its key. No file exists yet.
         ShardingError: a callback of the user's did not hand back what it got.
     """
-    items = [_item(named) for named in values]
-    if sharding is None or type(sharding) is ShardByTaskPolicy:
-        return SavePlan((Shard(tuple(items)),))
+    if sharding is None:
+        plan = plan_of(keys, values)
+        strings = np.array([row for row, item in plan.others.items() if item.dtype is STRING], dtype=np.int64)
+        return dataclasses.replace(plan, shards=balanced(plan.sizes, strings, num_threads))
+    if type(sharding) is ShardByTaskPolicy:
+        return plan_of(keys, values)
+    shards = _sharded([_item(key, value) for key, value in zip(keys, values, strict=True)], sharding)
+    placed = [value for shard in shards for value in shard]
+    ends = np.cumsum([len(shard) for shard in shards])
+    return plan_of(
+        [key for key, _, _ in placed],
+        [value for _, value, _ in placed],
+        {row: part for row, (_, _, part) in enumerate(placed) if part is not None},
+        tuple(np.split(np.arange(len(placed)), ends[:-1])),
+    )
+
+
+def plan_of(
+    keys: Sequence[str],
+    values: Sequence[Value],
+    parts: Mapping[int, TensorSlice] | None = None,
+    shards: tuple[Column, ...] | None = None,
+) -> SavePlan:
+    """A plan of given shards, or of one.
+
+    Args:
+        keys, values: the columns.
+        parts: for rows that are parts of tensors, which.
+        shards: the rows of each data file.
+
+    Raises:
+        UnsupportedValueError: a value cannot be written; the text names its key.
+    """
+    keys, values, parts = list(keys), list(values), parts or {}
+    table = _native.TensorTable(values, _PLAIN_TYPES)
+    rows = sorted({*table.others(), *parts})
+    others = {row: _item(keys[row], values[row], parts.get(row)) for row in rows}
+    is_plain = np.ones(len(keys), dtype=bool)
+    is_plain[rows] = False
+    sizes = np.array(table.sizes(), dtype=np.int64)
+    sizes[rows] = [item.num_bytes for item in others.values()]
+    return SavePlan(keys, values, table, others, is_plain, sizes, shards or (np.arange(len(keys)),))
+
+
+def _sharded(items: list[WriteItem], sharding: ShardingCallback) -> list[list[tuple[str, Value, TensorSlice | None]]]:
+    """What a callback puts into each shard: keys, values, and which parts they are."""
     shardables = [_shardable(item) for item in items]
     shards = sharding(shardables)
     if isinstance(shards, Iterator):
         shards = list(shards)
     if type(sharding) is not MaxShardSizePolicy:
         validate_shards(shards, shardables, sharding.description)
-    dtypes = {item.key: item.dtype for item in items}
-    return SavePlan(
-        tuple(
-            Shard(
-                tuple(
-                    WriteItem(key, dtypes[key], value, _part(spec))
-                    for key, values_of_key in shard.items()
-                    for spec, value in values_of_key.items()
-                )
-            )
-            for shard in shards
-        )
-    )
+    return [
+        [(key, value, _part(spec)) for key, values_of_key in shard.items() for spec, value in values_of_key.items()]
+        for shard in shards
+    ]
 
 
 def _shardable(item: WriteItem) -> ShardableTensor:
@@ -110,15 +161,15 @@ def _part(spec: str) -> TensorSlice | None:
     return None if part.is_whole else part
 
 
-def _item(named: NamedValue) -> WriteItem:
-    if not isinstance(named.value, torch.Tensor):
-        return WriteItem(named.key, STRING, _checked_strings(named.key, named.value))
-    if obstacle := memory_obstacle(named.value):
-        raise UnsupportedValueError(f"{named.key}: {obstacle}")
+def _item(key: str, value: Value, part: TensorSlice | None = None) -> WriteItem:
+    if not isinstance(value, torch.Tensor):
+        return WriteItem(key, STRING, _checked_strings(key, value), part)
+    if obstacle := memory_obstacle(value):
+        raise UnsupportedValueError(f"{key}: {obstacle}")
     try:
-        return WriteItem(named.key, data_type_of_torch(named.value.dtype), named.value)
+        return WriteItem(key, data_type_of_torch(value.dtype), value, part)
     except UnsupportedValueError as error:
-        raise UnsupportedValueError(f"{named.key}: {error}") from error
+        raise UnsupportedValueError(f"{key}: {error}") from error
 
 
 def _checked_strings(key: str, value: object) -> bytes | np.ndarray[Any, np.dtype[np.object_]]:

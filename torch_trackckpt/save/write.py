@@ -1,21 +1,23 @@
-"""From staged values to the files of a bundle under temporary names."""
+"""From a plan to the files of a bundle under temporary names, each written by a thread of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator
 
 import torch
 
-from torch_trackckpt import _native
 from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.options import Progress
-from torch_trackckpt.save.plan import WriteItem
-from torch_trackckpt.save.unchanged import unchanged
+from torch_trackckpt.save.at_once import at_once
+from torch_trackckpt.save.plan import SavePlan, WriteItem
+from torch_trackckpt.save.staging import Batch, StagingMemory, stage
+from torch_trackckpt.save.unchanged import check_unchanged
 from torch_trackckpt.storage.base import Storage
 
 __all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
@@ -35,85 +37,48 @@ class WrittenFiles:
 
 
 def write_shards(
-    shards: Iterable[Iterator[tuple[WriteItem, ...]]],
+    plan: SavePlan,
     prefix: str,
     storage: Storage,
     *,
     durable: bool,
-    live: Sequence[WriteItem],
+    num_threads: int = 1,
     progress: Progress | None = None,
 ) -> WrittenFiles:
-    """Writes the data file of each staged shard, and one index for all.
+    """Writes the data file of each shard, and one index for all.
 
     On failure no file is left.
 
     Args:
-        shards: what to write.
+        plan: what to write. None of the values may change until everything is written, or the checkpoint would hold
+            values of different moments, or a value that its checksum does not fit.
         prefix, storage: where.
         durable: whether the files are on the disk when this returns.
-        live: the values before they were staged. None of them may change until everything is written, or the
-            checkpoint would hold values of different moments, or a value that its checksum does not fit.
-        progress: called after each batch with the bytes written so far and those of all values together.
+        num_threads: how many data files are written at once.
+        progress: called in this thread about every 64 MiB with the bytes written so far and those of all values
+            together, and once when both are equal.
 
     Raises:
         ValueChangedError: a tensor changed.
         OSError: the system refuses.
     """
-    shards = tuple(shards)
-    if progress is not None:
-        shards = tuple(_reported(shards, sum(item.num_bytes for item in live), progress))
     storage.make_directory(os.path.dirname(prefix))
-    written: list[WrittenFiles] = []
-    try:
-        with unchanged(live):
-            for number, batches in enumerate(shards):
-                final = data_name(prefix, number, len(shards)), index_name(prefix)
-                written.append(_write_shard(batches, *final, durable=durable))
-        return written[0] if len(written) == 1 else _united(written, storage, durable=durable)
-    except BaseException:
-        for files in written:
-            for temporary, _ in (*files.data, files.index):
-                storage.remove(temporary)
-        raise
-
-
-def _reported(
-    shards: tuple[Iterator[tuple[WriteItem, ...]], ...], total_bytes: int, progress: Progress
-) -> Iterator[Iterator[tuple[WriteItem, ...]]]:
-    """The same shards; when the next batch is asked for, the one before has been written."""
-    done_bytes = 0
-
-    def reported(batches: Iterator[tuple[WriteItem, ...]]) -> Iterator[tuple[WriteItem, ...]]:
-        nonlocal done_bytes
-        for batch in batches:
-            yield batch
-            done_bytes += sum(item.num_bytes for item in batch)
-            progress(done_bytes, total_bytes)
-
-    return map(reported, shards)
-
-
-def _write_shard(batches: Iterator[tuple[WriteItem, ...]], data: str, index: str, *, durable: bool) -> WrittenFiles:
-    suffix = temporary_suffix()
-    with BundleWriter(data + suffix, index + suffix, durable=durable) as writer:
-        for batch in batches:
-            _write_batch(writer, batch)
-    return WrittenFiles(((data + suffix, data),), (index + suffix, index))
-
-
-def _united(written: list[WrittenFiles], storage: Storage, *, durable: bool) -> WrittenFiles:
-    """One index instead of one for each shard. Each shard holds something, so each keeps its number."""
-    _, index = written[0].index
-    united = index + temporary_suffix()
-    parts = [files.index[0] for files in written]
-    _native.merge_indexes(parts, united, durable=durable)
-    try:
-        for part in parts:
-            storage.remove(part)
-    except BaseException:
-        storage.remove(united)
-        raise
-    return WrittenFiles(tuple(pair for files in written for pair in files.data), (united, index))
+    files = _files(prefix, len(plan.shards))
+    num_threads = min(num_threads, len(plan.shards))
+    done_bytes, told_bytes, total_bytes = 0, 0, plan.num_bytes
+    with BundleWriter([temporary for temporary, _ in files.data], files.index[0], durable=durable) as writer:
+        memory = StagingMemory(num_threads)
+        works = [_write_shard(writer, plan, shard, memory) for shard in range(len(plan.shards))]
+        with contextlib.closing(at_once(works, num_threads, stop=writer.abandon)) as written:
+            for num_bytes in written:
+                done_bytes += num_bytes
+                if progress is not None and told_bytes + memory.limit <= done_bytes < total_bytes:
+                    told_bytes = done_bytes
+                    progress(done_bytes, total_bytes)
+        if progress is not None:
+            progress(total_bytes, total_bytes)
+        check_unchanged(plan)
+    return files
 
 
 def temporary_suffix() -> str:
@@ -121,18 +86,37 @@ def temporary_suffix() -> str:
     return TEMPORARY + secrets.token_hex(8)
 
 
-def _write_batch(writer: BundleWriter, batch: tuple[WriteItem, ...]) -> None:
+def _files(prefix: str, num_shards: int) -> WrittenFiles:
+    suffix = temporary_suffix()
+    data = [data_name(prefix, shard, num_shards) for shard in range(num_shards)]
+    index = index_name(prefix)
+    return WrittenFiles(tuple((final + suffix, final) for final in data), (index + suffix, index))
+
+
+def _write_shard(writer: BundleWriter, plan: SavePlan, shard: int, memory: StagingMemory) -> Generator[int]:
+    """Writes one data file; yields the bytes of each batch when it has been written."""
+    for batch in stage(plan, shard, memory):
+        _write_batch(writer, plan, shard, batch)
+        num_bytes = batch.num_bytes
+        del batch  # Its copies go before those of the next are made.
+        yield num_bytes
+    writer.finish_shard(shard)
+
+
+def _write_batch(writer: BundleWriter, plan: SavePlan, shard: int, batch: Batch) -> None:
+    if batch.rows is not None:
+        writer.add_rows(plan.keys, plan.table, batch.rows, shard=shard)
+    _write_items(writer, shard, iter(batch.items))
+
+
+def _write_items(writer: BundleWriter, shard: int, items: Iterator[WriteItem]) -> None:
     """Runs of whole tensors go to the writer in one call each; everything else one by one."""
-    for is_plain, items in itertools.groupby(batch, lambda i: i.part is None and isinstance(i.value, torch.Tensor)):
-        if is_plain:
-            writer.add_all((item.key, item.value, item.dtype) for item in items)  # type: ignore[misc]
-        else:
-            for item in items:
-                _write_item(writer, item)
-
-
-def _write_item(writer: BundleWriter, item: WriteItem) -> None:
-    if not isinstance(item.value, torch.Tensor):
-        writer.add_strings(item.key, item.value, item.part)
-    elif item.part is not None:
-        writer.add_slice(item.key, item.value, item.part, item.dtype)
+    for is_whole, run in itertools.groupby(items, lambda i: i.part is None and isinstance(i.value, torch.Tensor)):
+        if is_whole:
+            writer.add_all(((i.key, i.value, i.dtype) for i in run), shard=shard)  # type: ignore[misc]
+            continue
+        for item in run:
+            if not isinstance(item.value, torch.Tensor):
+                writer.add_strings(item.key, item.value, item.part, shard=shard)
+            elif item.part is not None:
+                writer.add_slice(item.key, item.value, item.part, item.dtype, shard=shard)

@@ -1,0 +1,92 @@
+// Writes one data file, and gathers the entries of what lies in it.
+//
+//    data file   the bytes of the tensors in the order given (string_tensor.h: those of strings), each followed
+//                by zeros up to a multiple of `alignment`; without gaps where that is 1
+//
+// Every byte goes through the processor's cache once: it is written right after its checksum was computed, small
+// tensors by way of the file's buffer, large ones chunk by chunk from their own memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bundle/entry.h"
+#include "bundle/slice.h"
+#include "bundle/string_tensor.h"
+#include "bundle/tensor_memory.h"
+#include "bundle/writer_state.h"
+#include "io/file.h"
+
+namespace trackckpt {
+
+// One tensor of fixed-size elements, C-contiguous in memory.
+struct TensorBytes {
+  std::string key;
+  int32_t dtype = 0;
+  std::vector<int64_t> shape;
+  const void* data = nullptr;
+  uint64_t size = 0;
+};
+
+// Throws unless a slice of this dtype, and of a tensor of this shape, is one of the tensor that has the entry.
+void CheckOneTensor(const BundleEntry& entry, int32_t dtype, const std::vector<int64_t>& shape);
+
+// For one thread at a time. After an error it is of no more use than to be discarded.
+class ShardWriter {
+ public:
+  // Tensors that are stored in slices, each with the slices that lie in this shard.
+  using SlicedTensors = std::map<std::string, BundleEntry>;
+
+  // Makes an empty file; there must be none. It is open from the first tensor on until Complete. `state`
+  // outlives the writer; once it is closed, calls that are under way throw.
+  ShardWriter(std::string path, int32_t shard_id, int64_t alignment, bool durable, const WriterState& state);
+
+  void Add(const TensorBytes& tensor);
+  // A row of a table that holds it, and is plain.
+  void AddRow(std::string_view key, const TensorMemoryTable& table, const TensorMemory& row);
+  void AddStrings(std::string_view key, std::vector<int64_t> shape,
+                  const std::vector<std::string_view>& values);
+  void AddSlice(TensorBytes tensor, const TensorSlice& slice);
+  void AddStringsSlice(std::string key, std::vector<int64_t> shape, const TensorSlice& slice,
+                       const std::vector<std::string_view>& values);
+
+  // Closes the file, after it has reached the disk where it has to. Nothing can be added any more; harmless if it
+  // was called before.
+  void Complete();
+  // Closes and removes the file.
+  void Discard();
+
+  // What the index says of this shard: for each key a record, in the order of the file.
+  const StringArray& keys() const { return keys_; }
+  const StringArray& records() const { return records_; }
+  const SlicedTensors& sliced() const { return sliced_; }
+
+ private:
+  WritableFile& File();
+  void BeginEntry(std::string_view key, int32_t dtype);
+  void EndEntry(std::string_view key, uint64_t size, uint32_t crc);
+  void EnterSlice(const TensorSlice& slice, int32_t dtype, std::string* key, std::vector<int64_t>* shape);
+  uint32_t AppendChecked(uint32_t crc, const void* data, uint64_t size);
+  void AppendPadding();
+
+  const std::string path_;
+  const int32_t shard_id_;
+  const int64_t alignment_;
+  const bool durable_;
+  const WriterState& state_;
+  std::optional<WritableFile> file_;
+  bool is_complete_ = false;
+  int64_t offset_ = 0;
+  BundleEntry entry_;  // of the tensor that is being written; kept, so that the next costs no allocation
+  std::string record_;
+  StringArray keys_;
+  StringArray records_;
+  SlicedTensors sliced_;
+};
+
+}  // namespace trackckpt

@@ -1,0 +1,82 @@
+"""Pieces of work that go on at the same time, each in steps that tell how far it is."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+__all__ = ["at_once"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    error: BaseException
+
+
+def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[], object]) -> Generator[int]:
+    """What all of the works yield, as it comes. The threads end before this does.
+
+    Args:
+        works: each is run by one thread; whoever is free takes the next.
+        num_threads: how many at once. With 1, or a single work, everything happens in the caller's thread, and so it
+            does where the system gives no thread, as at the exit of the interpreter.
+        stop: called when the first work fails, and when the caller gives up; it makes the others end soon.
+
+    Raises:
+        BaseException: what a work raised; of several, the first.
+    """
+    remaining = collections.deque(works)
+    outcomes: queue.SimpleQueue[int | _Failure | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            while work := _next_of(remaining):
+                for outcome in work:
+                    outcomes.put(outcome)
+        except BaseException as error:
+            outcomes.put(_Failure(error))
+        finally:
+            outcomes.put(None)
+
+    threads = _started(run, min(num_threads, len(works)))
+    running = len(threads)
+    try:
+        while running:
+            outcome = outcomes.get()
+            if isinstance(outcome, _Failure):
+                raise outcome.error
+            if outcome is None:
+                running -= 1
+            else:
+                yield outcome
+        for work in remaining:
+            yield from work
+    finally:
+        remaining.clear()
+        if running:
+            stop()
+        for thread in threads:
+            thread.join()
+
+
+def _next_of(works: collections.deque[Iterator[int]]) -> Iterator[int] | None:
+    with contextlib.suppress(IndexError):
+        return works.popleft()
+    return None
+
+
+def _started(run: Callable[[], None], count: int) -> list[threading.Thread]:
+    """As many threads as the system gives; none for a single one, whose work the caller does as well."""
+    threads: list[threading.Thread] = []
+    for _ in range(count if count > 1 else 0):
+        thread = threading.Thread(target=run, name="save", daemon=False)
+        try:
+            thread.start()
+        except RuntimeError:
+            break
+        threads.append(thread)
+    return threads
