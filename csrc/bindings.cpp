@@ -23,6 +23,7 @@
 #include "bundle/writer.h"
 #include "encoding/crc32c.h"
 #include "error.h"
+#include "io/huge_pages.h"
 #include "io/mapping.h"
 #include "python/live_objects.h"
 #include "python/row_plan.h"
@@ -608,6 +609,14 @@ void DefineMapFile(nb::module_& module) {
   module.def("map_file", &MapFile, "path"_a, "offset"_a, "size"_a, "A part of a file as memory.");
 }
 
+void AdviseHugePagesAt(nb::handle address, uint64_t size) {
+  AdviseHugePages(MemoryFromPython(address, size), size);
+}
+
+void DefineHugePages(nb::module_& module) {
+  module.def("advise_huge_pages", &AdviseHugePagesAt, "address"_a, "size"_a, "Asks for huge pages.");
+}
+
 void DefineCrc32c(nb::module_& module) {
   module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
              "CRC-32C of `data`, continuing from `crc`.");
@@ -702,6 +711,7 @@ NB_MODULE(_native, module) {
   trackckpt::DefineTensorTable(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);
+  trackckpt::DefineHugePages(module);
   trackckpt::DefineWriter(module);
   trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);

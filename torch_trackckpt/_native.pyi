@@ -30,6 +30,9 @@ def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
 def crc32c_implementations() -> list[str]:
     """Names of the CRC-32C kernels that run on this processor, fastest first; the last is `portable`."""
 
+def advise_huge_pages(address: int, size: int) -> None:
+    """Asks for huge pages in memory that was just allocated and not touched yet. Harmless where there are none."""
+
 def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """A part of a file as memory, mapped for as long as the array lives. No descriptor stays open.
 
