@@ -1,0 +1,83 @@
+"""This package, by its public names: every byte is checked when it is restored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch_trackckpt as tt
+from benchmarks.contenders.base import Contender, NotAvailableError
+from benchmarks.workloads import Workload
+from torch_trackckpt.sharding import ShardByTaskPolicy
+
+
+class TrackCkpt(Contender):
+    """A `Checkpoint` of the model and the optimizer, or of the dict.
+
+    Args:
+        workload: what is saved.
+        durable: as the option; what the medium demands.
+        one_shard: one data file, as TensorFlow makes it.
+        asynchronous: how `begin` copies: ``"copy"`` or ``"overlapped"``.
+        prewarmed: whether the memory for the copies is made before the first save.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        durable: bool = False,
+        one_shard: bool = False,
+        asynchronous: str = "",
+        prewarmed: bool = False,
+    ) -> None:
+        super().__init__(workload)
+        self.syncs_files = durable
+        chosen: dict[str, Any] = {"durable": durable}
+        if one_shard:
+            chosen["experimental_sharding_callback"] = ShardByTaskPolicy()
+        if asynchronous:
+            chosen["enable_async"] = True
+        if asynchronous == "overlapped":
+            chosen["async_copy"] = "overlapped"
+        try:
+            self._options = tt.CheckpointOptions(**chosen)
+        except TypeError as error:
+            raise NotAvailableError(f"not available: CheckpointOptions has no such option yet ({error})") from error
+        self._prewarmed = prewarmed
+
+    def prepare(self) -> None:
+        training = self.workload.training
+        if training is None:
+            self._checkpoint = tt.Checkpoint(tensors=self.workload.plain)
+        else:
+            self._checkpoint = tt.Checkpoint(model=training.model, optimizer=training.optimizer)
+        if self._prewarmed:
+            prewarm = getattr(self._checkpoint, "prewarm", None)
+            if prewarm is None:
+                raise NotAvailableError("not available: Checkpoint has no prewarm yet")
+            prewarm(self._options)
+
+    def save(self, path: Path) -> None:
+        self._checkpoint.write(path / "ckpt", self._options)
+
+    def load(self, path: Path) -> None:
+        self._checkpoint.read(path / "ckpt", self._options).assert_consumed()
+
+    def read_one(self, path: Path, name: str) -> float:
+        part = "tensors" if self.workload.training is None else "model"
+        key = f"{part}/{_escaped(name, self.workload)}/.ATTRIBUTES/VARIABLE_VALUE"
+        value: Any = tt.load_checkpoint(path / "ckpt").get_tensor(key)
+        return float(value.sum())
+
+    def begin(self, path: Path) -> Callable[[], object]:
+        self._checkpoint.write(path / "ckpt", self._options)
+        return self._checkpoint.sync
+
+    def close(self) -> None:
+        self._checkpoint.sync()
+
+
+def _escaped(name: str, workload: Workload) -> str:
+    """A name of the workload as the path of the object: through modules, or one key of a dict."""
+    return name if workload.training is None else name.replace(".", "/")

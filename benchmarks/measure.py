@@ -1,0 +1,191 @@
+"""One measurement in a process of its own: one contender, one action, one round.
+
+    python -m benchmarks.measure '{"action": "save", "contender": "torch", "workload": "W1", ...}'
+
+What is measured is the action alone: wall seconds, CPU seconds of this process and its children, and the peak of
+resident memory above what the process had with its live model. Before it, the same is done with a few kilobytes, so
+that no import and no first use is counted. After it, the values are checked bit for bit. The last line of the output
+is the result as JSON; `unavailable` in it says why a contender cannot take part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import logging
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import async_loop
+from benchmarks.contenders.base import Contender, NotAvailableError
+from benchmarks.contenders.entries import entry_named, make_contender
+from benchmarks.files import evict, files_of, flipped_byte, num_bytes_of, sync_all
+from benchmarks.memory import PeakMemory
+from benchmarks.workloads import differing, make_workload
+
+SAVED, OTHER = 1, 2
+"""The seeds of what is saved, and of what is in the live tensors before a restore."""
+
+_TINY = {"W1": 1e-4, "W2": 1e-3, "W3": 1e-6, "tiny": 4, "equal": 1e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one process does."""
+
+    action: str
+    """save, load, read, async or probe."""
+    contender: str
+    workload: str
+    scale: float
+    path: str
+    """The directory of the checkpoint: empty before a save."""
+    durable: bool = False
+    """Whether a save counts until the disk has everything, which is what disks are measured by."""
+    cold: bool = False
+    """Whether a restore finds nothing of the files in memory."""
+    again: bool = False
+    """Whether a second save of the same objects is measured as well."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the asynchronous loop."""
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    request = Request(**json.loads(sys.argv[1]))
+    try:
+        result = perform(request)
+    except NotAvailableError as error:
+        result = {"unavailable": str(error)}
+    print(json.dumps(result), flush=True)
+
+
+def perform(request: Request) -> dict[str, Any]:
+    """The figures of one request."""
+    actions = {"save": _save, "load": _load, "read": _read, "async": async_loop.run, "probe": _probe}
+    with tempfile.TemporaryDirectory(dir=Path(request.path).parent) as rehearsal:
+        if request.action in ("save", "load", "read"):
+            _rehearse(request, Path(rehearsal))
+    return actions[request.action](request)
+
+
+def _rehearse(request: Request, path: Path) -> None:
+    tiny = dataclasses.replace(request, scale=_TINY[request.workload], path=str(path))
+    for action in dict.fromkeys(("save", request.action)):
+        contender = _contender(tiny, SAVED)
+        _action(contender, tiny, action)()
+        contender.close()
+
+
+def _contender(request: Request, seed: int) -> Contender:
+    workload = make_workload(request.workload, request.scale, seed)
+    return make_contender(request.contender, workload, request.durable)
+
+
+def _action(contender: Contender, request: Request, action: str) -> Callable[[], object]:
+    path = Path(request.path)
+    if action == "load":
+        return lambda: contender.load(path)
+    if action == "read":
+        return lambda: contender.read_one(path, contender.workload.one)
+    if request.durable and not contender.syncs_files:
+        return lambda: (contender.save(path), sync_all(path))
+    return lambda: contender.save(path)
+
+
+def timed(action: Callable[[], object]) -> dict[str, float]:
+    """Wall and CPU seconds, and bytes of memory above those before."""
+    gc.collect()
+    peak = PeakMemory()
+    cpu = _cpu_seconds()
+    start = time.perf_counter()
+    action()
+    wall = time.perf_counter() - start
+    return {"wall": wall, "cpu": _cpu_seconds() - cpu, "peak": peak.above()}
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _save(request: Request) -> dict[str, Any]:
+    contender = _contender(request, SAVED)
+    if request.durable:
+        os.sync()
+    measured: dict[str, Any] = timed(_action(contender, request, "save"))
+    measured["bytes"] = contender.workload.nbytes()
+    measured["file_bytes"] = num_bytes_of(Path(request.path))
+    if request.again:
+        with tempfile.TemporaryDirectory(dir=Path(request.path).parent) as second:
+            measured["again"] = timed(_action(contender, dataclasses.replace(request, path=second), "save"))["wall"]
+    contender.close()
+    return measured
+
+
+def _load(request: Request) -> dict[str, Any]:
+    contender = _contender(request, OTHER)
+    how = evict(Path(request.path)) if request.cold else "warm"
+    measured: dict[str, Any] = timed(_action(contender, request, "load"))
+    measured["bytes"] = contender.workload.nbytes()
+    measured["cache"] = how
+    measured["wrong_pieces"] = differing(contender.live(), SAVED)
+    contender.close()
+    return measured
+
+
+def _read(request: Request) -> dict[str, Any]:
+    # The contender needs the names and one shape alone: a small workload has the names of a large one.
+    contender = _contender(request, SAVED)
+    value = float(contender.workload.tensors()[contender.workload.one].sum())
+    _warm(Path(request.path))
+    summed: list[float] = []
+    measured: dict[str, Any] = timed(
+        lambda: summed.append(contender.read_one(Path(request.path), contender.workload.one))
+    )
+    measured["wrong_pieces"] = int(abs(summed[0] - value) > 1e-3 * abs(value))
+    contender.close()
+    return measured
+
+
+def _warm(directory: Path) -> None:
+    for path in files_of(directory):
+        with open(path, "rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
+def _probe(request: Request) -> dict[str, Any]:
+    """Whether one damaged byte, in the middle of the largest file, is noticed when it is restored."""
+    path = Path(request.path)
+    writer = entry_named(request.contender).writer or request.contender
+    saver = _contender(dataclasses.replace(request, contender=writer), SAVED)
+    saver.save(path)
+    saver.close()
+    largest = max(files_of(path), key=lambda file: file.stat().st_size)
+    size = largest.stat().st_size
+    for offset in (size // 2, size // 2 + 4099, size // 3, size // 4):
+        with flipped_byte(largest, offset):
+            contender = _contender(request, OTHER)
+            try:
+                contender.load(path)
+            except Exception as error:
+                return {"noticed": True, "text": f"{type(error).__name__}: {error}"[:200]}
+            if differing(contender.live(), SAVED):
+                return {"noticed": False, "text": "the values are wrong, and nothing says so"}
+    shutil.rmtree(path)
+    raise RuntimeError(f"No flipped byte of {largest.name} changed a value.")
+
+
+if __name__ == "__main__":
+    main()
