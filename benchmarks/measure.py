@@ -4,32 +4,29 @@
 
 What is measured is the action alone: wall seconds, CPU seconds of this process and its children, and the peak of
 resident memory above what the process had with its live model. Before it, the same is done with a few kilobytes, so
-that no import and no first use is counted. After it, the values are checked bit for bit. The last line of the output
-is the result as JSON; `unavailable` in it says why a contender cannot take part.
+that no import and no first use is counted. After it, the values are checked bit for bit. The result is printed as
+JSON; `unavailable` in it says why a contender cannot take part.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import json
-import logging
 import os
 import resource
 import shutil
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import async_loop
-from benchmarks.contenders.base import Contender, NotAvailableError
+from benchmarks.async_loop import run_loop
+from benchmarks.contenders.base import Contender
 from benchmarks.contenders.entries import entry_named, make_contender
 from benchmarks.files import evict, files_of, flipped_byte, num_bytes_of, sync_all
 from benchmarks.memory import PeakMemory
+from benchmarks.process import run_alone
 from benchmarks.workloads import differing, make_workload
 
 SAVED, OTHER = 1, 2
@@ -59,24 +56,16 @@ class Request:
     """Of the asynchronous loop."""
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    request = Request(**json.loads(sys.argv[1]))
-    try:
-        result = perform(request)
-    except NotAvailableError as error:
-        result = {"unavailable": str(error)}
-    print(json.dumps(result), flush=True)
-
-
-def perform(request: Request) -> dict[str, Any]:
-    """The figures of one request."""
-    actions = {"save": _save, "load": _load, "read": _read, "async": async_loop.run, "probe": _probe}
+def perform(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one `Request`, given as a dict."""
+    request = Request(**arguments)
+    if request.action == "async":
+        return _async(request)
+    if request.action == "probe":
+        return _probe(request)
     with tempfile.TemporaryDirectory(dir=Path(request.path).parent) as rehearsal:
-        if request.action in ("save", "load", "read"):
-            _rehearse(request, Path(rehearsal))
-    return actions[request.action](request)
+        _rehearse(request, Path(rehearsal))
+    return {"save": _save, "load": _load, "read": _read}[request.action](request)
 
 
 def _rehearse(request: Request, path: Path) -> None:
@@ -144,6 +133,17 @@ def _load(request: Request) -> dict[str, Any]:
     return measured
 
 
+def _async(request: Request) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(dir=Path(request.path).parent) as rehearsal:
+        tiny = _contender(dataclasses.replace(request, scale=_TINY[request.workload]), SAVED)
+        tiny.begin(Path(rehearsal))()
+        tiny.close()
+    workload = make_workload(request.workload, request.scale, SAVED)
+    return run_loop(
+        lambda: make_contender(request.contender, workload, request.durable), request.path, **request.settings
+    )
+
+
 def _read(request: Request) -> dict[str, Any]:
     # The contender needs the names and one shape alone: a small workload has the names of a large one.
     contender = _contender(request, SAVED)
@@ -188,4 +188,4 @@ def _probe(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(perform)

@@ -1,0 +1,89 @@
+"""The results of a run, asked for medians."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any
+
+from benchmarks.targets import MEGABYTE, ROUNDING, Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One target, as it was met or missed. Missing values are None."""
+
+    target: Target
+    peer: str
+    theirs: float | None
+    """Of the best peer, or of what ours is compared with; in the unit of the metric."""
+    ours: float | None
+    ratio: float | None
+    """Ours to theirs; of a limit in MB, the number of MB."""
+
+    @property
+    def is_met(self) -> bool | None:
+        return None if self.ratio is None else self.ratio <= self.target.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What `python -m benchmarks run` wrote."""
+
+    data: dict[str, Any]
+
+    def figures(self) -> list[str]:
+        """Without the limits of the machine, in the order in which they were measured first."""
+        return [figure for figure in dict.fromkeys(run["figure"] for run in self.data["runs"]) if figure != "limits"]
+
+    def contenders(self, figure: str) -> list[str]:
+        return list(dict.fromkeys(run["contender"] for run in self.data["runs"] if run["figure"] == figure))
+
+    def values(self, figure: str, contender: str, metric: str) -> list[float]:
+        return [
+            run[metric]
+            for run in self.data["runs"]
+            if run["figure"] == figure and run["contender"] == contender and run.get(metric) is not None
+        ]
+
+    def median(self, figure: str, contender: str, metric: str) -> float | None:
+        found = self.values(figure, contender, metric)
+        return statistics.median(found) if found else None
+
+    def limit(self, name: str) -> float | None:
+        """Bytes a second."""
+        return self.median("limits", "machine", name)
+
+    def limit_names(self) -> list[str]:
+        """In the order in which they were measured."""
+        fixed = {"figure", "contender", "round"}
+        return list(
+            dict.fromkeys(
+                name for run in self.data["runs"] if run["figure"] == "limits" for name in run if name not in fixed
+            )
+        )
+
+    def outcome(self, target: Target) -> Outcome:
+        ours = self.median(target.figure, target.ours, target.metric)
+        if target.peers:
+            measured = {peer: self.median(target.figure, peer, target.metric) for peer in target.peers}
+            present = {peer: value for peer, value in measured.items() if value is not None}
+            peer = min(present, key=present.__getitem__) if present else ""
+            theirs = present.get(peer)
+        elif target.reference:
+            peer = "ours, later calls" if target.reference == "stall_later" else "payload"
+            theirs = self.median(target.figure, target.ours, target.reference)
+            if theirs is not None and target.reference == "bytes":
+                theirs *= ROUNDING
+        else:
+            peer, theirs = "", float(MEGABYTE)
+        ratio = ours / theirs if ours is not None and theirs else None
+        return Outcome(target, peer, theirs if target.peers or target.reference else None, ours, ratio)
+
+    def times_limit(self, outcome: Outcome) -> float | None:
+        """How many times longer ours takes than the machine needs for these bytes."""
+        rate = self.limit(outcome.target.limit) if outcome.target.limit else None
+        nbytes = self.median(outcome.target.figure, outcome.target.ours, "bytes")
+        if rate is None or nbytes is None or outcome.ours is None:
+            return None
+        return outcome.ours * rate / nbytes
