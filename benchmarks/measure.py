@@ -139,8 +139,12 @@ def _async(request: Request) -> dict[str, Any]:
         tiny.begin(Path(rehearsal))()
         tiny.close()
     workload = make_workload(request.workload, request.scale, SAVED)
+    assert workload.training is not None
     return run_loop(
-        lambda: make_contender(request.contender, workload, request.durable), request.path, **request.settings
+        workload.training,
+        lambda: make_contender(request.contender, workload, request.durable),
+        request.path,
+        **request.settings,
     )
 
 

@@ -1,7 +1,7 @@
 """Runs one measurement in a process of its own and takes its result.
 
 Each process is forked from a server that has imported torch and done nothing else, which saves the seconds of that
-import. `python -m benchmarks.measure` does the same in a program of its own, to look at it by perf or strace.
+import (an optimizer imports torch._dynamo). `python -m benchmarks.measure` does the same in a program of its own, to look at it by perf or strace.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 from benchmarks.contenders.base import NotAvailableError
 
+_PRELOADED = ("torch", "torch._dynamo", "torch.distributed.checkpoint", "benchmarks.measure")
+
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
 
 
@@ -29,7 +31,7 @@ def run_measurement(module: str, request: dict[str, Any], timeout_seconds: float
     `unavailable` in it says why the contender cannot take part, `failed` how it ended otherwise.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "benchmarks.workloads"])
+    context.set_forkserver_preload(list(_PRELOADED))
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, module, request))
     process.start()

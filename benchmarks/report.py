@@ -53,7 +53,7 @@ def tables(results: Results) -> dict[str, Table]:
                 for found in results.data["probe"]
             ),
         ),
-        "left-out": _table(("left out", "why"), results.data["left_out"].items()),
+        "left-out": _table(("left out", "who", "why"), _left_out(results.data["left_out"])),
     }
 
 
@@ -110,7 +110,7 @@ def _figure_tables(results: Results) -> Table:
         metrics = [metric for metric in _SECONDS if any(results.values(figure, name, metric) for name in names)]
         has_peak = any(results.values(figure, name, "peak") for name in names)
         first = metrics[0] if metrics else "wall"
-        header = ["contender", "runs", *(_SECONDS[metric] for metric in metrics), *(["peak MB"] if has_peak else [])]
+        header = ["contender", "runs", "best ms", *(_SECONDS[metric] for metric in metrics), *(["peak MB"] if has_peak else [])]
         rows = sorted(_figure_rows(results, figure, metrics, has_peak), key=lambda row: row[0])
         base = results.median(figure, OURS, first)
         lines += [f"**{figure}**", "", *_table((*header, "x ours"), (_with_ratio(row, base) for row in rows)), ""]
@@ -123,7 +123,8 @@ def _figure_rows(
     for name in results.contenders(figure):
         medians = [results.median(figure, name, metric) for metric in metrics]
         runs = len(results.values(figure, name, metrics[0]))
-        cells = [name, str(runs), *(_value(value, False) for value in medians)]
+        best = min(results.values(figure, name, metrics[0]))
+        cells = [name, str(runs), _value(best, False), *(_value(value, False) for value in medians)]
         if has_peak:
             cells.append(_value(results.median(figure, name, "peak"), True))
         if any(results.values(figure, name, "wrong_pieces")) and max(results.values(figure, name, "wrong_pieces")):
@@ -145,6 +146,16 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _left_out(reasons: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Contenders together that were left out of the same figure for the same reason."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for place, why in reasons.items():
+        figure, _, contender = place.partition(": ")
+        together.setdefault((figure, why), []).append(contender)
+    for (figure, why), contenders in together.items():
+        yield figure, "; ".join(contenders), why
 
 
 def _why(found: dict[str, Any]) -> str:

@@ -23,6 +23,8 @@ from benchmarks.workloads import num_bytes
 
 Run = dict[str, Any]
 
+_TIME = "the time was up"
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -138,8 +140,9 @@ class Schedule:
     def _run_task(self, task: Task, number: int) -> None:
         remaining = self._end - time.monotonic()
         if remaining < self._seconds.get(task, 5.0):
-            if task not in self._seconds:
-                self.left_out.setdefault(f"{task.figure}: {task.contender}", "the time was up")
+            for figure, contender in task.steps:
+                if not any(run["figure"] == figure and run["contender"] == contender for run in self.runs):
+                    self.left_out.setdefault(f"{figure}: {contender}", _TIME)
             return
         began = time.monotonic()
         medium = task.figure.rpartition("/")[2]
@@ -155,16 +158,19 @@ class Schedule:
 
     def _run_step(self, figure: str, contender: str, path: Path, number: int) -> bool:
         place = f"{figure}: {contender}"
-        if place in self.left_out:
+        if self.left_out.get(place, _TIME) != _TIME:
             return not figure.startswith("save")
         module, request = self._request(figure, contender, path)
+        began = time.monotonic()
         result = run_measurement(module, request, timeout_seconds=300)
+        seconds = time.monotonic() - began
         if "unavailable" in result or "failed" in result:
             self.left_out[place] = result.get("unavailable") or result["failed"]
             self._tell(f"{place}: left out: {self.left_out[place]}")
             return not figure.startswith("save")
-        self.runs.append({"figure": figure, "contender": contender, "round": number, **result})
-        self._tell(f"round {number + 1}  {place:60}{_brief(result)}")
+        self.left_out.pop(place, None)
+        self.runs.append({"figure": figure, "contender": contender, "round": number, "process": seconds, **result})
+        self._tell(f"round {number + 1}  {place:60}{seconds:5.1f} s  {_brief(result)}")
         return True
 
     def _request(self, figure: str, contender: str, path: Path) -> tuple[str, Run]:

@@ -30,6 +30,9 @@ class Contender:
     syncs_files = False
     """Whether `save` comes back only when the disk has everything. The harness does it for the others."""
 
+    copies_live = False
+    """Whether its live tensors are not the workload's own, but as much memory beside them."""
+
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
 

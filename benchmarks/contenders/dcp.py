@@ -1,4 +1,8 @@
-"""torch.distributed.checkpoint in one process: `save` and `load`, and `async_save` with its two ways of staging."""
+"""torch.distributed.checkpoint in one process: `save` and `load`, and `async_save` with its two ways of staging.
+
+The kept stager is `DefaultStager` with what it can do without an accelerator. `FileSystemWriter` has a cache for staged
+values as well, but it pins memory, which needs one.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ class TensorFlow(Contender):
     """A list of variables. Its step multiplies each in place, which moves as many bytes as an update of an optimizer."""
 
     install = "tensorflow-cpu"
+    copies_live = True
 
     def prepare(self) -> None:
         self._tf = self.library("tensorflow")
