@@ -30,6 +30,7 @@ from benchmarks.workloads import Training, digest
 
 _SIDE = 1024
 _NUM_BASE = 5
+_NUM_BETWEEN = 2
 
 
 def run_loop(
@@ -85,26 +86,30 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _guarded_step(contender: Contender) -> None:
+def _step_seconds(contender: Contender) -> float:
+    start = time.perf_counter()
     with contender.step_guard():
         contender.step()
+    return time.perf_counter() - start
 
 
 def _stalls(contender: Contender, places: list[Path]) -> dict[str, Any]:
-    contender.step()
-    base = statistics.median(_seconds(lambda: _guarded_step(contender)) for _ in range(_NUM_BASE))
-    blocked, stalls, complete = [], [], []
+    base = [_step_seconds(contender) for _ in range(_NUM_BASE)]
+    blocked, steps, complete = [], [], []
     for place in places:
         place.mkdir()
         start = time.perf_counter()
         wait = contender.begin(place)
         blocked.append(time.perf_counter() - start)
-        stalls.append(blocked[-1] + _seconds(lambda: _guarded_step(contender)) - base)
+        steps.append(_step_seconds(contender))
         wait()
         complete.append(time.perf_counter() - start)
         shutil.rmtree(place)
+        base += [_step_seconds(contender) for _ in range(_NUM_BETWEEN)]
+    usual = statistics.median(base)
+    stalls = [call + step - usual for call, step in zip(blocked, steps, strict=True)]
     return {
-        "step": base,
+        "step": usual,
         "blocked_first": blocked[0],
         "blocked_later": statistics.median(blocked[1:]),
         "stall_first": stalls[0],
@@ -114,32 +119,32 @@ def _stalls(contender: Contender, places: list[Path]) -> dict[str, Any]:
 
 
 def _losses(contender: Contender, places: list[Path], work: Work) -> dict[str, Any]:
-    def round_() -> None:
-        work()
-        _guarded_step(contender)
+    def round_seconds() -> float:
+        return _seconds(work) + _step_seconds(contender)
 
-    base = statistics.median(_seconds(round_) for _ in range(_NUM_BASE))
-    in_step, in_all = [], []
+    base = [round_seconds() for _ in range(_NUM_BASE)]
+    calls, rounds = [], []
     for place in places:
-        if place is not places[0]:
-            shutil.rmtree(places[places.index(place) - 1])
         if place is places[-1]:
-            (place.parent / "digest").write_text(_text(contender))
+            _digest_file(place).write_text(_digest(contender))
         place.mkdir()
         start = time.perf_counter()
         wait = contender.begin(place)
-        lost = [time.perf_counter() - start]
+        calls.append(time.perf_counter() - start)
         done = _Completion(wait)
-        while len(lost) == 1 or not done.is_set():
-            lost.append(_seconds(round_) - base)
+        rounds.append([round_seconds()])
+        while not done.is_set():
+            rounds[-1].append(round_seconds())
         done.result()
-        in_step.append(sum(lost[:2]))
-        in_all.append(sum(lost))
-        round_()
+        if place is not places[-1]:
+            shutil.rmtree(place)
+        base += [round_seconds() for _ in range(_NUM_BETWEEN)]
+    usual = statistics.median(base)
+    pairs = list(zip(calls, rounds, strict=True))
     return {
-        "round": base,
-        "lost_step": statistics.median(in_step),
-        "lost_total": statistics.median(in_all),
+        "round": usual,
+        "lost_step": statistics.median(call + seconds[0] - usual for call, seconds in pairs),
+        "lost_total": statistics.median(call + sum(seconds) - usual * len(seconds) for call, seconds in pairs),
     }
 
 
@@ -166,12 +171,16 @@ class _Completion:
             raise self._error
 
 
-def _text(contender: Contender) -> str:
+def _digest_file(place: Path) -> Path:
+    return place.parent / "digest"
+
+
+def _digest(contender: Contender) -> str:
     return " ".join(map(str, digest(contender.live())))
 
 
 def _check(contender: Contender, place: Path) -> int:
     """How many tensors of the last checkpoint are not what they were at its call."""
-    expected = (place.parent / "digest").read_text().split()
+    expected = _digest_file(place).read_text().split()
     contender.load(place)
-    return sum(left != right for left, right in zip(expected, _text(contender).split(), strict=True))
+    return sum(left != right for left, right in zip(expected, _digest(contender).split(), strict=True))

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from benchmarks.growth import measure_growth
 from benchmarks.machine import describe_machine, file_system_of
+from benchmarks.plots import plot_all
 from benchmarks.report import print_tables, write_page
+from benchmarks.results import Results
 from benchmarks.schedule import Schedule, Settings, probe, scales_that_fit
 
 FULL = {"W1": 1.0, "W2": 1.0, "W3": 1.0}
 SHORT = {"W1": 0.125, "W2": 1.0, "W3": 0.0625}
+
+_RESULTS = Path("build/benchmarks/results.json")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="measure the figures of the targets")
     run.add_argument("--short", action="store_true", help="smaller and fewer, in three minutes: whether all works")
-    run.add_argument("--results", type=Path, default=Path("build/benchmarks/results.json"))
+    run.add_argument("--results", type=Path, default=_RESULTS)
     run.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="a directory in memory")
     run.add_argument("--disk", type=Path, default=Path(tempfile.gettempdir()), help="a directory on a disk")
     run.add_argument("--rounds", type=int, help="at most")
@@ -29,6 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--scale", type=float, default=1.0, help="of W1, W2 and W3")
     run.add_argument("--only", nargs="*", default=[], help="figures, such as save/W1 or async")
     run.set_defaults(command=_run)
+    growth = commands.add_parser("growth", help="measure how cost grows, and add it to the results")
+    growth.add_argument("--results", type=Path, default=_RESULTS)
+    growth.add_argument("--tmpfs", type=Path, default=Path("/dev/shm"), help="a directory in memory")
+    growth.add_argument("--rounds", type=int, default=3)
+    growth.add_argument("--largest", type=float, default=1.0, help="share of the largest sizes")
+    growth.set_defaults(command=_growth)
+    plot = commands.add_parser("plot", help="PNG files from a JSON")
+    plot.add_argument("results", type=Path)
+    plot.add_argument("--directory", type=Path, default=Path("docs/performance"))
+    plot.set_defaults(command=_plot)
     report = commands.add_parser("report", help="the tables of a JSON, into a page where one is given")
     report.add_argument("results", type=Path)
     report.add_argument("--page", type=Path, help="a page with marks, such as docs/performance.md")
@@ -57,12 +74,14 @@ def _run(arguments: argparse.Namespace) -> None:
             only=frozenset(arguments.only),
         )
         machine = describe_machine(Path(tmpfs), Path(disk))
+        if os.getloadavg()[0] > 0.5:
+            print(f"Others use this machine (load {os.getloadavg()[0]:.1f}): the figures will be noise.")
         if file_system_of(Path(disk)) == "tmpfs":
             print(f"{disk} is no disk; give one by --disk.")
         schedule = Schedule(settings)
         probed = probe(settings)
         schedule.run()
-    results = {
+    results = _stored(arguments.results) | {
         "machine": machine,
         "scales": settings.scales,
         "seconds": time.monotonic() - began,
@@ -70,10 +89,34 @@ def _run(arguments: argparse.Namespace) -> None:
         "left_out": schedule.left_out,
         "probe": probed,
     }
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+    _store(results, arguments.results)
     print_tables(results)
     print(f"\n{time.monotonic() - began:.0f} s; results in {arguments.results}")
+
+
+def _growth(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=arguments.tmpfs) as directory:
+        runs, left_out = measure_growth(Path(directory), arguments.rounds, arguments.largest)
+    results = _stored(arguments.results) | {"growth": runs, "growth_left_out": left_out}
+    _store(results, arguments.results)
+    for place, why in left_out.items():
+        print(f"{place}: left out: {why}")
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    for path in plot_all(Results(_stored(arguments.results)), arguments.directory):
+        print(path)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What other commands have put there: growth is measured apart."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _store(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _report(arguments: argparse.Namespace) -> None:

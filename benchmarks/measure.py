@@ -52,6 +52,8 @@ class Request:
     """Whether a restore finds nothing of the files in memory."""
     again: bool = False
     """Whether a second save of the same objects is measured as well."""
+    shards: int = 0
+    """Of our own contender: into how many data files; 0 for what it does by itself."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of the asynchronous loop."""
 
@@ -78,7 +80,7 @@ def _rehearse(request: Request, path: Path) -> None:
 
 def _contender(request: Request, seed: int) -> Contender:
     workload = make_workload(request.workload, request.scale, seed)
-    return make_contender(request.contender, workload, request.durable)
+    return make_contender(request.contender, workload, request.durable, request.shards)
 
 
 def _action(contender: Contender, request: Request, action: str) -> Callable[[], object]:

@@ -63,6 +63,14 @@ class Results:
             )
         )
 
+    def series(self, name: str, contender: str, metric: str) -> list[tuple[float, float]]:
+        """How a figure grows: medians over the rounds, in order."""
+        found: dict[float, list[float]] = {}
+        for run in self.data.get("growth", []):
+            if run["series"] == name and run["contender"] == contender:
+                found.setdefault(run["at"], []).append(run[metric])
+        return sorted((at, statistics.median(values)) for at, values in found.items())
+
     def outcome(self, target: Target) -> Outcome:
         ours = self.median(target.figure, target.ours, target.metric)
         if target.peers:

@@ -38,7 +38,7 @@ def _entry(name: str, place: str, does: str, writer: str = "", **options: Any) -
 
 ENTRIES = (
     _entry(OURS, "trackckpt:TrackCkpt", "save load read"),
-    _entry(f"{OURS}, one shard", "trackckpt:TrackCkpt", "save load", one_shard=True),
+    _entry(f"{OURS}, one shard", "trackckpt:TrackCkpt", "save load", num_shards=1),
     _entry("safetensors", "safetensors_files:Safetensors", "save load read"),
     _entry("fastsafetensors", "safetensors_files:FastSafetensors", "load read", writer="safetensors"),
     _entry("torch", "torch_files:TorchFile", "save load"),
@@ -75,8 +75,14 @@ def entry_named(name: str) -> Entry:
     return next(entry for entry in ENTRIES if entry.name == name)
 
 
-def make_contender(name: str, workload: Workload, durable: bool) -> Contender:
+def make_contender(name: str, workload: Workload, durable: bool, shards: int = 0) -> Contender:
     """The contender, prepared.
+
+    Args:
+        name: of its entry.
+        workload: what it saves and restores.
+        durable: whether ours waits for the disk.
+        shards: into how many data files ours writes; 0 for what its entry says.
 
     Raises:
         NotAvailableError: something that it needs is absent.
@@ -85,7 +91,7 @@ def make_contender(name: str, workload: Workload, durable: bool) -> Contender:
     module, _, class_name = entry.place.partition(":")
     options = dict(entry.options)
     if entry.is_ours:
-        options["durable"] = durable
+        options |= {"durable": durable} | ({"num_shards": shards} if shards else {})
     made: Contender = getattr(importlib.import_module(f"benchmarks.contenders.{module}"), class_name)(
         workload, **options
     )

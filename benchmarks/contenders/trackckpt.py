@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch_trackckpt as tt
 from benchmarks.contenders.base import Contender, NotAvailableError
 from benchmarks.workloads import Workload
-from torch_trackckpt.sharding import ShardByTaskPolicy
+from torch_trackckpt.sharding import ShardableTensor, ShardByTaskPolicy, ShardingCallback, Shards
+
+
+class Deal(ShardingCallback):
+    """Values dealt out in turn to so many data files."""
+
+    def __init__(self, num_shards: int) -> None:
+        self._num_shards = num_shards
+
+    @property
+    def description(self) -> str:
+        return f"values dealt out in turn to {self._num_shards} files"
+
+    def __call__(self, shardable_tensors: Sequence[ShardableTensor]) -> Shards:
+        shards: list[dict[str, dict[str, Any]]] = [{} for _ in range(min(self._num_shards, len(shardable_tensors)))]
+        for number, value in enumerate(shardable_tensors):
+            shards[number % len(shards)].setdefault(value.checkpoint_key, {})[value.slice_spec] = value.tensor
+        return shards
 
 
 class TrackCkpt(Contender):
@@ -18,7 +35,7 @@ class TrackCkpt(Contender):
     Args:
         workload: what is saved.
         durable: as the option; what the medium demands.
-        one_shard: one data file, as TensorFlow makes it.
+        num_shards: data files: 1 as TensorFlow makes it, more by a callback; 0 for what the package does by itself.
         asynchronous: how `begin` copies: ``"copy"`` or ``"overlapped"``.
         prewarmed: whether the memory for the copies is made before the first save.
     """
@@ -27,15 +44,15 @@ class TrackCkpt(Contender):
         self,
         workload: Workload,
         durable: bool = False,
-        one_shard: bool = False,
+        num_shards: int = 0,
         asynchronous: str = "",
         prewarmed: bool = False,
     ) -> None:
         super().__init__(workload)
         self.syncs_files = durable
         chosen: dict[str, Any] = {"durable": durable}
-        if one_shard:
-            chosen["experimental_sharding_callback"] = ShardByTaskPolicy()
+        if num_shards:
+            chosen["experimental_sharding_callback"] = ShardByTaskPolicy() if num_shards == 1 else Deal(num_shards)
         if asynchronous:
             chosen["enable_async"] = True
         if asynchronous == "overlapped":
