@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     run.add_argument("--seconds", type=float, help="at most")
     run.add_argument("--scale", type=float, default=1.0, help="of W1, W2 and W3")
     run.add_argument("--only", nargs="*", default=[], help="figures, such as save/W1 or async")
+    run.add_argument("--contenders", nargs="*", default=[], help="by name; all of them otherwise")
     run.set_defaults(command=_run)
     growth = commands.add_parser("growth", help="measure how cost grows, and add it to the results")
     growth.add_argument("--results", type=Path, default=_RESULTS)
@@ -72,6 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
             num_saves=3 if arguments.short else 4,
             limit_bytes=2**26 if arguments.short else 2**29,
             only=frozenset(arguments.only),
+            contenders=frozenset(arguments.contenders),
         )
         machine = describe_machine(Path(tmpfs), Path(disk))
         if os.getloadavg()[0] > 0.5:

@@ -71,7 +71,8 @@ def measure_growth(
                 left_out[place] = f"at {point.at:g}: {measured.get('failed') or measured['unavailable']}"
                 continue
             runs.append({**dataclasses.asdict(point), "round": number, **measured})
-            tell(f"{place:40} {point.at:>12g}  save {measured['save'] * 1e3:9.1f} ms  load {measured['load'] * 1e3:9.1f} ms")
+            seconds = "  ".join(f"{action} {measured[action] * 1e3:9.1f} ms" for action in ("save", "load"))
+            tell(f"{place:40}{point.at:>12g}  {seconds}")
     return runs, left_out
 
 

@@ -116,7 +116,7 @@ def _touched(nbytes: int) -> mmap.mmap:
 def _copy(source: mmap.mmap, target: mmap.mmap, nbytes: int, threads: int) -> None:
     size = nbytes // threads
     addresses = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in (target, source)]
-    _in_threads(threads, lambda part: ctypes.memmove(*(address + part * size for address in addresses), size))
+    _in_threads(threads, lambda part: ctypes.memmove(addresses[0] + part * size, addresses[1] + part * size, size))
 
 
 def _in_threads(threads: int, part: Part) -> None:

@@ -11,9 +11,16 @@ from pathlib import Path
 from benchmarks.memory import available_bytes
 
 _PACKAGES = (
-    "torch_trackckpt torch safetensors fastsafetensors torch_checkpointing torchsnapshot orbax-checkpoint "
-    "tensorflow-cpu tensorflow numpy"
-).split()
+    "torch_trackckpt",
+    "torch",
+    "safetensors",
+    "fastsafetensors",
+    "torch_checkpointing",
+    "torchsnapshot",
+    "orbax-checkpoint",
+    "tensorflow-cpu",
+    "tensorflow",
+)
 
 
 def describe_machine(tmpfs: Path, disk: Path) -> dict[str, str]:

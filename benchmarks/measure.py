@@ -27,12 +27,10 @@ from benchmarks.contenders.entries import entry_named, make_contender
 from benchmarks.files import evict, files_of, flipped_byte, num_bytes_of, sync_all
 from benchmarks.memory import PeakMemory
 from benchmarks.process import run_alone
-from benchmarks.workloads import differing, make_workload
+from benchmarks.workloads import SMALLEST, differing, make_workload
 
 SAVED, OTHER = 1, 2
 """The seeds of what is saved, and of what is in the live tensors before a restore."""
-
-_TINY = {"W1": 1e-4, "W2": 1e-3, "W3": 1e-6, "tiny": 4, "equal": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +69,7 @@ def perform(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rehearse(request: Request, path: Path) -> None:
-    tiny = dataclasses.replace(request, scale=_TINY[request.workload], path=str(path))
+    tiny = dataclasses.replace(request, scale=SMALLEST[request.workload], path=str(path))
     for action in dict.fromkeys(("save", request.action)):
         contender = _contender(tiny, SAVED)
         _action(contender, tiny, action)()
@@ -89,9 +87,13 @@ def _action(contender: Contender, request: Request, action: str) -> Callable[[],
         return lambda: contender.load(path)
     if action == "read":
         return lambda: contender.read_one(path, contender.workload.one)
-    if request.durable and not contender.syncs_files:
-        return lambda: (contender.save(path), sync_all(path))
-    return lambda: contender.save(path)
+
+    def save() -> None:
+        contender.save(path)
+        if request.durable and not contender.syncs_files:
+            sync_all(path)
+
+    return save
 
 
 def timed(action: Callable[[], object]) -> dict[str, float]:
@@ -137,7 +139,7 @@ def _load(request: Request) -> dict[str, Any]:
 
 def _async(request: Request) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=Path(request.path).parent) as rehearsal:
-        tiny = _contender(dataclasses.replace(request, scale=_TINY[request.workload]), SAVED)
+        tiny = _contender(dataclasses.replace(request, scale=SMALLEST[request.workload]), SAVED)
         tiny.begin(Path(rehearsal))()
         tiny.close()
     workload = make_workload(request.workload, request.scale, SAVED)

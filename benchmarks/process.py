@@ -1,7 +1,8 @@
 """Runs one measurement in a process of its own and takes its result.
 
 Each process is forked from a server that has imported torch and done nothing else, which saves the seconds of that
-import (an optimizer imports torch._dynamo). `python -m benchmarks.measure` does the same in a program of its own, to look at it by perf or strace.
+import (an optimizer imports torch._dynamo). `python -m benchmarks.measure` does the same in a program of its own, to
+look at it by perf or strace.
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ def write_page(results: dict[str, Any], page: Path) -> None:
     for name, lines in tables(Results(results)).items():
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"{page} has no marks for the table {name}: <!-- begin {name} --> and <!-- end {name} -->.")
+            raise ValueError(
+                f"{page} has no marks for the table {name}: <!-- begin {name} --> and <!-- end {name} -->."
+            )
         body = "\n".join(lines) + "\n"
         text = pattern.sub(lambda found, body=body: found[1] + body + found[2], text)  # type: ignore[misc]
     page.write_text(text)
@@ -110,7 +112,13 @@ def _figure_tables(results: Results) -> Table:
         metrics = [metric for metric in _SECONDS if any(results.values(figure, name, metric) for name in names)]
         has_peak = any(results.values(figure, name, "peak") for name in names)
         first = metrics[0] if metrics else "wall"
-        header = ["contender", "runs", "best ms", *(_SECONDS[metric] for metric in metrics), *(["peak MB"] if has_peak else [])]
+        header = [
+            "contender",
+            "runs",
+            "best ms",
+            *(_SECONDS[metric] for metric in metrics),
+            *(["peak MB"] if has_peak else []),
+        ]
         rows = sorted(_figure_rows(results, figure, metrics, has_peak), key=lambda row: row[0])
         base = results.median(figure, OURS, first)
         lines += [f"**{figure}**", "", *_table((*header, "x ours"), (_with_ratio(row, base) for row in rows)), ""]

@@ -42,11 +42,15 @@ class Settings:
     only: frozenset[str] = frozenset()
     """Figures to measure, by the beginning of their names; empty for all."""
 
+    contenders: frozenset[str] = frozenset()
+    """Names; empty for all."""
+
     def directory(self, medium: str) -> Path:
         return self.tmpfs if medium == "tmpfs" else self.disk
 
-    def wants(self, figure: str) -> bool:
-        return not self.only or any(figure.startswith(prefix) for prefix in self.only)
+    def wants(self, figure: str, contender: str = "") -> bool:
+        is_wanted = not self.contenders or not contender or contender in self.contenders
+        return is_wanted and (not self.only or any(figure.startswith(prefix) for prefix in self.only))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,11 @@ def _steps(
         figure = f"{action}/{workload}/{medium}"
         for entry in family:
             does = "load" if action == "cold" else action
-            if does in entry.does and settings.wants(figure) and is_essential(figure, entry.name) == essential:
+            if (
+                does in entry.does
+                and settings.wants(figure, entry.name)
+                and is_essential(figure, entry.name) == essential
+            ):
                 yield figure, entry.name
 
 
@@ -106,7 +114,7 @@ def single_tasks(settings: Settings, essential: bool) -> Iterator[list[Task]]:
         tasks = [
             Task(figure, name, ((figure, name),))
             for name in names
-            if settings.wants(figure) and is_essential(figure, name) == essential
+            if settings.wants(figure, name) and is_essential(figure, name) == essential
         ]
         if tasks:
             yield tasks
@@ -226,7 +234,7 @@ def probe(settings: Settings, tell: Callable[[str], object] = print) -> list[Run
     """Whether each contender that restores notices one flipped byte."""
     found = []
     for entry in ENTRIES:
-        if "load" not in entry.does or not settings.wants("probe"):
+        if "load" not in entry.does or not settings.wants("probe", entry.name):
             continue
         with tempfile.TemporaryDirectory(dir=settings.tmpfs) as directory:
             path = Path(directory) / "checkpoint"
@@ -242,4 +250,3 @@ def probe(settings: Settings, tell: Callable[[str], object] = print) -> list[Run
         found.append({"contender": entry.name, **result})
         tell(f"one flipped byte, {entry.name}: {result}")
     return found
-

@@ -24,6 +24,9 @@ WIDTH = 576
 VOCABULARY = 16384
 POSITIONS = 1024
 
+SMALLEST = {"W1": 1e-4, "W2": 1e-3, "W3": 1e-6, "tiny": 4, "equal": 1e-3}
+"""The scale of each workload at which it is a few kilobytes."""
+
 _BLOCK = (1 << 20) + 7
 
 
@@ -117,7 +120,9 @@ def pieces(tensors: dict[str, torch.Tensor], seed: int) -> Iterator[tuple[torch.
 
 def differing(tensors: dict[str, torch.Tensor], seed: int) -> int:
     """How many pieces differ, in any bit, from what the seed gives."""
-    return sum(not torch.equal(live.view(torch.int32), value.view(torch.int32)) for live, value in pieces(tensors, seed))
+    return sum(
+        not torch.equal(live.view(torch.int32), value.view(torch.int32)) for live, value in pieces(tensors, seed)
+    )
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> list[int]:

@@ -39,6 +39,7 @@ def _entry(name: str, place: str, does: str, writer: str = "", **options: Any) -
 ENTRIES = (
     _entry(OURS, "trackckpt:TrackCkpt", "save load read"),
     _entry(f"{OURS}, one shard", "trackckpt:TrackCkpt", "save load", num_shards=1),
+    _entry(f"{OURS}, frozen_saver", "trackckpt:TrackCkpt", "save", frozen=True),
     _entry("safetensors", "safetensors_files:Safetensors", "save load read"),
     _entry("fastsafetensors", "safetensors_files:FastSafetensors", "load read", writer="safetensors"),
     _entry("torch", "torch_files:TorchFile", "save load"),
@@ -46,9 +47,7 @@ ENTRIES = (
     _entry("DCP", "dcp:DCP", "save load read"),
     _entry("DCP, 2 threads", "dcp:DCP", "save load", threads=2),
     _entry("torch_checkpointing", "torch_checkpointing_files:TorchCheckpointing", "save load"),
-    _entry(
-        "torch_checkpointing, 2 threads", "torch_checkpointing_files:TorchCheckpointing", "save load", threads=2
-    ),
+    _entry("torch_checkpointing, 2 threads", "torch_checkpointing_files:TorchCheckpointing", "save load", threads=2),
     _entry("torchsnapshot", "torchsnapshot_files:TorchSnapshot", "save load read"),
     _entry("orbax", "orbax_files:Orbax", "save load"),
     _entry("TensorFlow", "tensorflow_files:TensorFlow", "save load read"),
@@ -56,15 +55,11 @@ ENTRIES = (
     _entry(f"{OURS}, copy", "trackckpt:TrackCkpt", "async", asynchronous="copy"),
     _entry(f"{OURS}, copy, prewarmed", "trackckpt:TrackCkpt", "async", asynchronous="copy", prewarmed=True),
     _entry(f"{OURS}, overlapped", "trackckpt:TrackCkpt", "async", asynchronous="overlapped"),
-    _entry(
-        f"{OURS}, overlapped, prewarmed", "trackckpt:TrackCkpt", "async", asynchronous="overlapped", prewarmed=True
-    ),
+    _entry(f"{OURS}, overlapped, prewarmed", "trackckpt:TrackCkpt", "async", asynchronous="overlapped", prewarmed=True),
     _entry("clone + thread", "torch_files:TorchFile", "async"),
     _entry("DCP async", "dcp:DCP", "async"),
     _entry("DCP async, kept stager", "dcp:DCP", "async", stager="kept"),
-    _entry(
-        "torch_checkpointing, overlapped", "torch_checkpointing_files:TorchCheckpointing", "async", overlapped=True
-    ),
+    _entry("torch_checkpointing, overlapped", "torch_checkpointing_files:TorchCheckpointing", "async", overlapped=True),
     _entry("torchsnapshot async", "torchsnapshot_files:TorchSnapshot", "async"),
     _entry("orbax async", "orbax_files:Orbax", "async"),
     _entry("TensorFlow async", "tensorflow_files:TensorFlow", "async"),

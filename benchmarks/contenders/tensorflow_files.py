@@ -11,7 +11,7 @@ from benchmarks.contenders.base import Contender
 
 
 class TensorFlow(Contender):
-    """A list of variables. Its step multiplies each in place, which moves as many bytes as an update of an optimizer."""
+    """A list of variables. Its step multiplies each by a number, in place."""
 
     install = "tensorflow-cpu"
     copies_live = True

@@ -36,6 +36,7 @@ class TrackCkpt(Contender):
         workload: what is saved.
         durable: as the option; what the medium demands.
         num_shards: data files: 1 as TensorFlow makes it, more by a callback; 0 for what the package does by itself.
+        frozen: saves by a `frozen_saver`, which has walked the objects before.
         asynchronous: how `begin` copies: ``"copy"`` or ``"overlapped"``.
         prewarmed: whether the memory for the copies is made before the first save.
     """
@@ -45,6 +46,7 @@ class TrackCkpt(Contender):
         workload: Workload,
         durable: bool = False,
         num_shards: int = 0,
+        frozen: bool = False,
         asynchronous: str = "",
         prewarmed: bool = False,
     ) -> None:
@@ -62,6 +64,7 @@ class TrackCkpt(Contender):
         except TypeError as error:
             raise NotAvailableError(f"not available: CheckpointOptions has no such option yet ({error})") from error
         self._prewarmed = prewarmed
+        self._frozen = frozen
 
     def prepare(self) -> None:
         training = self.workload.training
@@ -69,6 +72,7 @@ class TrackCkpt(Contender):
             self._checkpoint = tt.Checkpoint(tensors=self.workload.plain)
         else:
             self._checkpoint = tt.Checkpoint(model=training.model, optimizer=training.optimizer)
+        self._write = tt.frozen_saver(self._checkpoint).save if self._frozen else self._checkpoint.write
         if self._prewarmed:
             prewarm = getattr(self._checkpoint, "prewarm", None)
             if prewarm is None:
@@ -76,7 +80,7 @@ class TrackCkpt(Contender):
             prewarm(self._options)
 
     def save(self, path: Path) -> None:
-        self._checkpoint.write(path / "ckpt", self._options)
+        self._write(path / "ckpt", self._options)
 
     def load(self, path: Path) -> None:
         self._checkpoint.read(path / "ckpt", self._options).assert_consumed()
