@@ -15,7 +15,7 @@ from benchmarks.machine import describe_machine, file_system_of
 from benchmarks.plots import plot_all
 from benchmarks.report import print_tables, write_page
 from benchmarks.results import Results
-from benchmarks.schedule import Schedule, Settings, probe, scales_that_fit
+from benchmarks.schedule import Schedule, Settings, scales_that_fit
 
 FULL = {"W1": 1.0, "W2": 1.0, "W3": 1.0}
 SHORT = {"W1": 0.125, "W2": 1.0, "W3": 0.0625}
@@ -67,10 +67,10 @@ def _run(arguments: argparse.Namespace) -> None:
             Path(disk),
             scales_that_fit(scales, Path(tmpfs)),
             rounds=arguments.rounds or (1 if arguments.short else 5),
-            seconds=arguments.seconds or (160 if arguments.short else 1080),
+            seconds=arguments.seconds or (165 if arguments.short else 1080),
             num_keys=20_000 if arguments.short else 100_000,
             step_seconds=0.1 if arguments.short else 0.5,
-            num_saves=3 if arguments.short else 4,
+            num_saves=2 if arguments.short else 4,
             limit_bytes=2**26 if arguments.short else 2**29,
             only=frozenset(arguments.only),
             contenders=frozenset(arguments.contenders),
@@ -81,7 +81,6 @@ def _run(arguments: argparse.Namespace) -> None:
         if file_system_of(Path(disk)) == "tmpfs":
             print(f"{disk} is no disk; give one by --disk.")
         schedule = Schedule(settings)
-        probed = probe(settings)
         schedule.run()
     results = _stored(arguments.results) | {
         "machine": machine,
@@ -89,7 +88,6 @@ def _run(arguments: argparse.Namespace) -> None:
         "seconds": time.monotonic() - began,
         "runs": schedule.runs,
         "left_out": schedule.left_out,
-        "probe": probed,
     }
     _store(results, arguments.results)
     print_tables(results)

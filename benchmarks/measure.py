@@ -188,7 +188,7 @@ def _probe(request: Request) -> dict[str, Any]:
             try:
                 contender.load(path)
             except Exception as error:
-                return {"noticed": True, "text": f"{type(error).__name__}: {error}"[:200]}
+                return {"noticed": True, "text": f"{type(error).__name__}: {error}".split(",")[0][:100]}
             if differing(contender.live(), SAVED):
                 return {"noticed": False, "text": "the values are wrong, and nothing says so"}
     shutil.rmtree(path)

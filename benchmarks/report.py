@@ -48,10 +48,7 @@ def tables(results: Results) -> dict[str, Table]:
         "figures": _figure_tables(results),
         "probe": _table(
             ("one flipped byte in the data", "noticed", "by"),
-            (
-                (found["contender"], "yes" if found.get("noticed") else "no", found.get("text", _why(found)))
-                for found in results.data["probe"]
-            ),
+            ((contender, "yes" if noticed else "no", text) for contender, noticed, text in results.probes()),
         ),
         "left-out": _table(("left out", "who", "why"), _left_out(results.data["left_out"])),
     }
@@ -164,7 +161,3 @@ def _left_out(reasons: dict[str, str]) -> Iterator[tuple[str, str, str]]:
         together.setdefault((figure, why), []).append(contender)
     for (figure, why), contenders in together.items():
         yield figure, "; ".join(contenders), why
-
-
-def _why(found: dict[str, Any]) -> str:
-    return str(found.get("unavailable") or found.get("failed", ""))

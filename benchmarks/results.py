@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from typing import Any
 
-from benchmarks.targets import MEGABYTE, ROUNDING, Target
+from benchmarks.targets import MEGABYTE, PROBE, ROUNDING, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Results:
     data: dict[str, Any]
 
     def figures(self) -> list[str]:
-        """Without the limits of the machine, in the order in which they were measured first."""
-        return [figure for figure in dict.fromkeys(run["figure"] for run in self.data["runs"]) if figure != "limits"]
+        """What takes time, in the order in which it was measured first."""
+        found = dict.fromkeys(run["figure"] for run in self.data["runs"])
+        return [figure for figure in found if figure not in ("limits", PROBE)]
+
+    def probes(self) -> list[tuple[str, bool, str]]:
+        """Contender, whether it noticed a damaged byte, and what it said."""
+        return [(run["contender"], run["noticed"], run["text"]) for run in self.data["runs"] if run["figure"] == PROBE]
 
     def contenders(self, figure: str) -> list[str]:
         return list(dict.fromkeys(run["contender"] for run in self.data["runs"] if run["figure"] == figure))

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders.entries import ENTRIES, Entry
+from benchmarks.contenders.entries import ENTRIES, OURS, Entry
 from benchmarks.memory import available_bytes
 from benchmarks.process import run_measurement
-from benchmarks.targets import is_essential
+from benchmarks.targets import PROBE, is_essential
 from benchmarks.workloads import num_bytes
 
 Run = dict[str, Any]
+
+_PROBE_SCALE = 0.01
 
 _TIME = "the time was up"
 
@@ -105,10 +107,13 @@ def _steps(
 
 
 def single_tasks(settings: Settings, essential: bool) -> Iterator[list[Task]]:
-    """Groups of one process for each contender: asynchronous saves, and large indexes."""
+    """Groups of one process for each contender, and one for the limits of the machine."""
+    if essential and settings.wants("limits"):
+        yield [Task("limits", "machine", (("limits", "machine"),))]
     members = {
+        "index/keys/tmpfs": [OURS, "TensorFlow"],
         "async/W1/tmpfs": [entry.name for entry in ENTRIES if "async" in entry.does],
-        "index/keys/tmpfs": ["torch_trackckpt", "TensorFlow"],
+        PROBE: [entry.name for entry in ENTRIES if "load" in entry.does],
     }
     for figure, names in members.items():
         tasks = [
@@ -118,8 +123,6 @@ def single_tasks(settings: Settings, essential: bool) -> Iterator[list[Task]]:
         ]
         if tasks:
             yield tasks
-    if essential and settings.wants("limits"):
-        yield [Task("limits", "machine", (("limits", "machine"),))]
 
 
 class Schedule:
@@ -146,6 +149,8 @@ class Schedule:
                         self._run_task(task, number)
 
     def _run_task(self, task: Task, number: int) -> None:
+        if task.figure == PROBE and number:
+            return
         remaining = self._end - time.monotonic()
         if remaining < self._seconds.get(task, 5.0):
             for figure, contender in task.steps:
@@ -157,7 +162,7 @@ class Schedule:
         with tempfile.TemporaryDirectory(dir=self._settings.directory(medium)) as directory:
             for figure, contender in task.steps:
                 path = Path(directory) / "checkpoint"
-                if figure.startswith(("save", "async")):
+                if figure.startswith(("save", "async", "probe")):
                     shutil.rmtree(path, ignore_errors=True)
                     path.mkdir()
                 if not self._run_step(figure, contender, path, number):
@@ -203,6 +208,8 @@ class Schedule:
             "cold": action == "cold",
             "again": action == "save" and workload == "W2",
         }
+        if action == "probe":
+            request["scale"] *= _PROBE_SCALE
         if action == "async":
             request["settings"] = {
                 "step_seconds": self._settings.step_seconds,
@@ -213,6 +220,7 @@ class Schedule:
 
 def _brief(result: Run) -> str:
     wrong = "  WRONG VALUES" if result.get("wrong_pieces") else ""
+    wrong += f"  flipped byte noticed: {result['noticed']}" if "noticed" in result else ""
     shown = ("wall", "stall_later", "lost_step", "lost_total", "open_list", "open_one")
     return "  ".join(f"{name} {result[name] * 1e3:.1f} ms" for name in shown if name in result) + wrong
 
@@ -228,25 +236,3 @@ def scales_that_fit(scales: dict[str, float], tmpfs: Path, tell: Callable[[str],
         if share < 1:
             tell(f"{name} is made smaller, to {share:.2f} of its size: memory has {available / 1e9:.1f} GB left.")
     return fitting
-
-
-def probe(settings: Settings, tell: Callable[[str], object] = print) -> list[Run]:
-    """Whether each contender that restores notices one flipped byte."""
-    found = []
-    for entry in ENTRIES:
-        if "load" not in entry.does or not settings.wants("probe", entry.name):
-            continue
-        with tempfile.TemporaryDirectory(dir=settings.tmpfs) as directory:
-            path = Path(directory) / "checkpoint"
-            path.mkdir()
-            request = {
-                "action": "probe",
-                "contender": entry.name,
-                "workload": "W1",
-                "scale": 0.01,
-                "path": str(path),
-            }
-            result = run_measurement("measure", request, timeout_seconds=120)
-        found.append({"contender": entry.name, **result})
-        tell(f"one flipped byte, {entry.name}: {result}")
-    return found

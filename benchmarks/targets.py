@@ -101,8 +101,14 @@ ROUNDING = 1.02
 """What a multiple of the payload may exceed a whole number by: a few pages of threads, and the index."""
 
 
+PROBE = "probe/W1/tmpfs"
+"""Not a time: whether one damaged byte is noticed."""
+
+
 def is_essential(figure: str, contender: str) -> bool:
     """Whether a target needs it: these are measured first, and in every round."""
+    if figure == PROBE:
+        return contender == OURS
     return any(
         target.figure == figure
         and contender in (target.ours, *(target.peers if target.essential is None else target.essential))

@@ -12,7 +12,7 @@ from benchmarks.files import evict, files_of, flipped_byte, resident_pages
 from benchmarks.growth import points
 from benchmarks.machine import file_system_of
 from benchmarks.process import run_measurement
-from benchmarks.schedule import Schedule, Settings, probe, single_tasks, transfer_tasks
+from benchmarks.schedule import Schedule, Settings, single_tasks, transfer_tasks
 
 CONTENDERS = frozenset({"torch_trackckpt", "torch", "torch_trackckpt, copy"})
 
@@ -22,7 +22,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(
         tmpfs=tmp_path,
         disk=tmp_path,
-        scales={"W1": 1e-3, "W2": 1e-3, "W3": 1e-6},
+        scales={"W1": 1e-2, "W2": 1e-3, "W3": 1e-6},
         rounds=1,
         seconds=300,
         num_keys=50,
@@ -68,7 +68,11 @@ def test_limits_of_the_machine_are_rates(settings: Settings) -> None:
 
 
 def test_one_flipped_byte_is_noticed_by_this_package_alone(settings: Settings) -> None:
-    found = {run["contender"]: run.get("noticed") for run in probe(settings, lambda line: None)}
+    schedule = Schedule(dataclasses.replace(settings, only=frozenset({"probe"})), lambda line: None)
+
+    schedule.run()
+
+    found = {run["contender"]: run["noticed"] for run in schedule.runs}
 
     assert found == {"torch_trackckpt": True, "torch": False}
 
