@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.contenders.base import Contender
 from benchmarks.memory import PeakMemory
+from benchmarks.processor import ProcessorTime
 from benchmarks.workloads import Training, digest
 
 _SIDE = 1024
@@ -50,10 +51,12 @@ def run_loop(
     training.optimizer.step()
     work = Work.calibrated(step_seconds)
     peak = PeakMemory()
+    processor = ProcessorTime()
     contender = make()
     places = [Path(path) / str(number) for number in range(2 * num_saves)]
     figures = _stalls(contender, places[:num_saves]) | _losses(contender, places[num_saves:], work)
     figures["peak"] = None if contender.copies_live else peak.above()
+    figures["others"] = processor.others()
     figures["bytes"] = contender.workload.nbytes()
     figures["wrong_pieces"] = _check(contender, places[-1])
     contender.close()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -27,6 +26,7 @@ from benchmarks.contenders.entries import entry_named, make_contender
 from benchmarks.files import evict, files_of, flipped_byte, num_bytes_of, sync_all
 from benchmarks.memory import PeakMemory
 from benchmarks.process import run_alone
+from benchmarks.processor import ProcessorTime
 from benchmarks.workloads import SMALLEST, differing, make_workload
 
 SAVED, OTHER = 1, 2
@@ -97,19 +97,14 @@ def _action(contender: Contender, request: Request, action: str) -> Callable[[],
 
 
 def timed(action: Callable[[], object]) -> dict[str, float]:
-    """Wall and CPU seconds, and bytes of memory above those before."""
+    """Wall and CPU seconds, the share of the processors that others took, and bytes of memory above those before."""
     gc.collect()
     peak = PeakMemory()
-    cpu = _cpu_seconds()
+    processor = ProcessorTime()
     start = time.perf_counter()
     action()
     wall = time.perf_counter() - start
-    return {"wall": wall, "cpu": _cpu_seconds() - cpu, "peak": peak.above()}
-
-
-def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    return {"wall": wall, "cpu": processor.own(), "others": processor.others(), "peak": peak.above()}
 
 
 def _save(request: Request) -> dict[str, Any]:
@@ -153,7 +148,6 @@ def _async(request: Request) -> dict[str, Any]:
 
 
 def _read(request: Request) -> dict[str, Any]:
-    # The contender needs the names and one shape alone: a small workload has the names of a large one.
     contender = _contender(request, SAVED)
     value = float(contender.workload.tensors()[contender.workload.one].sum())
     _warm(Path(request.path))

@@ -36,7 +36,9 @@ Table = list[str]
 def tables(results: Results) -> dict[str, Table]:
     """Lines of Markdown by the name of the mark."""
     return {
-        "machine": _table(("", ""), ((name, value) for name, value in results.data["machine"].items())),
+        "machine": _table(
+            ("", ""), [*results.data["machine"].items(), ("processors used by others", results.others())]
+        ),
         "targets": _table(
             ("figure", "peer", "peer's", "ours", "ratio", "target", "met", "x limit of the machine"),
             (_target_row(results, results.outcome(target)) for target in TARGETS),
@@ -50,7 +52,9 @@ def tables(results: Results) -> dict[str, Table]:
             ("one flipped byte in the data", "noticed", "by"),
             ((contender, "yes" if noticed else "no", text) for contender, noticed, text in results.probes()),
         ),
-        "left-out": _table(("left out", "who", "why"), _left_out(results.data["left_out"])),
+        "left-out": _table(
+            ("left out", "who", "why"), _left_out(results.data["left_out"] | results.data.get("growth_left_out", {}))
+        ),
     }
 
 
@@ -67,7 +71,7 @@ def write_page(results: dict[str, Any], page: Path) -> None:
         ValueError: the page has no marks for a table.
     """
     text = page.read_text()
-    for name, lines in tables(Results(results)).items():
+    for name, lines in (tables(Results(results)) | {"plots": _plots(page)}).items():
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise ValueError(
@@ -151,6 +155,12 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _plots(page: Path) -> Table:
+    """The PNG files beside the page, in the folder of its name."""
+    folder = page.with_suffix("")
+    return [f"![{path.stem}]({folder.name}/{path.name})" for path in sorted(folder.glob("*.png"))] or ["none yet"]
 
 
 def _left_out(reasons: dict[str, str]) -> Iterator[tuple[str, str, str]]:

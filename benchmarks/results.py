@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from typing import Any
 
-from benchmarks.targets import MEGABYTE, PROBE, ROUNDING, Target
+from benchmarks.targets import ALLOWANCE_BYTES, MEGABYTE, PROBE, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,14 @@ class Results:
         found = self.values(figure, contender, metric)
         return statistics.median(found) if found else None
 
+    def others(self) -> str:
+        """How much of the processors others used while this was measured: figures of a busy machine are noise."""
+        shares = [run["others"] for run in self.data["runs"] if "others" in run]
+        if not shares:
+            return "unknown"
+        busy = sum(share > 0.1 for share in shares) / len(shares)
+        return f"{statistics.median(shares):.0%} in the median run; more than 10% in {busy:.0%} of the runs"
+
     def limit(self, name: str) -> float | None:
         """Bytes a second."""
         return self.median("limits", "machine", name)
@@ -84,10 +92,10 @@ class Results:
             peer = min(present, key=present.__getitem__) if present else ""
             theirs = present.get(peer)
         elif target.reference:
-            peer = "ours, later calls" if target.reference == "stall_later" else "payload"
+            peer = "ours, later calls" if target.reference == "stall_later" else "payload + 32 MB"
             theirs = self.median(target.figure, target.ours, target.reference)
             if theirs is not None and target.reference == "bytes":
-                theirs *= ROUNDING
+                theirs += ALLOWANCE_BYTES
         else:
             peer, theirs = "", float(MEGABYTE)
         ratio = ours / theirs if ours is not None and theirs else None

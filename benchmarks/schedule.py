@@ -79,7 +79,7 @@ def transfer_tasks(settings: Settings, essential: bool) -> Iterator[list[Task]]:
     for workload, medium, actions in GROUPS:
         tasks = []
         for writer in ENTRIES:
-            if "save" not in writer.does:
+            if "save" not in writer.does or writer.only_workload not in ("", workload):
                 continue
             steps = tuple(_steps(writer, workload, medium, actions, settings, essential))
             if steps:
@@ -98,11 +98,8 @@ def _steps(
         figure = f"{action}/{workload}/{medium}"
         for entry in family:
             does = "load" if action == "cold" else action
-            if (
-                does in entry.does
-                and settings.wants(figure, entry.name)
-                and is_essential(figure, entry.name) == essential
-            ):
+            takes_part = does in entry.does and entry.only_workload in ("", workload)
+            if takes_part and settings.wants(figure, entry.name) and is_essential(figure, entry.name) == essential:
                 yield figure, entry.name
 
 
@@ -219,10 +216,13 @@ class Schedule:
 
 
 def _brief(result: Run) -> str:
-    wrong = "  WRONG VALUES" if result.get("wrong_pieces") else ""
-    wrong += f"  flipped byte noticed: {result['noticed']}" if "noticed" in result else ""
-    shown = ("wall", "stall_later", "lost_step", "lost_total", "open_list", "open_one")
-    return "  ".join(f"{name} {result[name] * 1e3:.1f} ms" for name in shown if name in result) + wrong
+    times = ("wall", "stall_later", "lost_step", "lost_total", "open_list", "open_one")
+    shown = [f"{name} {result[name] * 1e3:.1f} ms" for name in times if name in result]
+    if "noticed" in result:
+        shown.append(f"flipped byte noticed: {result['noticed']}")
+    if result.get("wrong_pieces"):
+        shown.append("WRONG VALUES")
+    return "  ".join(shown)
 
 
 def scales_that_fit(scales: dict[str, float], tmpfs: Path, tell: Callable[[str], object] = print) -> dict[str, float]:

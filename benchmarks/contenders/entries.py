@@ -26,20 +26,22 @@ class Entry:
     """Whose files it loads, if not its own."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the class."""
+    only_workload: str = ""
+    """The one workload for which it makes a difference, or all."""
 
     @property
     def is_ours(self) -> bool:
         return self.name.startswith(OURS)
 
 
-def _entry(name: str, place: str, does: str, writer: str = "", **options: Any) -> Entry:
-    return Entry(name, place, frozenset(does.split()), writer, options)
+def _entry(name: str, place: str, does: str, writer: str = "", only_workload: str = "", **options: Any) -> Entry:
+    return Entry(name, place, frozenset(does.split()), writer, options, only_workload)
 
 
 ENTRIES = (
     _entry(OURS, "trackckpt:TrackCkpt", "save load read"),
     _entry(f"{OURS}, one shard", "trackckpt:TrackCkpt", "save load", num_shards=1),
-    _entry(f"{OURS}, frozen_saver", "trackckpt:TrackCkpt", "save", frozen=True),
+    _entry(f"{OURS}, frozen_saver", "trackckpt:TrackCkpt", "save", only_workload="W2", frozen=True),
     _entry("safetensors", "safetensors_files:Safetensors", "save load read"),
     _entry("fastsafetensors", "safetensors_files:FastSafetensors", "load read", writer="safetensors"),
     _entry("torch", "torch_files:TorchFile", "save load"),
