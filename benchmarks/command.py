@@ -70,15 +70,15 @@ def _run(arguments: argparse.Namespace) -> None:
             seconds=arguments.seconds or (165 if arguments.short else 1080),
             num_keys=20_000 if arguments.short else 100_000,
             step_seconds=0.1 if arguments.short else 0.5,
-            num_saves=2 if arguments.short else 4,
+            num_saves=2 if arguments.short else 3,
             limit_bytes=2**26 if arguments.short else 2**29,
             only=frozenset(arguments.only),
             contenders=frozenset(arguments.contenders),
         )
-        machine = describe_machine(Path(tmpfs), Path(disk))
+        machine = describe_machine(arguments.tmpfs, arguments.disk)
         if os.getloadavg()[0] > 0.5:
             print(f"Others use this machine (load {os.getloadavg()[0]:.1f}): the figures will be noise.")
-        if file_system_of(Path(disk)) == "tmpfs":
+        if file_system_of(arguments.disk) == "tmpfs":
             print(f"{disk} is no disk; give one by --disk.")
         schedule = Schedule(settings)
         schedule.run()

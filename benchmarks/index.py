@@ -56,7 +56,7 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
 
 def _write(prefix: Path, num_keys: int) -> None:
     values = torch.arange(num_keys, dtype=torch.float32)[:, None].repeat(1, _NUM_ELEMENTS)
-    tensors = {f"layer{number // 8}.part{number % 8}": values[number] for number in range(num_keys)}
+    tensors = {f"layer{number // 8}_part{number % 8}": values[number] for number in range(num_keys)}
     tt.Checkpoint(tensors=tensors).write(prefix, tt.CheckpointOptions(durable=False))
 
 
@@ -75,7 +75,7 @@ def _listed(load: Callable[[str], Any], prefix: Path) -> int:
 
 
 def _one(load: Callable[[str], Any], prefix: Path, number: int) -> float:
-    key = f"tensors/layer{number // 8}.part{number % 8}/.ATTRIBUTES/VARIABLE_VALUE"
+    key = f"tensors/layer{number // 8}_part{number % 8}/.ATTRIBUTES/VARIABLE_VALUE"
     return float(load(str(prefix)).get_tensor(key).sum())
 
 

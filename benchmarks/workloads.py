@@ -152,7 +152,7 @@ def _training(scale: float) -> Workload:
 
 
 def _dict(name: str, sizes: list[int]) -> Workload:
-    plain = {f"layer{number // 8}.part{number % 8}": torch.empty(size) for number, size in enumerate(sizes)}
+    plain = {f"layer{number // 8}_part{number % 8}": torch.empty(size) for number, size in enumerate(sizes)}
     return Workload(name, plain=plain, one=list(plain)[len(plain) // 2])
 
 

@@ -86,8 +86,8 @@ class TrackCkpt(Contender):
         self._checkpoint.read(path / "ckpt", self._options).assert_consumed()
 
     def read_one(self, path: Path, name: str) -> float:
-        part = "tensors" if self.workload.training is None else "model"
-        key = f"{part}/{_escaped(name, self.workload)}/.ATTRIBUTES/VARIABLE_VALUE"
+        path_in_graph = f"tensors/{name}" if self.workload.training is None else f"model/{name.replace('.', '/')}"
+        key = f"{path_in_graph}/.ATTRIBUTES/VARIABLE_VALUE"
         value: Any = tt.load_checkpoint(path / "ckpt").get_tensor(key)
         return float(value.sum())
 
@@ -97,8 +97,3 @@ class TrackCkpt(Contender):
 
     def close(self) -> None:
         self._checkpoint.sync()
-
-
-def _escaped(name: str, workload: Workload) -> str:
-    """A name of the workload as the path of the object: through modules, or one key of a dict."""
-    return name if workload.training is None else name.replace(".", "/")

@@ -13,6 +13,7 @@ from benchmarks.growth import points
 from benchmarks.machine import file_system_of
 from benchmarks.process import run_measurement
 from benchmarks.schedule import Schedule, Settings, single_tasks, transfer_tasks
+from benchmarks.workloads import SMALLEST
 
 CONTENDERS = frozenset({"torch_trackckpt", "torch", "torch_trackckpt, copy"})
 
@@ -56,6 +57,23 @@ def test_two_contenders_save_and_restore_in_processes_of_their_own(settings: Set
     assert loop["wrong_pieces"] == 0
     assert {"blocked_first", "stall_later", "lost_step", "lost_total"} <= loop.keys()
     assert list(settings.tmpfs.iterdir()) == []
+
+
+def test_a_large_index_is_looked_into(settings: Settings) -> None:
+    schedule = Schedule(dataclasses.replace(settings, only=frozenset({"index"})), lambda line: None)
+
+    schedule.run()
+
+    assert [run["wrong_pieces"] for run in schedule.runs] == [0]
+    assert schedule.runs[0]["open_list"] > 0
+
+
+@pytest.mark.parametrize("workload", ["W1", "W2"])
+def test_one_tensor_is_read_by_its_name(workload: str, tmp_path: Path) -> None:
+    request = {"contender": "torch_trackckpt", "workload": workload, "scale": SMALLEST[workload], "path": str(tmp_path)}
+    run_measurement("measure", {"action": "save", **request}, timeout_seconds=60)
+
+    assert run_measurement("measure", {"action": "read", **request}, timeout_seconds=60)["wrong_pieces"] == 0
 
 
 def test_limits_of_the_machine_are_rates(settings: Settings) -> None:
