@@ -1,4 +1,4 @@
-"""Typed contract of the compiled core (csrc/bindings.cpp).
+"""Typed contract of the compiled core (csrc/bindings.cpp, csrc/python).
 
 Tensor bytes cross as addresses; the caller keeps the memory alive until the call returns. Every call
 that reads or writes files or computes checksums of large memory releases the interpreter lock.
