@@ -69,7 +69,7 @@ class Results:
 
     def limit_names(self) -> list[str]:
         """In the order in which they were measured."""
-        fixed = {"figure", "contender", "round"}
+        fixed = {"figure", "contender", "round", "process"}
         return list(
             dict.fromkeys(
                 name for run in self.data["runs"] if run["figure"] == "limits" for name in run if name not in fixed
