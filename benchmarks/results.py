@@ -102,8 +102,10 @@ class Results:
         return Outcome(target, peer, theirs if target.peers or target.reference else None, ours, ratio)
 
     def times_limit(self, outcome: Outcome) -> float | None:
-        """How many times longer ours takes than the machine needs for these bytes."""
-        rate = self.limit(outcome.target.limit) if outcome.target.limit else None
+        """How many times longer ours takes than the machine needs for these bytes, with one thread or two."""
+        name = outcome.target.limit
+        rates = [rate for rate in (self.limit(name), self.limit(f"{name}, 1 thread")) if rate is not None]
+        rate = max(rates, default=None)
         nbytes = self.median(outcome.target.figure, outcome.target.ours, "bytes")
         if rate is None or nbytes is None or outcome.ours is None:
             return None
