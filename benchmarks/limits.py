@@ -1,4 +1,4 @@
-"""What the machine allows: the same bytes, moved by plain calls of the system from buffers that are warm.
+"""What the machine allows: the same bytes, moved by plain calls of the system between buffers that are warm.
 
 Copies by memmove, files by pwrite and pread of 1 MiB, with one thread and with two (each with a file of its own). No
 checkpoint can be faster than these, unless it moves less; so each figure can be put beside its limit. Writing to a disk
@@ -35,16 +35,15 @@ def perform(request: dict[str, Any]) -> dict[str, float]:
         request: `directories` by medium (tmpfs, disk), and how many `bytes` each way moves.
     """
     nbytes = request["bytes"]
-    source = _touched(nbytes)
-    rates = _memory(source, nbytes)
+    source, target = _touched(nbytes), _touched(nbytes)
+    rates = _memory(source, target, nbytes)
     for medium, directory in request["directories"].items():
         with tempfile.TemporaryDirectory(dir=directory) as place:
-            rates |= _files(medium, Path(place), source, nbytes)
+            rates |= _files(medium, Path(place), source, target, nbytes)
     return rates
 
 
-def _memory(source: mmap.mmap, nbytes: int) -> dict[str, float]:
-    target = _touched(nbytes)
+def _memory(source: mmap.mmap, target: mmap.mmap, nbytes: int) -> dict[str, float]:
     rates = {}
     for threads in (2, 1):
         name = "memory copy" + _suffix(threads)
@@ -62,9 +61,9 @@ def _memory(source: mmap.mmap, nbytes: int) -> dict[str, float]:
     return rates
 
 
-def _files(medium: str, directory: Path, source: mmap.mmap, nbytes: int) -> dict[str, float]:
+def _files(medium: str, directory: Path, source: mmap.mmap, target: mmap.mmap, nbytes: int) -> dict[str, float]:
     is_disk = medium == "disk"
-    view = memoryview(source)
+    view, into = memoryview(source), memoryview(target)
     rates: dict[str, float] = {}
     for threads in (1, 2):
         size = nbytes // threads
@@ -84,12 +83,11 @@ def _files(medium: str, directory: Path, source: mmap.mmap, nbytes: int) -> dict
 
         rates[f"{medium} write{_suffix(threads)}"] = nbytes / _median(write_all, before=lambda: _empty(directory))
         rates[f"{medium} overwrite{_suffix(threads)}"] = nbytes / _median(write_all)
-        buffers = [_touched(_CHUNK) for _ in range(threads)]
 
-        def read(number: int, size: int = size, buffers: list[mmap.mmap] = buffers) -> None:
+        def read(number: int, size: int = size) -> None:
             descriptor = os.open(directory / str(number), os.O_RDONLY)
             for start in range(0, size, _CHUNK):
-                os.preadv(descriptor, [buffers[number]], start)
+                os.preadv(descriptor, [into[number * size + start : number * size + start + _CHUNK]], start)
             os.close(descriptor)
 
         def read_all(threads: int = threads, read: Part = read) -> None:

@@ -69,7 +69,7 @@ class Results:
 
     def limit_names(self) -> list[str]:
         """In the order in which they were measured."""
-        fixed = {"figure", "contender", "round"}
+        fixed = {"figure", "contender", "round", "process"}
         return list(
             dict.fromkeys(
                 name for run in self.data["runs"] if run["figure"] == "limits" for name in run if name not in fixed
@@ -102,8 +102,10 @@ class Results:
         return Outcome(target, peer, theirs if target.peers or target.reference else None, ours, ratio)
 
     def times_limit(self, outcome: Outcome) -> float | None:
-        """How many times longer ours takes than the machine needs for these bytes."""
-        rate = self.limit(outcome.target.limit) if outcome.target.limit else None
+        """How many times longer ours takes than the machine needs for these bytes, with one thread or two."""
+        name = outcome.target.limit
+        rates = [rate for rate in (self.limit(name), self.limit(f"{name}, 1 thread")) if rate is not None]
+        rate = max(rates, default=None)
         nbytes = self.median(outcome.target.figure, outcome.target.ours, "bytes")
         if rate is None or nbytes is None or outcome.ours is None:
             return None
