@@ -23,9 +23,13 @@
 #include "bundle/writer.h"
 #include "encoding/crc32c.h"
 #include "error.h"
+#include "io/huge_pages.h"
 #include "io/mapping.h"
 #include "python/live_objects.h"
+#include "python/row_plan.h"
+#include "python/saved_graph.h"
 #include "python/tensor_table.h"
+#include "python/text.h"
 #include "table/format.h"
 
 namespace nb = nanobind;
@@ -217,11 +221,28 @@ const Crc32cImplementation& FindImplementation(const std::string& name) {
   throw Error(ErrorKind::kInvalidArgument, "no such crc32c implementation on this processor: " + name);
 }
 
-uint32_t Crc32c(const nb::bytes& data, uint32_t crc, const std::string& name) {
+// The bytes of a buffer, which cannot be resized or freed while this lives.
+class BufferBytes {
+ public:
+  explicit BufferBytes(nb::handle buffer) {
+    if (PyObject_GetBuffer(buffer.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  }
+  ~BufferBytes() { PyBuffer_Release(&view_); }
+  BufferBytes(const BufferBytes&) = delete;
+  BufferBytes& operator=(const BufferBytes&) = delete;
+
+  const void* data() const { return view_.buf; }
+  size_t size() const { return static_cast<size_t>(view_.len); }
+
+ private:
+  Py_buffer view_;
+};
+
+uint32_t Crc32c(nb::handle data, uint32_t crc, const std::string& name) {
   const Crc32cImplementation& implementation = FindImplementation(name);
-  const std::string_view view = ViewOf(data);
+  const BufferBytes bytes(data);
   const nb::gil_scoped_release release;
-  return implementation.extend(crc, view.data(), view.size());
+  return implementation.extend(crc, bytes.data(), bytes.size());
 }
 
 nb::list Crc32cNames() {
@@ -393,29 +414,24 @@ void CheckKeys(const Reader& self, const nb::list& keys) {
 }
 
 template <typename Reader>
-void VerifyKeys(const Reader& self, const nb::list& keys) {
+void VerifyKeys(const Reader& self, const nb::list& keys, size_t num_threads) {
   const auto plain_keys = KeysFromPython(keys);
   const nb::gil_scoped_release release;
-  self.Verify(plain_keys);
-}
-
-[[noreturn]] void ThrowWithProgress(const Error& error, const ReadProgress& progress) {
-  const nb::object exception = PythonException(error);
-  exception.attr("completed") = progress.completed;
-  exception.attr("touched") = progress.touched;
-  SetPythonError(exception);
-  throw nb::python_error();
+  self.Verify(plain_keys, num_threads);
 }
 
 template <typename Reader>
-void ReadTensors(const Reader& self, const nb::list& requests) {
+void ReadTensors(const Reader& self, const nb::list& requests, size_t num_threads) {
   const auto values = ListFromPython<ReadRequest>(requests, RequestFromPython);
-  ReadProgress progress;
+  std::vector<size_t> touched;
   try {
     const nb::gil_scoped_release release;
-    self.Read(values, &progress);
+    self.Read(values, num_threads, &touched);
   } catch (const Error& error) {
-    ThrowWithProgress(error, progress);
+    const nb::object exception = PythonException(error);
+    exception.attr("touched") = touched;
+    SetPythonError(exception);
+    throw nb::python_error();
   }
 }
 
@@ -507,41 +523,77 @@ nb::object MapFile(const nb::str& path, uint64_t offset, size_t size) {
 
 // --- BundleEntry -----------------------------------------------------------------------------------------
 
-nb::tuple TupleOf(const std::vector<int64_t>& numbers) {
-  const auto tuple = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(numbers.size())));
+nb::tuple TupleOf(const int64_t* numbers, size_t size) {
+  const auto tuple = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(size)));
   if (!tuple.is_valid()) throw nb::python_error();
-  for (size_t i = 0; i < numbers.size(); ++i) {
+  for (size_t i = 0; i < size; ++i) {
     PyTuple_SetItem(tuple.ptr(), static_cast<Py_ssize_t>(i), nb::int_(numbers[i]).release().ptr());
   }
   return tuple;
 }
 
-// Keys are UTF-8 as a rule; other bytes become surrogates, as in the names of files.
-nb::object KeyText(std::string_view key) {
-  const auto size = static_cast<Py_ssize_t>(key.size());
-  const nb::object text = nb::steal(PyUnicode_DecodeUTF8(key.data(), size, "surrogateescape"));
-  if (!text.is_valid()) throw nb::python_error();
-  return text;
+// The garbage collector looks at everything that lives, again and again, while very many objects come into being of
+// which none can be garbage yet.
+class WithoutCollector {
+ public:
+  WithoutCollector() : was_enabled_(PyGC_Disable() != 0) {}
+  WithoutCollector(const WithoutCollector&) = delete;
+  WithoutCollector& operator=(const WithoutCollector&) = delete;
+  ~WithoutCollector() {
+    if (was_enabled_) PyGC_Enable();
+  }
+
+ private:
+  const bool was_enabled_;
+};
+
+template <typename Reader>
+EntryColumns ColumnsOf(const Reader& self) {
+  const nb::gil_scoped_release release;
+  return self.Columns();
 }
 
 // Plain tuples, because an index may have very many entries.
 template <typename Reader>
 nb::list ListTensors(const Reader& self) {
-  std::vector<BundleEntry> entries;
-  {
-    const nb::gil_scoped_release release;
-    entries = self.Entries();
-  }
+  const EntryColumns columns = ColumnsOf(self);
+  const WithoutCollector without_collector;
   nb::list result;
-  for (const BundleEntry& entry : entries) {
-    result.append(nb::make_tuple(KeyText(entry.key), entry.dtype, TupleOf(entry.shape), entry.size));
+  for (size_t i = 0; i < columns.size(); ++i) {
+    const nb::tuple shape = TupleOf(columns.shape(i), columns.rank(i));
+    result.append(nb::make_tuple(TextOf(columns.key(i)), columns.dtype(i), shape, columns.num_bytes(i)));
+  }
+  return result;
+}
+
+template <typename Reader>
+nb::list ListKeys(const Reader& self) {
+  const EntryColumns columns = ColumnsOf(self);
+  nb::list result;
+  for (size_t i = 0; i < columns.size(); ++i) result.append(TextOf(columns.key(i)));
+  return result;
+}
+
+template <typename Reader>
+nb::dict ShapesByKey(const Reader& self) {
+  const EntryColumns columns = ColumnsOf(self);
+  const WithoutCollector without_collector;
+  nb::dict result;
+  for (size_t i = 0; i < columns.size(); ++i) {
+    const nb::object key = TextOf(columns.key(i));
+    const nb::object shape = nb::steal(PyList_New(static_cast<Py_ssize_t>(columns.rank(i))));
+    if (!shape.is_valid()) throw nb::python_error();
+    for (size_t d = 0; d < columns.rank(i); ++d) {
+      PyList_SetItem(shape.ptr(), static_cast<Py_ssize_t>(d), nb::int_(columns.shape(i)[d]).release().ptr());
+    }
+    if (PyDict_SetItem(result.ptr(), key.ptr(), shape.ptr()) != 0) throw nb::python_error();
   }
   return result;
 }
 
 nb::bytes EntryKey(const BundleEntry& entry) { return BytesOf(entry.key); }
 
-nb::tuple EntryShape(const BundleEntry& entry) { return TupleOf(entry.shape); }
+nb::tuple EntryShape(const BundleEntry& entry) { return TupleOf(entry.shape.data(), entry.shape.size()); }
 
 nb::tuple EntrySlices(const BundleEntry& entry) {
   nb::list slices;
@@ -557,9 +609,19 @@ void DefineMapFile(nb::module_& module) {
   module.def("map_file", &MapFile, "path"_a, "offset"_a, "size"_a, "A part of a file as memory.");
 }
 
+void AdviseHugePagesAt(nb::handle address, uint64_t size) {
+  AdviseHugePages(MemoryFromPython(address, size), size);
+}
+
+void DefineHugePages(nb::module_& module) {
+  module.def("advise_huge_pages", &AdviseHugePagesAt, "address"_a, "size"_a, "Asks for huge pages.");
+}
+
 void DefineCrc32c(nb::module_& module) {
   module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
              "CRC-32C of `data`, continuing from `crc`.");
+  module.def("crc32c_combine", &Crc32cCombine, "crc_a"_a, "crc_b"_a, "size_b"_a,
+             "CRC-32C of two parts together, from those of the parts.");
   module.def("crc32c_implementations", &Crc32cNames, "Names of the CRC-32C kernels, fastest first.");
 }
 
@@ -605,10 +667,12 @@ void DefineReader(nb::module_& module) {
       .def("data_path", &DataPath, "shard_id"_a)
       .def("entries", &ListEntries<BundleReader>)
       .def("tensors", &ListTensors<BundleReader>)
+      .def("keys", &ListKeys<BundleReader>)
+      .def("shapes", &ShapesByKey<BundleReader>)
       .def("find", &FindEntry<BundleReader>, "key"_a)
       .def("check", &CheckKeys<BundleReader>, "keys"_a)
-      .def("verify", &VerifyKeys<BundleReader>, "keys"_a)
-      .def("read", &ReadTensors<BundleReader>, "requests"_a)
+      .def("verify", &VerifyKeys<BundleReader>, "keys"_a, nb::kw_only(), "num_threads"_a = 1)
+      .def("read", &ReadTensors<BundleReader>, "requests"_a, nb::kw_only(), "num_threads"_a = 1)
       .def("read_slice", &ReadSlice<BundleReader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
            "verify"_a)
       .def("read_strings", &ReadStrings, "key"_a, "extents"_a = nb::none())
@@ -621,10 +685,12 @@ void DefineV1Reader(nb::module_& module) {
       .def_prop_ro("num_shards", &V1Reader::num_shards)
       .def("entries", &ListEntries<V1Reader>)
       .def("tensors", &ListTensors<V1Reader>)
+      .def("keys", &ListKeys<V1Reader>)
+      .def("shapes", &ShapesByKey<V1Reader>)
       .def("find", &FindEntry<V1Reader>, "key"_a)
       .def("check", &CheckKeys<V1Reader>, "keys"_a)
-      .def("verify", &VerifyKeys<V1Reader>, "keys"_a)
-      .def("read", &ReadTensors<V1Reader>, "requests"_a)
+      .def("verify", &VerifyKeys<V1Reader>, "keys"_a, nb::kw_only(), "num_threads"_a = 1)
+      .def("read", &ReadTensors<V1Reader>, "requests"_a, nb::kw_only(), "num_threads"_a = 1)
       .def("read_slice", &ReadSlice<V1Reader>, "key"_a, "extents"_a, "address"_a, "size"_a, nb::kw_only(),
            "verify"_a)
       .def("read_strings", &ReadV1Strings, "key"_a, "extents"_a = nb::none());
@@ -641,12 +707,15 @@ NB_MODULE(_native, module) {
 #endif
   nb::register_exception_translator(trackckpt::TranslateException);
   trackckpt::DefineLiveObjects(module);
+  trackckpt::DefineSavedGraph(module);
   trackckpt::DefineTensorTable(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);
+  trackckpt::DefineHugePages(module);
   trackckpt::DefineWriter(module);
   trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);
   trackckpt::DefineReader(module);
+  trackckpt::DefineRowPlan(module);
   trackckpt::DefineV1Reader(module);
 }

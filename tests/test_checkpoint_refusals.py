@@ -8,6 +8,7 @@ import planned
 import pytest
 import torch
 from checkpoints import thing, zero
+from graph_messages import encode_object_graph
 
 from torch_trackckpt import (
     Checkpoint,
@@ -19,7 +20,6 @@ from torch_trackckpt.errors import (
     MismatchError,
     TensorNotFoundError,
 )
-from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
 

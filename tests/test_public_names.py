@@ -85,9 +85,8 @@ def test_the_stub_of_the_native_module_names_what_the_module_has() -> None:
     for name, node in declared.items():
         if isinstance(node, ast.ClassDef):
             methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-            assert {method for method in methods if not method.startswith("_")} == {
-                method for method in dir(getattr(_native, name)) if not method.startswith("_")
-            }
+            public = {method for method in methods if not method.startswith("_")}
+            assert public == {method for method in dir(getattr(_native, name)) if not method.startswith("_")}
 
 
 def test_importing_the_package_loads_no_optional_dependency() -> None:

@@ -1,4 +1,4 @@
-"""Typed contract of the compiled core (csrc/bindings.cpp).
+"""Typed contract of the compiled core (csrc/bindings.cpp, csrc/python).
 
 Tensor bytes cross as addresses; the caller keeps the memory alive until the call returns. Every call
 that reads or writes files or computes checksums of large memory releases the interpreter lock.
@@ -10,18 +10,28 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, final
 
 import numpy as np
+from typing_extensions import Buffer
 
 Extents = tuple[tuple[int, int], ...]
 """A part of a tensor: start and length in each dimension. Length -1, with start 0, is all of the dimension."""
 
-def crc32c(data: bytes, crc: int = 0, implementation: str = "") -> int:
-    """CRC-32C of `data`, continuing from `crc` (0 to start).
+def crc32c(data: Buffer, crc: int = 0, implementation: str = "") -> int:
+    """CRC-32C of the bytes of `data`, which lie in one piece, continuing from `crc` (0 to start).
 
     An empty `implementation` takes the fastest; a name from `crc32c_implementations` forces that one.
     """
 
+def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
+    """CRC-32C of A and B together, from those of A and of B and the number of bytes in B.
+
+    So the parts of a tensor can be checksummed apart. Takes microseconds at most, whatever the size of B.
+    """
+
 def crc32c_implementations() -> list[str]:
     """Names of the CRC-32C kernels that run on this processor, fastest first; the last is `portable`."""
+
+def advise_huge_pages(address: int, size: int) -> None:
+    """Asks for huge pages in memory that was just allocated and not touched yet. Harmless where there are none."""
 
 def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """A part of a file as memory, mapped for as long as the array lives. No descriptor stays open.
@@ -155,21 +165,26 @@ class BundleReader:
         Bytes of a key that are no UTF-8 are surrogates in the text.
         """
 
+    def keys(self) -> list[str]:
+        """The keys of `tensors`."""
+
+    def shapes(self) -> dict[str, list[int]]:
+        """The shape of every tensor of `tensors` by its key, in their order."""
+
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks sizes against dtypes and shapes, that every value lies inside its data file, and that the
         slices of a sliced tensor make up the whole."""
 
-    def verify(self, keys: list[bytes]) -> None:
+    def verify(self, keys: list[bytes], *, num_threads: int = 1) -> None:
         """Reads the values and checks their checksums; keeps nothing, whatever their size."""
 
-    def read(self, requests: list[tuple[bytes, int, int]]) -> None:
+    def read(self, requests: list[tuple[bytes, int, int]], *, num_threads: int = 1) -> None:
         """Reads whole fixed-size values into memory: (key, address, size in bytes), checked on the way.
 
-        Elements arrive in the byte order of this machine. A value of at most one chunk (1 MiB) is checked before
-        its memory is touched; a larger one, and one that lies in slices, is read in place. On failure the
-        exception's ``completed`` is the number of requests that were served, and its ``touched`` is true where
-        the failing request's memory was already written to.
+        Elements arrive in the byte order of this machine. A value of at most 1 MiB is checked before its memory is
+        touched; a larger one, and one that lies in slices, is read in place. Where memory overlaps, the later request
+        wins. On failure the exception's ``touched`` lists the requests whose memory was, or may have been, written to.
         """
 
     def read_slice(self, key: bytes, extents: Extents, address: int, size: int, *, verify: bool) -> None:
@@ -204,12 +219,16 @@ class V1Reader:
 
     def entries(self) -> list[BundleEntry]: ...
     def tensors(self) -> list[tuple[str, int, tuple[int, ...], int]]: ...
+    def keys(self) -> list[str]: ...
+    def shapes(self) -> dict[str, list[int]]: ...
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
         """Checks that stored slices make up each tensor, and that their records exist."""
 
-    def verify(self, keys: list[bytes]) -> None: ...
-    def read(self, requests: list[tuple[bytes, int, int]]) -> None: ...
+    def verify(self, keys: list[bytes], *, num_threads: int = 1) -> None: ...
+    def read(self, requests: list[tuple[bytes, int, int]], *, num_threads: int = 1) -> None:
+        """As in `BundleReader`; by one thread."""
+
     def read_slice(self, key: bytes, extents: Extents, address: int, size: int, *, verify: bool) -> None:
         """As in `BundleReader`; records that hold the part are always read whole and checked."""
 
@@ -237,6 +256,45 @@ class TensorTable:
 
     def changed(self) -> list[int]:
         """The rows of tensors, plain or not, that torch knows to have changed since the table was made."""
+
+    def moved(self) -> list[int]:
+        """The plain rows whose tensors have other memory, or another shape, than when the table was made."""
+
+    def unversioned(self) -> list[int]:
+        """The rows of objects without a version: inference tensors, and what is no tensor."""
+
+@final
+class RowPlan:
+    """Stored values and the plain rows of a table that they go to: found and compared first, then read.
+
+    Calls from several threads take turns. Data files that were asked for stay open as long as the plan.
+    """
+
+    def __init__(self, reader: BundleReader, keys: list[str], table: TensorTable) -> None:
+        """Finds the value of ``keys[i]`` for row i, in one pass over the index where there are many."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the rows that fit."""
+
+    def misfits(self) -> list[int]:
+        """The plain rows whose key is not there, or holds another dtype or shape. With any, nothing can be read."""
+
+    def check(self) -> None:
+        """Checks that values lie inside of their files, as `BundleReader.check`."""
+
+    def verify(self, *, num_threads: int) -> None:
+        """Reads all values and checks their checksums."""
+
+    def read(self, *, num_threads: int, max_bytes: int | None = None) -> int:
+        """Reads the next values into their tensors, about `max_bytes` or all, as `BundleReader.read`.
+
+        The caller has seen to it that no tensor was moved (`TensorTable.moved`). Returns the bytes that were read; 0
+        when all are. After a failure nothing more is read.
+        """
+
+    def touched(self) -> list[int]:
+        """The rows whose memory was, or may have been, written to; ascending."""
 
 @final
 class GraphRecord:
@@ -281,6 +339,9 @@ class LiveObjects:
     def next_trackable(self, node: int) -> int | None:
         """The first node from `node` on that is no leaf."""
 
+    def leaves(self) -> tuple[list[int], list[Any]]:
+        """The nodes that are leaves, and their tensors."""
+
     def trackables(self) -> list[tuple[int, Any]]:
         """Every node that is no leaf, with its trackable."""
 
@@ -322,3 +383,103 @@ class LiveObjects:
 
     def has_same_objects(self, other: LiveObjects) -> bool:
         """Whether the very same objects are under the same names."""
+
+@final
+class SavedGraph:
+    """The object graph of a checkpoint, parsed from its record.
+
+    Raises `DataLossError` where the record does not parse or refers to nodes that it does not have; the text is the end
+    of a sentence about it.
+    """
+
+    def __init__(self, record: bytes) -> None: ...
+    @property
+    def record(self) -> bytes: ...
+    def __len__(self) -> int: ...
+    def children(self, node: int) -> tuple[tuple[int, str], ...]:
+        """Node and local name of each."""
+
+    def child(self, node: int, position: int) -> tuple[int, str]: ...
+    def find_child(self, node: int, name: str) -> int | None:
+        """The first child of a name."""
+
+    def names(self, node: int) -> tuple[str, ...] | None:
+        """The names that lead to a node on the shortest way from the root; None where children do not lead to it."""
+
+    def slot_owner(self, node: int) -> tuple[int, int, str] | None:
+        """Optimizer, variable and slot name, for a node that is a slot."""
+
+    def attributes(self, node: int) -> tuple[tuple[str, str, str], ...]:
+        """Name, full name and checkpoint key of each."""
+
+    def slots(self, node: int) -> tuple[tuple[int, str, int], ...]:
+        """Variable, name and slot of each."""
+
+    def registered_saver(self, node: int) -> tuple[str, str] | None: ...
+    def has_values(self, node: int) -> bool | None: ...
+    def module_version(self, node: int) -> int | None: ...
+    def nodes_with_slots(self) -> list[int]:
+        """Every node that has slot variables."""
+
+    def nodes_with_values(self) -> list[int]:
+        """Every node that has attributes, or a saver of its own."""
+
+@final
+class PairedTensors:
+    """Which nodes of a saved graph were bound, in which order; and which variables to which ordinary tensors.
+
+    A variable is a node that owns one value of that name and nothing else. Tensors are kept alive until `release`.
+    """
+
+    def __init__(self, graph: SavedGraph, types: tuple[type, ...]) -> None: ...
+    def pair(self, node: int, sources: tuple[object, ...]) -> list[int]:
+        """Pairs the children of a node that are variables with the tensors of their names.
+
+        Args:
+            node: the parent.
+            sources: where the names are looked up, in order: dicts, and lists or tuples for names that are numbers.
+
+        Returns:
+            The positions of the children that were not paired: those that are no variables, or are bound already, and
+            those under whose names there is no tensor of exactly one of the types, in contiguous CPU memory, that was
+            not paired before.
+        """
+
+    def mark(self, node: int) -> None:
+        """Says that a node is bound to something else."""
+
+    def claim(self, address: int) -> None:
+        """Says that the tensor with an address (its ``id``) takes other values."""
+
+    def __contains__(self, node: object) -> bool:
+        """Whether a node is paired with a tensor."""
+
+    def __len__(self) -> int:
+        """How many are."""
+
+    def order(self, node: int) -> int:
+        """The place of a node in the order in which all were bound; -1 where it is not."""
+
+    def has_taken(self, address: int) -> bool:
+        """Whether a tensor was paired or claimed."""
+
+    def tensor(self, node: int) -> Any:
+        """None where the node is not paired, or the tensors were released."""
+
+    def address(self, node: int) -> int: ...
+    def place(self, node: int) -> tuple[int, str]:
+        """The parent and the local name by which a node was paired."""
+
+    def find_all(self, objects: list[Any]) -> list[int]:
+        """The nodes that are paired with objects; -1 for those that are paired with none."""
+
+    def nodes(self) -> list[int]:
+        """Those that were paired, in this order; `keys` and `tensors` go with them."""
+
+    def keys(self) -> list[str]: ...
+    def tensors(self) -> list[Any]: ...
+    def set_attribute(self, name: str, value: object) -> None:
+        """Sets an attribute of each tensor."""
+
+    def release(self) -> None:
+        """Keeps the tensors alive no longer; everything but `tensor` and `tensors` stays."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.sharding import ShardingCallback
 
 __all__ = ["CheckpointOptions", "Progress"]
-
-MAX_THREADS = 8
-"""How many threads write or read where the caller does not say. Memory, not processors, is the limit from there on."""
 
 Progress = Callable[[int, int], Any]
 """Is told the bytes that are done, and the bytes of all."""
@@ -113,7 +110,7 @@ class CheckpointOptions:
     @property
     def thread_count(self) -> int:
         """How many threads write or read at once: `num_threads`, or what None stands for."""
-        return self.num_threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
+        return num_threads(self.num_threads)
 
     def name_in_file(self, name: str) -> str:
         """What `name_map` makes of a name."""

@@ -1,7 +1,15 @@
 """The text file ``checkpoint``, which names the newest checkpoint of a directory and all that are kept.
 
-It is a `CheckpointState` message (`torch_trackckpt.graph.messages`) in protobuf's text form. Saving stores paths as
-relative to its directory, so that the directory can be moved; others may have stored absolute ones.
+It is a protobuf message in text form. Saving stores paths as relative to its directory, so that the directory can be
+moved; others may have stored absolute ones.
+
+    CheckpointState        1 model_checkpoint_path: string
+                           2 all_model_checkpoint_paths: repeated string
+                           3 all_model_checkpoint_timestamps: repeated double
+                           4 last_preserved_timestamp: double
+
+It is declared here under a package name and in a descriptor pool of our own, so that TensorFlow, which declares the
+same message, can be imported into the same process before or after.
 """
 
 from __future__ import annotations
@@ -12,13 +20,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from torch_trackckpt.bundle.file_names import checkpoint_exists, index_name
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.fallback import first_sound
-from torch_trackckpt.graph.messages import CheckpointStateMessage
 from torch_trackckpt.storage.base import Storage
 from torch_trackckpt.storage.local import LocalStorage
 
@@ -34,6 +42,29 @@ __all__ = [
 STATE_FILE = "checkpoint"
 
 _logger = logging.getLogger("torch_trackckpt")
+
+
+def _declared() -> Any:
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="torch_trackckpt/checkpoint_state.proto", package="torch_trackckpt", syntax="proto3"
+    )
+    declared = file.message_type.add(name="CheckpointState")
+    for number, (name, label, kind) in enumerate(
+        (
+            ("model_checkpoint_path", field.LABEL_OPTIONAL, field.TYPE_STRING),
+            ("all_model_checkpoint_paths", field.LABEL_REPEATED, field.TYPE_STRING),
+            ("all_model_checkpoint_timestamps", field.LABEL_REPEATED, field.TYPE_DOUBLE),
+            ("last_preserved_timestamp", field.LABEL_OPTIONAL, field.TYPE_DOUBLE),
+        ),
+        start=1,
+    ):
+        declared.field.add(name=name, number=number, label=label, type=kind)
+    messages = message_factory.GetMessages([file], pool=descriptor_pool.DescriptorPool())
+    return messages["torch_trackckpt.CheckpointState"]
+
+
+_CheckpointStateMessage = _declared()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +161,7 @@ def _put(path: str, stored: CheckpointState, storage: Storage) -> None:
         for other in (stored.model_checkpoint_path, *stored.all_model_checkpoint_paths)
     ):
         raise RuntimeError(f"A checkpoint has the path of the state file, {path!r}; save it under another name.")
-    message = CheckpointStateMessage(**dataclasses.asdict(stored))
+    message = _CheckpointStateMessage(**dataclasses.asdict(stored))
     storage.put(path, text_format.MessageToString(message, as_utf8=True).encode())
 
 
@@ -162,7 +193,7 @@ def get_checkpoint_state(
     try:
         text = _content(path)
         # As in TensorFlow, the last of several values of one field counts.
-        message = text_format.Merge(text, CheckpointStateMessage())
+        message = text_format.Merge(text, _CheckpointStateMessage())
         if "\0" in message.model_checkpoint_path:
             raise ValueError("a path holds a zero byte")
     except (FileNotFoundError, NotADirectoryError):

@@ -29,6 +29,7 @@ __all__ = [
     "TrackedContainer",
     "Value",
     "Waiting",
+    "leaf_sources",
 ]
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -85,6 +86,12 @@ class Trackable:
     def _lookup_dependency(self, name: str) -> object | None:
         """The child under a local name of the checkpoint. May create it; None where there is none."""
         return self._trackable_children().get(name)
+
+    def _leaf_sources(self) -> tuple[object, ...]:
+        """Where `_lookup_dependency` finds children that are ordinary tensors, for many to be found at once: dicts in
+        which it looks names up, or a list or tuple whose elements have their numbers as names. A class that overrides
+        one of the two methods overrides both, or is asked for each child by itself."""
+        return ()
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         """The object's own values by attribute name, as they are now."""
@@ -326,6 +333,16 @@ class SlotOwner(Trackable):
     def _assign_slots(self, variable: torch.Tensor, slots: Mapping[str, torch.Tensor]) -> None:
         """Makes the filled tensors the variable's slots."""
         raise NotImplementedError
+
+
+def leaf_sources(trackable: Trackable) -> tuple[object, ...]:
+    """A trackable's `_leaf_sources`, where they go with the `_lookup_dependency` that it has."""
+    for kind in type(trackable).__mro__:
+        if "_leaf_sources" in vars(kind):
+            return trackable._leaf_sources()
+        if "_lookup_dependency" in vars(kind):
+            break
+    return ()
 
 
 class TrackedContainer:

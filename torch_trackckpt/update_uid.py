@@ -14,11 +14,11 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-__all__ = ["new_uid", "set_update_uid", "update_uid"]
+__all__ = ["new_uid", "set_update_uid", "set_update_uids", "update_uid"]
 
 _NEVER = -1
 _ATTRIBUTE = "_trackckpt_update_uid"
@@ -51,6 +51,17 @@ def set_update_uid(owner: Any, uid: int, part: Hashable = None) -> None:
         except TypeError:
             return
     numbers.by_part[part] = uid
+
+
+class ManyTensors(Protocol):
+    """Tensors of which each gets an attribute by one call."""
+
+    def set_attribute(self, name: str, value: object) -> None: ...
+
+
+def set_update_uids(tensors: ManyTensors, uid: int) -> None:
+    """As `set_update_uid`, for each of many tensors."""
+    tensors.set_attribute(_ATTRIBUTE, _TensorUid(uid))
 
 
 class _TensorUid(int):

@@ -21,17 +21,18 @@ std::string DataFileNames::Name(int32_t shard, const std::string& suffix) const 
   return prefix + numbers + suffix;
 }
 
-const ReadableFile& DataFiles::Open(int32_t shard) {
+std::shared_ptr<const ReadableFile> DataFiles::Open(int32_t shard) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = open_.find(shard);
   if (found != open_.end()) return found->second;
   if (open_.size() >= kMaxOpenFiles) open_.clear();
   return open_.emplace(shard, OpenFirst(shard)).first->second;
 }
 
-ReadableFile DataFiles::OpenFirst(int32_t shard) const {
+std::shared_ptr<const ReadableFile> DataFiles::OpenFirst(int32_t shard) const {
   for (const std::string& suffix : names_.suffixes) {
     try {
-      return ReadableFile(names_.Name(shard, suffix));
+      return std::make_shared<const ReadableFile>(names_.Name(shard, suffix));
     } catch (const FileError& error) {
       if (error.kind() != ErrorKind::kNotFound) throw;
     }

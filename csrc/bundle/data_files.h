@@ -1,8 +1,10 @@
-// The data files of a bundle, each opened when first asked for and closed with this object.
+// The data files of a bundle, each opened when first asked for and closed with this object and its last user.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -19,19 +21,21 @@ struct DataFileNames {
   std::string Name(int32_t shard, const std::string& suffix) const;
 };
 
+// Any number of threads may use one object at once.
 class DataFiles {
  public:
   // `names` stays with the caller and outlives this.
   explicit DataFiles(const DataFileNames& names) : names_(names) {}
 
-  // The first existing file of a shard, valid until the next call.
-  const ReadableFile& Open(int32_t shard);
+  // The first existing file of a shard.
+  std::shared_ptr<const ReadableFile> Open(int32_t shard);
 
  private:
-  ReadableFile OpenFirst(int32_t shard) const;
+  std::shared_ptr<const ReadableFile> OpenFirst(int32_t shard) const;
 
   const DataFileNames& names_;
-  std::map<int32_t, ReadableFile> open_;
+  std::mutex mutex_;
+  std::map<int32_t, std::shared_ptr<const ReadableFile>> open_;  // guarded by mutex_
 };
 
 }  // namespace trackckpt

@@ -112,6 +112,16 @@ bool BundleHeader::DecodeFrom(std::string_view value) {
   return reader.ok();
 }
 
+void BundleEntry::Clear() {
+  key.clear();
+  shape.clear();
+  slices.clear();
+  dtype = shard_id = 0;
+  offset = size = 0;
+  crc32c = 0;
+  is_unknown_rank = false;
+}
+
 void BundleEntry::EncodeTo(std::string* dst) const {
   PutVarintField(dst, 1, Unsigned(dtype));
   PutBytesField(dst, 2, EncodeShape(shape));

@@ -41,9 +41,11 @@ struct BundleEntry {
   std::vector<TensorSlice> slices;
   bool is_unknown_rank = false;
 
+  // Keeps the memory that it has, for the next one.
+  void Clear();
   // The key is not part of the record.
   void EncodeTo(std::string* dst) const;
-  // False as well if more than `max_slices` are listed.
+  // Into an entry that is empty. False as well if more than `max_slices` are listed.
   bool DecodeFrom(std::string_view value, size_t max_slices = SIZE_MAX);
 };
 

@@ -74,7 +74,7 @@ void BundleIndex::ReadHeader() {
 std::vector<BundleEntry> BundleIndex::Entries() const {
   std::vector<BundleEntry> entries;
   table_.ForEach([&](const std::string& key, std::string_view record) {
-    if (!key.empty()) entries.push_back(DecodeEntry(key, record));
+    if (!key.empty()) DecodeEntry(key, record, &entries.emplace_back());
   });
   std::vector<bool> is_slice(entries.size());
   for (const BundleEntry& entry : entries) {
@@ -90,25 +90,49 @@ std::vector<BundleEntry> BundleIndex::Entries() const {
   return entries;
 }
 
+EntryColumns BundleIndex::Columns() const {
+  EntryColumns columns;
+  BundleEntry entry;
+  bool has_slices = false;
+  table_.ForEach([&](const std::string& key, std::string_view record) {
+    if (key.empty() || has_slices) return;
+    DecodeEntry(key, record, &entry);
+    has_slices = !entry.slices.empty();
+    columns.Add(entry);
+  });
+  return has_slices ? EntryColumns(Entries()) : columns;
+}
+
 std::optional<BundleEntry> BundleIndex::Find(std::string_view key) const {
   if (key.empty()) return std::nullopt;
   const auto record = table_.Get(key);
   if (!record) return std::nullopt;
-  return DecodeEntry(key, *record);
+  std::optional<BundleEntry> entry(std::in_place);
+  DecodeEntry(key, *record, &*entry);
+  return entry;
 }
 
-BundleEntry BundleIndex::DecodeEntry(std::string_view key, std::string_view record) const {
+void BundleIndex::FindMany(const std::vector<std::string_view>& keys, const EntryVisitor& visit) const {
+  const std::vector<std::optional<std::string_view>> records = table_.GetMany(keys);
   BundleEntry entry;
-  entry.key = key;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const bool is_there = records[i] && !keys[i].empty();
+    if (is_there) DecodeEntry(keys[i], *records[i], &entry);
+    visit(i, is_there ? &entry : nullptr);
+  }
+}
+
+void BundleIndex::DecodeEntry(std::string_view key, std::string_view record, BundleEntry* entry) const {
+  entry->Clear();
+  entry->key = key;
   // Each slice has an entry of its own in this very file, which takes several bytes however it is compressed.
-  if (!entry.DecodeFrom(record, table_.file_size() / kLeastBytesOfSlice)) {
+  if (!entry->DecodeFrom(record, table_.file_size() / kLeastBytesOfSlice)) {
     throw DataLoss(path_ + ": unable to parse the entry of key " + DisplayKey(key));
   }
-  if (entry.is_unknown_rank || !NumElements(entry.shape)) {
+  if (entry->is_unknown_rank || !NumElements(entry->shape)) {
     throw DataLoss("Invalid tensor shape: " + DisplayKey(key) + " in " + path_);
   }
-  if (entry.slices.empty()) CheckPlace(entry);
-  return entry;
+  if (entry->slices.empty()) CheckPlace(*entry);
 }
 
 // The place of a tensor that lies in slices means nothing: merging leaves the number of some shard in it.

@@ -2,13 +2,16 @@
 // be hostile; what is said of the place of a value is checked when the value is located (locator.h).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "bundle/entry.h"
+#include "bundle/entry_columns.h"
 #include "encoding/byte_order.h"
 #include "table/table_reader.h"
 
@@ -27,11 +30,17 @@ class BundleIndex {
 
   // In key order, without the header and without the entries of slices.
   std::vector<BundleEntry> Entries() const;
+  EntryColumns Columns() const;
   std::optional<BundleEntry> Find(std::string_view key) const;
+  // Calls `visit` with the position of each key, in order, and its entry, which is a null pointer where there is none
+  // and valid until `visit` returns.
+  using EntryVisitor = std::function<void(size_t position, const BundleEntry* entry)>;
+  void FindMany(const std::vector<std::string_view>& keys, const EntryVisitor& visit) const;
 
  private:
   void ReadHeader();
-  BundleEntry DecodeEntry(std::string_view key, std::string_view record) const;
+  // Whatever was in `entry` before; its memory is used again.
+  void DecodeEntry(std::string_view key, std::string_view record, BundleEntry* entry) const;
   void CheckPlace(const BundleEntry& entry) const;
 
   const std::string path_;

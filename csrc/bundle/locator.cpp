@@ -33,7 +33,7 @@ BundleEntry TensorLocator::Find(std::string_view key) const {
   }
   CheckType(*entry);
   if (entry->slices.empty()) {
-    CheckStored(*entry, files_.Open(entry->shard_id));
+    CheckStored(*entry, *files_.Open(entry->shard_id));
   } else if (ItemSize(entry->dtype) > 0 && !ExpectedSize(*entry)) {
     throw DataLoss("Invalid tensor shape: " + DisplayKey(key) + " in " + index_.path());
   }
@@ -92,7 +92,7 @@ BundleEntry TensorLocator::FindSlice(const BundleEntry& tensor, const Piece& pie
                    std::to_string(tensor.dtype) + where);
   }
   if (value->shape != piece.stored.length) throw DataLoss("Invalid tensor shape of a slice" + where);
-  CheckStored(*value, files_.Open(value->shard_id));
+  CheckStored(*value, *files_.Open(value->shard_id));
   return *std::move(value);
 }
 
@@ -103,7 +103,7 @@ void TensorLocator::CheckTotalSize(const BundleEntry& tensor, const std::vector<
   for (const StoredPart& part : parts) {
     const int32_t shard = part.value.shard_id;
     total = SaturatingAdd(total, static_cast<uint64_t>(part.value.size));
-    if (file_sizes.count(shard) == 0) file_sizes[shard] = files_.Open(shard).size();
+    if (file_sizes.count(shard) == 0) file_sizes[shard] = files_.Open(shard)->size();
   }
   uint64_t available = 0;
   for (const auto& [shard, size] : file_sizes) available = SaturatingAdd(available, size);

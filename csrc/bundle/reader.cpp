@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "bundle/dtype.h"
+#include "bundle/fixed_reader.h"
+#include "bundle/parallel_reader.h"
 #include "bundle/stored_value.h"
 #include "bundle/string_tensor.h"
 #include "bundle/variant_tensor.h"
@@ -37,20 +39,21 @@ Box ResolveRequest(const BundleEntry& tensor, const TensorSlice& slice) {
   throw InvalidArgument("Key " + DisplayKey(tensor.key) + " has no part " + DisplaySlice(slice));
 }
 
-ReadTarget LocateTarget(const ReadRequest& request, const TensorLocator& locator) {
-  ReadTarget target;
-  target.tensor = locator.Find(request.key);
-  target.destination = request.destination;
-  CheckFixedSize(target.tensor);
-  CheckMemory(request, target.is_sliced() ? *ExpectedSize(target.tensor) : target.size());
-  if (target.is_sliced()) target.parts = locator.Parts(target.tensor);
-  return target;
+// Has `reader` read the value of a request, or only check it where there is no destination.
+void Place(const BundleEntry& tensor, const TensorLocator& locator, std::string_view key, char* destination,
+           size_t request, ParallelReader* reader) {
+  if (tensor.slices.empty()) {
+    reader->Add(PlacedValue(tensor, key, destination, request));
+  } else {
+    reader->AddSliced(tensor, locator.Parts(tensor), destination, request);
+  }
 }
 
 // Strings and variants, from front to back. They are kept only if `strings` is not null.
 void Decode(const BundleEntry& value, DataFiles* files, ByteOrder order, StringArray* strings) {
   std::string buffer;
-  ValueStream stream(value, files->Open(value.shard_id), &buffer);
+  const auto file = files->Open(value.shard_id);
+  ValueStream stream(value, *file, &buffer);
   if (value.dtype == kDtypeString) {
     DecodeStrings(&stream, order, strings);
   } else {
@@ -84,7 +87,7 @@ std::string BundleReader::DataPath(int64_t shard_id) const {
     throw InvalidArgument("no such shard: " + std::to_string(shard_id) + " of " +
                           std::to_string(num_shards()));
   }
-  return DataFiles(data_names_).Open(static_cast<int32_t>(shard_id)).path();
+  return DataFiles(data_names_).Open(static_cast<int32_t>(shard_id))->path();
 }
 
 void BundleReader::Check(const std::vector<std::string>& keys) const {
@@ -96,31 +99,42 @@ void BundleReader::Check(const std::vector<std::string>& keys) const {
   }
 }
 
-void BundleReader::Verify(const std::vector<std::string>& keys) const {
+void BundleReader::Verify(const std::vector<std::string>& keys, size_t num_threads) const {
   DataFiles files(data_names_);
   const TensorLocator locator(index_, &files);
-  FixedReader reader(&files, index_.byte_order());
-  const auto verify = [&](const BundleEntry& value) {
-    if (ItemSize(value.dtype) > 0) return reader.Verify(value);
-    Decode(value, &files, index_.byte_order(), nullptr);
-  };
-  for (const std::string& key : keys) {
-    const BundleEntry tensor = locator.Find(key);
-    if (tensor.slices.empty()) {
-      verify(tensor);
-    } else {
-      for (const StoredPart& part : locator.Parts(tensor)) verify(part.value);
+  ParallelReader reader(&files, index_.byte_order());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const BundleEntry tensor = locator.Find(keys[i]);
+    if (ItemSize(tensor.dtype) > 0) {
+      Place(tensor, locator, keys[i], nullptr, i, &reader);
+      continue;
+    }
+    for (StoredPart& part : locator.Parts(tensor)) {
+      reader.AddCheck([this, &files, value = std::move(part.value)] {
+        Decode(value, &files, index_.byte_order(), nullptr);
+      });
     }
   }
+  reader.Verify(num_threads);
 }
 
-void BundleReader::Read(const std::vector<ReadRequest>& requests, ReadProgress* progress) const {
+void BundleReader::Read(const std::vector<ReadRequest>& requests, size_t num_threads,
+                        std::vector<size_t>* touched) const {
   DataFiles files(data_names_);
   const TensorLocator locator(index_, &files);
-  std::vector<ReadTarget> targets;
-  targets.reserve(requests.size());
-  for (const ReadRequest& request : requests) targets.push_back(LocateTarget(request, locator));
-  FixedReader(&files, index_.byte_order()).ReadTensors(targets, progress);
+  ParallelReader reader(&files, index_.byte_order());
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const BundleEntry tensor = locator.Find(requests[i].key);
+    CheckFixedSize(tensor);
+    CheckMemory(requests[i], *ExpectedSize(tensor));
+    Place(tensor, locator, requests[i].key, static_cast<char*>(requests[i].destination), i, &reader);
+  }
+  try {
+    reader.Read(num_threads, UINT64_MAX);
+  } catch (const Error&) {
+    *touched = reader.Touched();
+    throw;
+  }
 }
 
 void BundleReader::ReadSlice(const ReadRequest& request, const TensorSlice& slice, bool verify) const {

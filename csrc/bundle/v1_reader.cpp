@@ -195,17 +195,24 @@ void V1Reader::Check(const std::vector<std::string>& keys) const {
   }
 }
 
-void V1Reader::Verify(const std::vector<std::string>& keys) const {
+void V1Reader::Verify(const std::vector<std::string>& keys, size_t /*num_threads*/) const {
   Records records(tables_);
   for (const std::string& key : keys) CheckRecords(PlanWhole(Locate(key)), &records);
 }
 
-void V1Reader::Read(const std::vector<ReadRequest>& requests, ReadProgress* progress) const {
+void V1Reader::Read(const std::vector<ReadRequest>& requests, size_t /*num_threads*/,
+                    std::vector<size_t>* touched) const {
   for (const ReadRequest& request : requests) CheckMemory(PlanWhole(Locate(request.key)), request.size);
   Records records(tables_);
-  for (const ReadRequest& request : requests) {
-    Copy(PlanWhole(Locate(request.key)), request.destination, &records, &progress->touched);
-    ++progress->completed;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    bool is_half_read = false;
+    try {
+      Copy(PlanWhole(Locate(requests[i].key)), requests[i].destination, &records, &is_half_read);
+    } catch (const Error&) {
+      if (is_half_read) touched->push_back(i);
+      throw;
+    }
+    touched->push_back(i);
   }
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bundle/entry.h"
+#include "bundle/entry_columns.h"
 #include "bundle/reader.h"
 #include "bundle/saved_slice.h"
 #include "bundle/slice.h"
@@ -32,16 +33,17 @@ class V1Reader {
 
   // In key order. What places a value in a data file is 0.
   std::vector<BundleEntry> Entries() const;
+  EntryColumns Columns() const { return EntryColumns(Entries()); }
   std::optional<BundleEntry> Find(std::string_view key) const;
 
   // Checks that stored slices make up each tensor, and that their records exist, for which their blocks are read.
   void Check(const std::vector<std::string>& keys) const;
-  // Reads the values and checks that they are whole.
-  void Verify(const std::vector<std::string>& keys) const;
+  // Reads the values and checks that they are whole. One thread does it, however many there may be.
+  void Verify(const std::vector<std::string>& keys, size_t num_threads) const;
 
   // Checks what is known of all requests, then serves them in order. A record is checked before it goes to memory.
-  // `progress` holds even when this throws.
-  void Read(const std::vector<ReadRequest>& requests, ReadProgress* progress) const;
+  // When this throws, `touched` are the requests whose destinations were written to.
+  void Read(const std::vector<ReadRequest>& requests, size_t num_threads, std::vector<size_t>* touched) const;
   // Reads a part of a tensor. With `verify`, all its records are checked before memory is touched.
   void ReadSlice(const ReadRequest& request, const TensorSlice& part, bool verify) const;
 

@@ -99,6 +99,13 @@ def v1_seeds() -> Iterator[bytes]:
             yield b"\x9b" + chunk(form) + chunk(other)
 
 
+def graph_seeds() -> Iterator[bytes]:
+    for index, _ in bundles():
+        values = {} if "snappy" in str(index) else witness.read_bundle(str(index).removesuffix(".index"))
+        if witness.GRAPH_KEY in values:
+            yield bytes(values[witness.GRAPH_KEY].data[0])
+
+
 def snappy_seeds() -> Iterator[bytes]:
     for path in [index for index, _ in bundles()] + v1_files():
         yield from (contents for kind, contents in data_blocks(path.read_bytes()) if kind == 1)
@@ -127,6 +134,7 @@ def main(folder: Path) -> None:
         "bundle": bundle_seeds,
         "merge": merge_seeds,
         "slice": slice_seeds,
+        "graph": graph_seeds,
         "snappy": snappy_seeds,
         "table": table_seeds,
         "v1": v1_seeds,

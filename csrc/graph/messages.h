@@ -12,7 +12,8 @@
 //    SlotVariableReference  { 1 int32 original_variable_node_id | 2 slot_name
 //                             3 int32 slot_variable_node_id }
 //
-// Fields are written in ascending order; numbers of 0 and empty strings are left out.
+// Fields are written in ascending order; numbers of 0 and empty strings are left out. `module_version` is a field of
+// our own, which TensorFlow passes over.
 #pragma once
 
 #include <cstdint>

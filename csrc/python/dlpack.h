@@ -55,7 +55,7 @@ struct ExchangeApi {
   void* managed_from_object;
   void* managed_to_object;
   // Borrows: good until the object changes. Not 0 on failure, with a Python error set. May be null itself.
-  int (*borrow)(void* object, Tensor* tensor);
+  int (*borrow)(void* object, void* tensor);
   void* current_stream;
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bundle/tensor_memory.h"
+#include "python/tensor_reader.h"
 
 namespace trackckpt {
 
@@ -25,8 +26,13 @@ class TensorTable {
   nanobind::list Sizes() const;
   // The rows of tensors that torch knows to have changed since the table was made.
   nanobind::list Changed() const;
+  // The plain rows whose tensors are no longer what the table says: they have other memory, or another shape.
+  nanobind::list Moved() const;
+  // The rows of objects without a version: inference tensors, and what is no tensor.
+  nanobind::list Unversioned() const;
 
  private:
+  TensorReader reader_;
   std::vector<nanobind::object> objects_;
   std::vector<int64_t> versions_;
   TensorMemoryTable memory_;

@@ -1,10 +1,65 @@
 #include "table/table_reader.h"
 
+#include <functional>
+
 #include "error.h"
 #include "io/file.h"
 #include "table/block_reader.h"
 
 namespace trackckpt {
+
+namespace {
+
+// To look one key up costs as much as passing over entries of about this many bytes.
+constexpr size_t kBytesPassedForOneKey = 1 << 10;
+
+// Positions of keys, by their hashes. Keys that were chosen so that their hashes collide are not taken.
+class KeySet {
+ public:
+  explicit KeySet(const std::vector<std::string_view>& keys) : keys_(keys) {
+    size_t size = 4;
+    while (size < 2 * keys.size()) size *= 2;
+    slots_.resize(size);
+    for (size_t i = 0; i < keys.size() && is_usable_; ++i) Insert(i);
+  }
+
+  bool is_usable() const { return is_usable_; }
+
+  template <typename Visit>
+  void ForEachEqual(std::string_view key, Visit visit) const {
+    const size_t hash = std::hash<std::string_view>()(key);
+    for (size_t slot = hash & mask(); slots_[slot].position != 0; slot = (slot + 1) & mask()) {
+      const size_t i = slots_[slot].position - 1;
+      if (slots_[slot].hash == static_cast<uint32_t>(hash >> 32) && keys_[i] == key) visit(i);
+    }
+  }
+
+ private:
+  // Of random hashes, none in millions is so far from its place.
+  static constexpr size_t kMaxDistance = 256;
+
+  struct Slot {
+    uint32_t hash = 0;      // its upper half
+    uint32_t position = 0;  // and 1; 0 where nothing is
+  };
+
+  size_t mask() const { return slots_.size() - 1; }
+
+  void Insert(size_t i) {
+    const size_t hash = std::hash<std::string_view>()(keys_[i]);
+    size_t slot = hash & mask();
+    size_t distance = 0;
+    while (slots_[slot].position != 0 && ++distance < kMaxDistance) slot = (slot + 1) & mask();
+    is_usable_ = distance < kMaxDistance;
+    slots_[slot] = {static_cast<uint32_t>(hash >> 32), static_cast<uint32_t>(i + 1)};
+  }
+
+  const std::vector<std::string_view>& keys_;
+  std::vector<Slot> slots_;
+  bool is_usable_ = true;
+};
+
+}  // namespace
 
 TableReader::TableReader(const std::string& path) : path_(path) {
   const ReadableFile file(path);
@@ -19,6 +74,28 @@ std::optional<std::string_view> TableReader::Get(std::string_view key) const {
   const auto handle = FindDataBlock(index_block_.contents, key, path_);
   if (!handle) return std::nullopt;
   return FindInBlock(DataBlock(*handle), key, path_);
+}
+
+TableReader::Values TableReader::GetMany(const std::vector<std::string_view>& keys) const {
+  Values values(keys.size());
+  if (GetInPassing(keys, &values)) return values;
+  for (size_t i = 0; i < keys.size(); ++i) values[i] = Get(keys[i]);
+  return values;
+}
+
+bool TableReader::GetInPassing(const std::vector<std::string_view>& keys, Values* values) const {
+  if (keys.size() < file_.size() / kBytesPassedForOneKey) return false;
+  KeySet wanted(keys);
+  if (!wanted.is_usable()) return false;
+  try {
+    ForEach([&](const std::string& key, std::string_view value) {
+      wanted.ForEachEqual(key, [&](size_t i) { (*values)[i] = value; });
+    });
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kDataLoss) throw;
+    return false;
+  }
+  return true;
 }
 
 void TableReader::ForEach(const Visitor& visit) const {

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "table/format.h"
 
@@ -27,6 +28,9 @@ class TableReader {
   // The value of `key`, valid as long as the reader. Any number of threads may ask at once.
   std::optional<std::string_view> Get(std::string_view key) const;
 
+  // As Get, for each of the keys. Many of them are met on one way through the table.
+  std::vector<std::optional<std::string_view>> GetMany(const std::vector<std::string_view>& keys) const;
+
   using Visitor = std::function<void(const std::string& key, std::string_view value)>;
   // Visits all entries in order.
   void ForEach(const Visitor& visit) const;
@@ -39,6 +43,10 @@ class TableReader {
     std::string_view contents;  // of one of these, or of the file
   };
 
+  using Values = std::vector<std::optional<std::string_view>>;
+
+  // False where that is of no use: there are few keys, or blocks are damaged that may hold none of them.
+  bool GetInPassing(const std::vector<std::string_view>& keys, Values* values) const;
   [[noreturn]] void Corrupt(const char* what) const;
   std::string_view Sealed(const BlockHandle& handle) const;
   std::string_view DataBlock(const BlockHandle& handle) const;

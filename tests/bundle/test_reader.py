@@ -141,7 +141,7 @@ def test_an_error_for_a_missing_key_is_a_key_error_that_names_it(tmp_path: Path)
         lambda: reader["y"],
         lambda: reader.verify(["x", "y"]),
         lambda: reader.check(["y"]),
-        lambda: reader._read_into([("y", target)]),
+        lambda: reader._read_into([("y", target)], 1),
     ):
         with pytest.raises(TensorNotFoundError, match=r"y.*not found|Key y") as caught:
             ask()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_messages import encode_object_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,7 +24,6 @@ from torch_trackckpt import (
     TrackableView,
     object_metadata,
 )
-from torch_trackckpt.graph.messages import encode_object_graph
 
 from .conftest import Worker, tensorflow_worker
 

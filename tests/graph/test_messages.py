@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import witness
+from graph_messages import encode_object_graph
 
 from torch_trackckpt.errors import DataLossError
-from torch_trackckpt.graph.messages import decode_object_graph, encode_object_graph
+from torch_trackckpt.graph.messages import decode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -87,7 +88,7 @@ def test_a_local_name_that_is_no_utf8_is_an_error() -> None:
 
 def test_a_graph_without_nodes_is_an_error() -> None:
     """C391"""
-    with pytest.raises(DataLossError, match=r"The object graph of 'run/ckpt-1' has no root node"):
+    with pytest.raises(DataLossError, match=r"The object graph of 'run/ckpt-1' is damaged: it has no root node"):
         decode_object_graph(b"", "run/ckpt-1")
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 import witness
 from checkpoints import Text, walk
+from graph_messages import encode_object_graph
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint, NoDependency, Trackable, list_objects, load_checkpoint
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.messages import decode_object_graph, encode_object_graph
+from torch_trackckpt.graph.messages import decode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import Snapshot, discover
 from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Value

@@ -7,12 +7,12 @@ from textwrap import dedent
 import pytest
 import torch
 from checkpoints import thing
+from graph_messages import encode_object_graph
 from torch import nn
 
 from torch_trackckpt import AutoTrackable, Checkpoint
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
-from torch_trackckpt.graph.messages import encode_object_graph
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.inspection.tree import format_tree
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY

@@ -37,6 +37,10 @@ class SequenceAdapter(Adapter):
         child: object = self.adapted[int(name)]
         return child
 
+    def _leaf_sources(self) -> tuple[object, ...]:
+        # A class of its own may have its own idea of its elements.
+        return (self.adapted,) if type(self.adapted) in (list, tuple) else ()
+
     def _attribute_names(self) -> tuple[str, ...]:
         return ()
 
@@ -86,6 +90,9 @@ class DictAdapter(Adapter):
         # Not by indexing: a defaultdict would make an entry.
         child: object | None = self.adapted.get(name)
         return child
+
+    def _leaf_sources(self) -> tuple[object, ...]:
+        return (self.adapted,) if type(self.adapted) is dict else ()
 
     def _attribute_names(self) -> tuple[str, ...]:
         return ()

@@ -22,14 +22,12 @@ class ModuleAdapter(Adapter):
 
     def _trackable_children(self) -> Mapping[str, object]:
         module: nn.Module = self.adapted
-        children: dict[str, object] = {}
-        children.update((name, tensor) for name, tensor in module._parameters.items() if tensor is not None)
-        children.update(
-            (name, tensor)
-            for name, tensor in module._buffers.items()
-            if tensor is not None and name not in module._non_persistent_buffers_set
-        )
-        children.update((name, child) for name, child in module._modules.items() if child is not None)
+        # What is registered as None is no child, as everything that is not trackable.
+        children: dict[str, object] = dict(module._parameters.items())
+        if module._buffers:
+            omitted = module._non_persistent_buffers_set
+            children.update((name, buffer) for name, buffer in module._buffers.items() if name not in omitted)
+        children.update(module._modules.items())
         if _has_extra_state(module):
             children["_extra_state"] = _extra_state(module)
         return children
@@ -64,9 +62,16 @@ class ModuleAdapter(Adapter):
                 return child
         return None
 
+    def _leaf_sources(self) -> tuple[object, ...]:
+        module: nn.Module = self.adapted
+        if isinstance(module, torch.jit.ScriptModule):
+            return ()
+        return (module._parameters,) if module._non_persistent_buffers_set else (module._parameters, module._buffers)
+
     def _postponed(self, stored_names: Collection[str]) -> Collection[str]:
         # A lazy module makes all of its parameters in its first forward pass, or none.
-        lazy = {name for name, child in self._trackable_children().items() if _is_lazy_tensor(child)}
+        lazy = {name for name, parameter in self.adapted._parameters.items() if _is_lazy_tensor(parameter)}
+        lazy |= {name for name, buffer in self.adapted._buffers.items() if _is_lazy_tensor(buffer)}
         return () if lazy <= set(stored_names) else lazy
 
     def _module_version(self) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch_trackckpt.trackable import Trackable
 
-__all__ = ["Adapter", "adapt", "adapter_for", "is_trackable", "register_adapter"]
+__all__ = ["Adapter", "Adapting", "adapt", "adapter_for", "is_trackable", "register_adapter"]
 
 T = TypeVar("T")
 
@@ -77,6 +77,20 @@ _registry = _Registry()
 def adapt(value: object) -> Trackable | None:
     """The trackable that stands for a live object, or None where the object is not trackable."""
     return _registry.find(value.__class__)(value)
+
+
+class Adapting:
+    """`adapt` for many objects at once: looks a class up when it meets it first. Classes may not change meanwhile."""
+
+    def __init__(self) -> None:
+        self._adapters: dict[type, Callable[[Any], Trackable | None]] = {}
+
+    def __call__(self, value: object) -> Trackable | None:
+        kind = value.__class__
+        adapter = self._adapters.get(kind)
+        if adapter is None:
+            adapter = self._adapters[kind] = _registry.find(kind)
+        return adapter(value)
 
 
 def adapter_for(kind: type) -> Callable[[Any], Trackable | None]:

@@ -18,6 +18,7 @@ from torch_trackckpt.bundle.dtypes import STRING, VARIANT, DataType, data_type_o
 from torch_trackckpt.bundle.file_names import NEXT, BundleFiles, V1Files, current_index, find_checkpoint
 from torch_trackckpt.bundle.mapping import map_tensor
 from torch_trackckpt.bundle.slices import Index, TensorSlice, resolve_index
+from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.bundle.verification import verify_values
 from torch_trackckpt.errors import (
     CheckpointNotFoundError,
@@ -33,6 +34,9 @@ _MOST_ATTEMPTS = 20
 
 _UNCHECKED_BYTES = 1 << 20
 """Memory for values of up to this size is taken without asking first whether the file can hold them."""
+
+_HUGE_PAGE_BYTES = 4 << 20
+"""From this size on, new memory surely has room for a huge page (2 MiB, at a multiple of it)."""
 
 T = TypeVar("T")
 
@@ -175,7 +179,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
         """Every key with its shape."""
-        return {key: list(shape) for key, _, shape, _ in self._bundle.tensors()}
+        return self._bundle.shapes()
 
     def get_variable_to_dtype_map(self) -> dict[str, DataType]:
         """Every key with its stored type; ``.torch_dtype`` of it is what `get_tensor` returns."""
@@ -195,10 +199,10 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         return isinstance(key, str) and self.has_tensor(key)
 
     def __iter__(self) -> Iterator[str]:
-        return (key for key, _, _, _ in self._bundle.tensors())
+        return iter(self._bundle.keys())
 
     def __len__(self) -> int:
-        return len(self._bundle.tensors())
+        return len(self._bundle.keys())
 
     # Two readers are equal only if they are the same: comparing every value would be a surprise.
     __eq__ = object.__eq__
@@ -254,7 +258,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             self._check_room(entry, key, stored.nbytes)
             self.check([key])
         tensor = torch_tensor_like_stored(stored)
-        self._read_into([(key, tensor)])
+        self._read_into([(key, tensor)], num_threads())
         return _with_sign(tensor, stored.dtype)
 
     def get_variants(self, key: str) -> list[bytes]:
@@ -271,15 +275,23 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             raise ValueError(f"{key} is no variant tensor but {data_type_of_number(entry.dtype)}; use get_tensor.")
         return self._bundle.read_variants(entry.key)
 
-    def _read_into(self, requests: Sequence[tuple[str, torch.Tensor]]) -> None:
+    def _plan(self, keys: list[str], table: _native.TensorTable) -> _native.RowPlan | None:
+        """How the values of keys get into the plain rows of a table; None for the older format, which has no plans."""
+        if isinstance(self._bundle, _native.V1Reader):
+            return None
+        with self._telling_of_replacement():
+            return _native.RowPlan(self._bundle, keys, table)
+
+    def _read_into(self, requests: Sequence[tuple[str, torch.Tensor]], num_threads: int) -> None:
         """Reads values straight into contiguous CPU tensors, which the caller has found to be of their dtype and shape.
 
         Raises:
-            DataLossError: damage; its ``completed`` tells how many tensors were filled before, its ``touched``
-                whether the next one was written to.
+            DataLossError: damage; its ``touched`` lists the requests whose tensors were, or may have been, written to.
         """
         with self._telling_of_replacement():
-            self._bundle.read([(_encoded(key), tensor.data_ptr(), tensor.nbytes) for key, tensor in requests])
+            self._bundle.read(
+                [(_encoded(key), tensor.data_ptr(), tensor.nbytes) for key, tensor in requests], num_threads=num_threads
+            )
 
     def check(self, keys: Iterable[str]) -> None:
         """Checks without reading the values that each lies inside its file and has the size of its shape.
@@ -306,10 +318,11 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         """
         described = self.all_stored() if keys is None else [self.stored(key) for key in keys]
         values = [(stored.key, stored.nbytes) for stored in described]
+        threads = num_threads()
         with self._telling_of_replacement():
             verify_values(
                 values,
-                lambda keys: self._bundle.verify([_encoded(key) for key in keys]),
+                lambda keys: self._bundle.verify([_encoded(key) for key in keys], num_threads=threads),
                 self.file_prefix,
                 progress,
             )
@@ -444,7 +457,10 @@ def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
     if math.prod(max(size, 1) for size in stored.shape) * stored.dtype.torch_dtype.itemsize >= 1 << 63:
         raise UnsupportedFormatError(f"{stored.key}: torch has no tensors of shape {list(stored.shape)}.")
     # The device is named because the caller may be inside `with torch.device(...)`.
-    return torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
+    tensor = torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
+    if tensor.nbytes >= _HUGE_PAGE_BYTES:
+        _native.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _native_reader(files: BundleFiles | V1Files) -> _native.BundleReader | _native.V1Reader:

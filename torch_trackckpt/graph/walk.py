@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.module import ModuleAdapter
+from torch_trackckpt.adapters.registry import Adapting
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.adapters.tensor import leaf_types
 from torch_trackckpt.errors import UnsupportedValueError
@@ -38,6 +39,10 @@ __all__ = [
     "list_objects",
     "live_object",
 ]
+
+
+_Adapted = Callable[[Any], tuple[Trackable, Hashable, bool] | None]
+"""The trackable for an object, its identity, and whether it stands for a module."""
 
 
 @dataclasses.dataclass
@@ -78,13 +83,14 @@ class LiveGraph:
     @cached_property
     def nodes(self) -> dict[Hashable, LiveNode]:
         """All nodes. Many tensors make this expensive: saving has to do without."""
-        return {self.objects.identity(number): self._node(number) for number in range(len(self.objects))}
+        return {self.objects.identity(number): self.node(number) for number in range(len(self.objects))}
 
     def inner_nodes(self) -> list[LiveNode]:
         """Those that are no ordinary tensors."""
-        return [self._node(number) for number, _ in self.objects.trackables()]
+        return [self.node(number) for number, _ in self.objects.trackables()]
 
-    def _node(self, number: int) -> LiveNode:
+    def node(self, number: int) -> LiveNode:
+        """The node of a number."""
         objects = self.objects
         value = objects.object(number)
         trackable = adapt(value) if objects.is_tensor(number) else value
@@ -109,7 +115,7 @@ class LiveGraph:
     def node_of(self, value: object) -> LiveNode | None:
         """The node of a live object."""
         number = self.number_of(value)
-        return None if number is None else self._node(number)
+        return None if number is None else self.node(number)
 
     def readable(self, number: int) -> str:
         """What messages call a node."""
@@ -118,7 +124,7 @@ class LiveGraph:
     def slots(self) -> list[tuple[LiveNode, str, LiveNode, torch.Tensor]]:
         """Optimizer, slot name, variable and slot tensor, in the order in which slot nodes are numbered."""
         return [
-            (self._node(optimizer), slot_name, self._node(variable), slot)
+            (self.node(optimizer), slot_name, self.node(variable), slot)
             for optimizer, slot_name, variables, slots in self.slot_columns
             for variable, slot in zip(variables, slots, strict=True)
         ]
@@ -207,19 +213,25 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
 
 def discover(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:
     """Every trackable below a root, breadth first."""
-    adapted = _adapted(root)
-    if adapted is None:
+    adapting = Adapting()
+
+    def adapted(value: object) -> tuple[Trackable, Hashable, bool] | None:
+        trackable = adapting(value)
+        return None if trackable is None else (trackable, trackable._identity(), isinstance(trackable, ModuleAdapter))
+
+    adapted_root = adapted(root)
+    if adapted_root is None:
         raise UnsupportedValueError(f"The root, a {type(root).__name__}, is not trackable.")
     types = leaf_types()
     objects = _native.LiveObjects(types)
     live = LiveGraph(objects, types)
-    objects.add_root(*adapted)
+    objects.add_root(*adapted_root)
     number = objects.next_trackable(0)
     while number is not None:
         children = _children_of(live, number, objects.object(number))
         if number == 0 and attached:
             children = {**children, **{name: attached[name] for name in attached if name not in children}}
-        _add_children(live, number, children)
+        _add_children(live, number, children, adapted)
         number = objects.next_trackable(number + 1)
     return live
 
@@ -252,12 +264,6 @@ def live_object(trackable: Trackable) -> Any:
     return getattr(trackable, "adapted", trackable)
 
 
-def _adapted(value: object) -> tuple[Trackable, Hashable, bool] | None:
-    """The trackable for an object, its identity, and whether it stands for a module."""
-    trackable = adapt(value)
-    return None if trackable is None else (trackable, trackable._identity(), isinstance(trackable, ModuleAdapter))
-
-
 def _children_of(live: LiveGraph, number: int, trackable: Trackable) -> Mapping[str, object]:
     try:
         return trackable._trackable_children()
@@ -265,9 +271,9 @@ def _children_of(live: LiveGraph, number: int, trackable: Trackable) -> Mapping[
         raise _cannot_be_saved(live, number, error) from error
 
 
-def _add_children(live: LiveGraph, number: int, children: Mapping[str, object]) -> None:
+def _add_children(live: LiveGraph, number: int, children: Mapping[str, object], adapted: _Adapted) -> None:
     try:
-        live.objects.add_children(number, children, _adapted)
+        live.objects.add_children(number, children, adapted)
     except UnicodeEncodeError as error:
         raise UnsupportedValueError(
             f"{live.readable(number)} cannot be saved: one of its children has the name {error.object!r}, which "
@@ -298,7 +304,7 @@ def _capture_states(live: LiveGraph) -> None:
             raise _cannot_be_saved(live, number, error) from error
         if tensors := trackable._trackable_children():
             has_tensors = True
-            _add_children(live, number, tensors)
+            _add_children(live, number, tensors, lambda tensor: (tensor, tensor._identity(), False))
     if has_tensors:
         live.objects.renumber()
 

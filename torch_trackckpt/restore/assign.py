@@ -1,6 +1,6 @@
 """Reads matched values into live objects: everything is checked first, then assigned.
 
-collect   what goes where; shapes and dtypes that do not fit are all reported in one error
+collect   what goes where, in columns; shapes and dtypes that do not fit are all reported in one error
 verify    structure, offsets and file lengths; and all checksums, where asked for or cheap
 read      values that objects decode themselves; they are decoded before anything changes
 assign    python states, then tensors in place: file bytes go straight into contiguous CPU memory, and through
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torch_trackckpt import _native
 from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.memory import memory_obstacle, takes_file_bytes
@@ -25,15 +27,16 @@ from torch_trackckpt.errors import (
     MismatchError,
     RestoreError,
     TensorNotFoundError,
+    TrackckptError,
     UnsupportedFormatError,
     UnsupportedValueError,
 )
 from torch_trackckpt.options import CheckpointOptions, Progress
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared
-from torch_trackckpt.update_uid import set_update_uid
+from torch_trackckpt.update_uid import set_update_uid, set_update_uids
 
-__all__ = ["assign_values"]
+__all__ = ["PlainValues", "assign_values"]
 
 VERIFIED_BEFORE_BYTES = 64 << 20
 """A restore of at most this size checks every checksum before it assigns: reading twice costs little then."""
@@ -44,13 +47,27 @@ STAGING_BYTES = 32 << 20
 PROGRESS_BYTES = 64 << 20
 """How often the caller learns of the progress, if asked for."""
 
+_ORDINARY = (torch.Tensor, nn.Parameter)
+"""Whose memory can be asked for natively."""
 
 _COMPUTED = "none: its module has computed the value from what an older version saved"
 """Stands for the key of such a value in messages."""
 
 
 @dataclasses.dataclass(frozen=True)
+class PlainValues:
+    """Stored values and the tensors that they go to, in columns, because there may be very many."""
+
+    keys: list[str]
+    tensors: list[torch.Tensor]
+    readable: Callable[[int], str]
+    """What messages call a row."""
+
+
+@dataclasses.dataclass(frozen=True)
 class _InPlace:
+    """One stored value and the tensor that it goes to."""
+
     stored: StoredTensor
     readable: str
     tensor: torch.Tensor
@@ -63,7 +80,6 @@ class _InPlace:
 @dataclasses.dataclass(frozen=True)
 class _HandedOver:
     bound: BoundValues
-    readable: str
     stored: dict[str, StoredTensor]
 
 
@@ -78,16 +94,14 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         DataLossError: damage. Nothing has changed, unless the text names what had been overwritten.
         TensorNotFoundError: the object graph names a value that the checkpoint does not hold.
     """
-    in_place, handed_over = _collect(match, reader)
-    _check_fit([*in_place, *_unmade(match, reader)], reader)
-    computed = [item for item in in_place if item.computed is not None]
-    in_place = [item for item in in_place if item.computed is None]
-    keys = [item.stored.key for item in in_place]
-    keys += [stored.key for item in handed_over for stored in item.stored.values()]
-    nbytes = sum(item.stored.nbytes for item in in_place)
-    if options.verify == "before" or nbytes <= VERIFIED_BEFORE_BYTES:
-        reader.verify(keys)
+    values, computed, handed_over = _collect(match, reader)
+    destinations = _Destinations(values, reader, options.thread_count)
+    _check_fit([*destinations.to_compare(), *computed, *_unmade(match, reader)], reader)
+    keys = [stored.key for item in handed_over for stored in item.stored.values()]
+    if options.verify == "before" or destinations.nbytes <= VERIFIED_BEFORE_BYTES:
+        destinations.verify(keys)
     else:
+        destinations.check()
         reader.check(keys)
     prepared = _prepare(handed_over, match, reader)
     changed: list[str] = []
@@ -99,12 +113,14 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
             match.missing_attributes[node_id] = list(decoded.missing)
         if decoded.rest is not None:
             match.left_over[node_id] = decoded.rest
-    for item in (*in_place, *computed):
+    if prepared:
+        destinations.look_again()
+    for item in (*destinations.single, *computed):
         if is_lazy(item.tensor):
             item.tensor.materialize(item.stored.shape)
     num_decoded = sum(stored.nbytes for item in handed_over for stored in item.stored.values())
-    progress = _Progress(options.progress, num_decoded, num_decoded + nbytes)
-    _InPlaceReader(reader, changed, progress).read(in_place)
+    total = num_decoded + destinations.nbytes
+    destinations.read(changed, _Progress(options.progress, num_decoded, total))
     for item in computed:
         assert item.computed is not None
         _copy(item.tensor, item.computed)
@@ -114,11 +130,13 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         slots = {name: tensor for name, (_, _, tensor) in slot_set.slots.items()}
         slot_set.optimizer._assign_slots(slot_set.variable, slots)
     _note(match)
-    return num_decoded + nbytes
+    return total
 
 
 def _note(match: Match) -> None:
     """Has the objects know by which restore they got their values."""
+    if match.tensors is not None:
+        set_update_uids(match.tensors, match.uid)
     for trackable in [bound.trackable for bound in match.values.values()] + [match.bound[kept] for kept in match.kept]:
         owner, part = trackable._owner()
         set_update_uid(owner, match.uid, part)
@@ -127,27 +145,39 @@ def _note(match: Match) -> None:
         set_update_uid(optimizer, match.uid, (SLOTS, id(slot_set.variable)))
 
 
-def _collect(match: Match, reader: CheckpointReader) -> tuple[list[_InPlace], list[_HandedOver]]:
-    in_place: list[_InPlace] = []
+def _collect(match: Match, reader: CheckpointReader) -> tuple[PlainValues, list[_InPlace], list[_HandedOver]]:
+    """What goes into tensors as it is stored; what modules have computed; and what objects decode themselves."""
+    tensors = match.tensors
+    node_ids: list[int] = [] if tensors is None else tensors.nodes()
+    values = PlainValues(
+        [] if tensors is None else tensors.keys(),
+        [] if tensors is None else tensors.tensors(),
+        lambda row: match.graph.readable(node_ids[row]),
+    )
+    computed: list[_InPlace] = []
     handed_over: list[_HandedOver] = []
+
+    def add(node_id: int, key: str, tensor: torch.Tensor) -> None:
+        node_ids.append(node_id)
+        values.keys.append(key)
+        values.tensors.append(tensor)
+
     for bound in match.values.values():
-        readable = match.graph.readable(bound.node_id)
-        if bound.computed is not None:
-            in_place += [
-                _computed(bound.computed, readable, tensor)
-                for tensor in bound.trackable._restore_destinations().values()
-            ]
-            continue
-        stored = {name: _stored(reader, key, readable) for name, key in bound.keys.items()}
         destinations = bound.trackable._restore_destinations()
-        in_place += [_InPlace(stored.pop(name), readable, tensor) for name, tensor in destinations.items()]
-        if stored:
-            handed_over.append(_HandedOver(bound, readable, stored))
+        if bound.computed is not None:
+            readable = match.graph.readable(bound.node_id)
+            computed += [_computed(bound.computed, readable, tensor) for tensor in destinations.values()]
+            continue
+        for name, tensor in destinations.items():
+            add(bound.node_id, bound.keys[name], tensor)
+        rest = {name: key for name, key in bound.keys.items() if name not in destinations}
+        if rest:
+            readable = match.graph.readable(bound.node_id)
+            handed_over.append(_HandedOver(bound, {name: _stored(reader, key, readable) for name, key in rest.items()}))
     for slot_set in match.slots.values():
         for node_id, key, tensor in slot_set.slots.values():
-            readable = match.graph.readable(node_id)
-            in_place.append(_InPlace(_stored(reader, key, readable), readable, tensor))
-    return in_place, handed_over
+            add(node_id, key, tensor)
+    return values, computed, handed_over
 
 
 def _unmade(match: Match, reader: CheckpointReader) -> list[_InPlace]:
@@ -234,7 +264,8 @@ def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -
     # Backwards, because a state is decoded with the tensors of its children, which follow it.
     for item, values_of_item in reversed(list(zip(items, values, strict=True))):
         prepare = functools.partial(item.bound.trackable._prepare_restore, values_of_item, match.resolve)
-        prepared.append((item.bound.node_id, _prepare_one(prepare, item.readable, reader)))
+        readable = match.graph.readable(item.bound.node_id)
+        prepared.append((item.bound.node_id, _prepare_one(prepare, readable, reader)))
     for rest in match.rest:
         prepare = functools.partial(rest.trackable._prepare_rest, rest.value, match.resolve)
         prepared.append((rest.node_id, _prepare_one(prepare, match.graph.readable(rest.node_id), reader)))
@@ -277,71 +308,160 @@ class _Progress:
         self._num_done = num_done
         self._num_bytes = num_bytes
         if num_done == num_bytes:
-            self.add([])
+            self.add(0)
 
     @property
     def is_wanted(self) -> bool:
         return self._tell is not None
 
-    def add(self, items: list[_InPlace]) -> None:
-        """These have been read."""
-        self._num_done += sum(item.stored.nbytes for item in items)
+    def add(self, num_bytes: int) -> None:
+        """So many more have been read."""
+        self._num_done += num_bytes
         if self._tell is not None:
             self._tell(self._num_done, self._num_bytes)
 
 
-class _InPlaceReader:
-    """Reads values into live tensors, and knows which of them have changed when something fails.
+class _Destinations:
+    """Live tensors and what is stored for them; it knows which of them have changed when something fails.
+
+    Ordinary tensors in contiguous CPU memory, which are most, go through one native plan. All others, and all where the
+    file is of the older format, are single items here.
 
     Args:
+        values: what goes where.
         reader: the checkpoint.
-        changed: what to call the objects that have been changed already.
-        progress: learns of each batch.
+        num_threads: how many read at once.
     """
 
-    def __init__(self, reader: CheckpointReader, changed: list[str], progress: _Progress) -> None:
+    def __init__(self, values: PlainValues, reader: CheckpointReader, num_threads: int) -> None:
+        self._values = values
         self._reader = reader
-        self._changed = changed
-        self._progress = progress
+        self._num_threads = num_threads
+        self._look()
 
-    def read(self, items: list[_InPlace]) -> None:
+    def _look(self) -> None:
+        self._table = _native.TensorTable(self._values.tensors, _ORDINARY)
+        self._plan = self._reader._plan(self._values.keys, self._table)
+        rows = range(len(self._table)) if self._plan is None else self._table.others()
+        self._single = {row: self._item(row) for row in rows}
+
+    def _item(self, row: int) -> _InPlace:
+        readable = self._values.readable(row)
+        return _InPlace(_stored(self._reader, self._values.keys[row], readable), readable, self._values.tensors[row])
+
+    @property
+    def single(self) -> list[_InPlace]:
+        """What is not in the plan."""
+        return list(self._single.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Of all values."""
+        return sum(item.stored.nbytes for item in self.single) + (0 if self._plan is None else self._plan.nbytes)
+
+    def to_compare(self) -> list[_InPlace]:
+        """What may not fit: the plan says so, or does not know."""
+        misfits = [] if self._plan is None else self._plan.misfits()
+        return [self._single.get(row) or self._item(row) for row in sorted({*self._single, *misfits})]
+
+    def look_again(self) -> None:
+        """Objects that took their state may have given tensors other memory, or another shape."""
+        if not self._table.moved():
+            return
+        self._look()
         try:
-            direct = [item for item in items if takes_file_bytes(item.tensor)]
-            for batch in _batches(direct, PROGRESS_BYTES) if self._progress.is_wanted else [direct]:
-                self._read_direct(batch)
-                self._progress.add(batch)
-            for batch in _batches([item for item in items if not takes_file_bytes(item.tensor)], STAGING_BYTES):
-                self._read_staged(batch)
-                self._progress.add(batch)
+            _check_fit(self.to_compare(), self._reader)
+        except MismatchError as error:
+            raise RestoreError(f"Objects have changed their tensors while they took their state: {error}") from error
+
+    def check(self) -> None:
+        """Checks without reading that the values are there."""
+        if self._plan is not None:
+            with self._reader._telling_of_replacement():
+                self._plan.check()
+        self._reader.check([item.stored.key for item in self.single])
+
+    def verify(self, more_keys: list[str]) -> None:
+        """Checks all checksums, and those of more values."""
+        others = [*(item.stored.key for item in self.single), *more_keys]
+        try:
+            if self._plan is not None:
+                with self._reader._telling_of_replacement():
+                    self._plan.verify(num_threads=self._num_threads)
+        except TrackckptError:
+            # It knows the first fault only. Here all of them are found.
+            self._reader.verify([*self._values.keys, *more_keys])
+            raise
+        self._reader.verify(others)
+
+    def read(self, changed: list[str], progress: _Progress) -> None:
+        """Reads everything.
+
+        Args:
+            changed: what to call the objects that have been changed already.
+            progress: learns of each batch.
+        """
+        read_singly: list[str] = []
+        try:
+            if self._plan is not None:
+                self._read_planned(self._plan, progress)
+            direct = [item for item in self.single if takes_file_bytes(item.tensor)]
+            for batch in _batches(direct, PROGRESS_BYTES) if progress.is_wanted else [direct]:
+                self._read_direct(batch, read_singly)
+                progress.add(sum(item.stored.nbytes for item in batch))
+            for batch in _batches([item for item in self.single if not takes_file_bytes(item.tensor)], STAGING_BYTES):
+                self._read_staged(batch, read_singly)
+                progress.add(sum(item.stored.nbytes for item in batch))
         except OSError as error:
-            if not self._changed:
+            planned = [] if self._plan is None else [self._values.readable(row) for row in self._plan.touched()]
+            overwritten = (*changed, *planned, *read_singly)
+            if not overwritten:
                 raise
             loss = DataLossError(
                 f"{error}\nThese had been overwritten before the damage was found; restore another checkpoint, or use "
-                "CheckpointOptions(verify='before') to check everything first:\n  " + "\n  ".join(self._changed)
+                "CheckpointOptions(verify='before') to check everything first:\n  " + "\n  ".join(overwritten)
             )
-            loss.overwritten = tuple(self._changed)
+            loss.overwritten = overwritten
             raise loss from error
 
-    def _read_direct(self, items: list[_InPlace]) -> None:
-        num_changed = len(items)
+    def _read_planned(self, plan: _native.RowPlan, progress: _Progress) -> None:
+        """Reads ordinary tensors; torch learns of it before and after, so that who copies them meanwhile notices."""
+        left_out = {*self._single, *self._table.unversioned()}
+        rows = range(len(self._table))
+        written = self._values.tensors if not left_out else [self._values.tensors[i] for i in rows if i not in left_out]
+        torch.autograd.graph.increment_version(written)
+        max_bytes = PROGRESS_BYTES if progress.is_wanted else None
         try:
-            self._reader._read_into([(item.stored.key, item.tensor) for item in items])
+            while num_bytes := self._read_some(plan, max_bytes):
+                progress.add(num_bytes)
+        finally:
+            torch.autograd.graph.increment_version(written)
+
+    def _read_some(self, plan: _native.RowPlan, max_bytes: int | None) -> int:
+        with self._reader._telling_of_replacement():
+            return plan.read(num_threads=self._num_threads, max_bytes=max_bytes)
+
+    def _read_direct(self, items: list[_InPlace], changed: list[str]) -> None:
+        # Autograd learns of the change, as it would from copy_().
+        tracked = [item.tensor for item in items if not item.tensor.is_inference()]
+        torch.autograd.graph.increment_version(tracked)
+        touched: Sequence[int] = range(len(items))
+        try:
+            self._reader._read_into([(item.stored.key, item.tensor) for item in items], self._num_threads)
         except OSError as error:
-            num_changed = getattr(error, "completed", 0) + bool(getattr(error, "touched", False))
+            touched = getattr(error, "touched", ())
             raise
         finally:
-            self._changed += [item.readable for item in items[:num_changed]]
-            # Autograd learns of the change, as it would from copy_().
-            tracked = [item.tensor for item in items[:num_changed] if not item.tensor.is_inference()]
+            changed += [items[i].readable for i in touched]
             torch.autograd.graph.increment_version(tracked)
 
-    def _read_staged(self, items: list[_InPlace]) -> None:
+    def _read_staged(self, items: list[_InPlace], changed: list[str]) -> None:
         staged = [torch_tensor_like_stored(item.stored) for item in items]
-        self._reader._read_into([(item.stored.key, tensor) for item, tensor in zip(items, staged, strict=True)])
+        requests = [(item.stored.key, tensor) for item, tensor in zip(items, staged, strict=True)]
+        self._reader._read_into(requests, self._num_threads)
         for item, tensor in zip(items, staged, strict=True):
             _copy(item.tensor, tensor)
-            self._changed.append(item.readable)
+            changed.append(item.readable)
 
 
 def _copy(tensor: torch.Tensor, value: torch.Tensor) -> None:

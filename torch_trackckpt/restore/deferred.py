@@ -287,6 +287,9 @@ class Restoration:
         restored = {bound.node_id for bound in match.values.values()} | match.kept
         for slot_set in match.slots.values():
             restored |= {slot_id for slot_id, _, _ in slot_set.slots.values()}
+        if match.tensors is not None:
+            restored.update(match.tensors.nodes())
+            self.bindings.add_tensors(match.tensors)
         for node_id, trackable in match.bound.items():
             has_values = node_id in restored or node_id in match.overruled
             self.bindings.add(node_id, trackable, match.places[node_id], has_values=has_values)
@@ -310,13 +313,16 @@ class Restoration:
             if is_free and unmade.node_id not in self.bindings:
                 self._unmade[unmade.node_id] = unmade
         self._wait_for_children(match)
+        objects: list[tuple[int, object]] = [(node_id, live_object(item)) for node_id, item in match.bound.items()]
+        if match.tensors is not None:
+            tensors = match.tensors
+            objects += [(node_id, tensors.tensor(node_id)) for node_id in self.waits_at if node_id in tensors]
+            tensors.release()
         has_optimizers = any(isinstance(trackable, SlotOwner) for trackable in match.bound.values())
         if has_optimizers or match.settled_slots or match.rest or match.overruled:
             self._watch_optimizers()
         return [
-            (waiting, name, value)
-            for node_id, value in [(node_id, live_object(trackable)) for node_id, trackable in match.bound.items()]
-            for waiting, name in self._stop_waiting(node_id, value)
+            (waiting, name, value) for node_id, value in objects for waiting, name in self._stop_waiting(node_id, value)
         ]
 
     # Waiting.
@@ -395,8 +401,8 @@ class Restoration:
         settled = self.restored | self.superseded | self.skipped | self.used_up
         return [
             node_id
-            for node_id, node in enumerate(self.graph.nodes)
-            if (node.attributes or node.registered_saver) and node_id not in settled and node_id not in self.bindings
+            for node_id in self.graph.nodes_with_values()
+            if node_id not in settled and node_id not in self.bindings
         ]
 
     def waiting(self, node_ids: Iterable[int]) -> set[int]:

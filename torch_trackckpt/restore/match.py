@@ -18,16 +18,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt
 from torch_trackckpt.adapters.late_children import SLOTS
-from torch_trackckpt.adapters.tensor import TensorAdapter
+from torch_trackckpt.adapters.tensor import TensorAdapter, leaf_types
 from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.errors import UnsupportedFormatError
 from torch_trackckpt.graph.keys import escape
@@ -35,7 +36,7 @@ from torch_trackckpt.graph.object_graph import Child, ObjectGraph
 from torch_trackckpt.graph.walk import live_object
 from torch_trackckpt.restore.bindings import Place
 from torch_trackckpt.restore.migrate import Migration
-from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable
+from torch_trackckpt.trackable import VARIABLE_VALUE, SlotOwner, Trackable, leaf_sources
 from torch_trackckpt.update_uid import new_uid, update_uid
 
 __all__ = [
@@ -120,7 +121,9 @@ class Match:
     """The number of the restore."""
     earlier: Earlier | None = None
     bound: dict[int, Trackable] = dataclasses.field(default_factory=dict)
-    """Node id -> live object; without slot variables."""
+    """Node id -> live object; without slot variables, and without `tensors`."""
+    tensors: _native.PairedTensors | None = None
+    """Variables that were bound to ordinary tensors, whose values these take: the most, as a rule."""
     places: dict[int, Place] = dataclasses.field(default_factory=dict)
     """Where those objects were found."""
     values: dict[Hashable, BoundValues] = dataclasses.field(default_factory=dict)
@@ -156,6 +159,8 @@ class Match:
 
     def trackable(self, node_id: int) -> Trackable | None:
         """The live object that a node is paired with, by this step or an earlier one."""
+        if self.tensors is not None and node_id in self.tensors:
+            return adapt(self.tensors.tensor(node_id))
         if node_id in self.bound or self.earlier is None:
             return self.bound.get(node_id)
         return self.earlier.trackable(node_id)
@@ -193,9 +198,9 @@ def match(
 def slots_of(graph: ObjectGraph) -> dict[tuple[int, int], dict[str, tuple[int, str]]]:
     """Every stored slot variable that has a value."""
     found: dict[tuple[int, int], dict[str, tuple[int, str]]] = {}
-    for optimizer_id, node in enumerate(graph.nodes):
-        for slot in node.slot_variables:
-            for attribute in graph.nodes[slot.slot_id].attributes:
+    for optimizer_id in graph.nodes_with_slots():
+        for slot in graph.nodes[optimizer_id].slot_variables:
+            for attribute in graph.attributes(slot.slot_id):
                 if attribute.name == VARIABLE_VALUE:
                     slots = found.setdefault((optimizer_id, slot.variable_id), {})
                     slots[slot.slot_name] = (slot.slot_id, attribute.checkpoint_key)
@@ -235,6 +240,9 @@ class Matcher:
         computed: Mapping[int, torch.Tensor | None] = MappingProxyType({}),
     ) -> None:
         self.match = Match(graph, uid, earlier, computed=dict(computed))
+        if graph.saved is not None and not earlier and not computed:
+            # Whatever comes later comes in small numbers.
+            self.match.tensors = _native.PairedTensors(graph.saved, leaf_types())
         self._migrate = migrate
         self._asked: set[int] = set()
         """Nodes whose modules have said what they have to say."""
@@ -281,9 +289,8 @@ class Matcher:
 
     def _start(self, root: object, attached: Mapping[str, object]) -> None:
         self._follow(0, root, Place(None, None))
-        children_of_root = {child.local_name: child.node_id for child in reversed(self._graph.nodes[0].children)}
         for name, child in attached.items():
-            node_id = children_of_root.get(name)
+            node_id = self._graph.child(0, name)
             if node_id is not None and not self._is_bound(node_id):
                 self._follow(node_id, child, Place(None, name))
 
@@ -319,7 +326,12 @@ class Matcher:
         self._queue += [changed for changed in migration.changed if self._earlier and changed in self._earlier]
 
     def _is_bound(self, node_id: int) -> bool:
-        return node_id in self.match.bound or (self._earlier is not None and node_id in self._earlier)
+        match = self.match
+        return (
+            node_id in match.bound
+            or (match.tensors is not None and node_id in match.tensors)
+            or (self._earlier is not None and node_id in self._earlier)
+        )
 
     def _bind(self, node_id: int, value: object, place: Place) -> None:
         trackable = adapt(value)
@@ -332,6 +344,8 @@ class Matcher:
             return
         self.match.bound[node_id] = trackable
         self.match.places[node_id] = place
+        if self.match.tensors is not None:
+            self.match.tensors.mark(node_id)
         self._queue.append(node_id)
         self._take_values(node_id, trackable)
 
@@ -349,7 +363,7 @@ class Matcher:
             if self.match.computed[node_id] is not None:
                 self.match.unmade.append(Unmade(node_id, "", tensor, place))
             return
-        for attribute in self._graph.nodes[node_id].attributes:
+        for attribute in self._graph.attributes(node_id):
             if attribute.name == VARIABLE_VALUE:
                 self.match.unmade.append(Unmade(node_id, attribute.checkpoint_key, tensor, place))
 
@@ -357,8 +371,8 @@ class Matcher:
         if node_id in self.match.computed and isinstance(trackable, TensorAdapter):
             self._take_computed(node_id, trackable, self.match.computed[node_id])
             return
-        attributes = self._graph.nodes[node_id].attributes
-        if not attributes or trackable._identity() in self.match.values:
+        attributes = self._graph.attributes(node_id)
+        if not attributes or self._has_taken(trackable):
             return
         live_names = {escape(name): name for name in trackable._attribute_names()}
         keys = {live_names[a.name]: a.checkpoint_key for a in attributes if a.name in live_names}
@@ -372,6 +386,15 @@ class Matcher:
             self.match.overruled.add(node_id)
         else:
             self.match.values[trackable._identity()] = BoundValues(node_id, trackable, keys)
+            if self.match.tensors is not None and isinstance(trackable, TensorAdapter):
+                self.match.tensors.claim(id(trackable.adapted))
+
+    def _has_taken(self, trackable: Trackable) -> bool:
+        """Whether a live object takes the values of another node."""
+        if trackable._identity() in self.match.values:
+            return True
+        tensors = self.match.tensors
+        return tensors is not None and isinstance(trackable, TensorAdapter) and tensors.has_taken(id(trackable.adapted))
 
     def _take_computed(self, node_id: int, trackable: Trackable, value: torch.Tensor | None) -> None:
         if update_uid(*trackable._owner()) >= self._uid:
@@ -382,8 +405,10 @@ class Matcher:
             self.match.values.setdefault(trackable._identity(), BoundValues(node_id, trackable, {}, value))
 
     def _follow_children(self, node_id: int, trackable: Trackable) -> None:
-        children = self._graph.nodes[node_id].children
-        postponed = trackable._postponed([child.local_name for child in children])
+        children = self._children_left(node_id, trackable)
+        if not children:
+            return
+        postponed = trackable._postponed([child.local_name for child in self._graph.nodes[node_id].children])
         for child in children:
             if self._is_skipped(trackable, child.local_name):
                 self._skip(child.node_id)
@@ -396,6 +421,14 @@ class Matcher:
                     self._leave(child.node_id, place)
                 else:
                     self._bind(child.node_id, live, place)
+
+    def _children_left(self, node_id: int, trackable: Trackable) -> Sequence[Child]:
+        """The saved children of a node, less those that were paired with ordinary tensors, all in one native call."""
+        tensors, saved = self.match.tensors, self._graph.saved
+        sources = leaf_sources(trackable) if tensors is not None and saved is not None else ()
+        if tensors is None or saved is None or not sources:
+            return self._graph.nodes[node_id].children
+        return [Child(*saved.child(node_id, position)) for position in tensors.pair(node_id, sources)]
 
     def _is_skipped(self, trackable: Trackable, name: str) -> bool:
         return self._skip_slot_variables and isinstance(trackable, SlotOwner) and name in trackable._children_with_slots
@@ -424,6 +457,8 @@ class Matcher:
     def _identity(self, node_id: int) -> Hashable:
         if node_id in self.match.bound:
             return self.match.bound[node_id]._identity()
+        if self.match.tensors is not None and node_id in self.match.tensors:
+            return self.match.tensors.address(node_id)
         assert self._earlier is not None
         return self._earlier.identity(node_id)
 
@@ -454,6 +489,9 @@ class Matcher:
         """Pairs of nodes in the order in which the nodes were bound."""
         if not pairs:
             return []
+        if self.match.tensors is not None:
+            order_of = self.match.tensors.order
+            return sorted(pairs, key=lambda pair: (order_of(pair[0]), order_of(pair[1])))
         order = {node_id: index for index, node_id in enumerate((*(self._earlier or ()), *self.match.bound))}
         return sorted(pairs, key=lambda pair: (order[pair[0]], order[pair[1]]))
 

@@ -364,6 +364,9 @@ class _TrackedAdapter(Adapter):
         child = super()._lookup_dependency(name)
         return child if self._record.is_part(child) else None
 
+    def _leaf_sources(self) -> tuple[object, ...]:
+        return () if self._record.has_marked else (self.adapted,)
+
     def _waiting(self) -> Waiting:
         return self._record.waiting
 

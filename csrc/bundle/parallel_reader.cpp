@@ -1,0 +1,356 @@
+#include "bundle/parallel_reader.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <utility>
+
+#include "bundle/element_form.h"
+#include "bundle/fixed_reader.h"
+#include "bundle/stored_value.h"
+#include "encoding/crc32c.h"
+#include "io/parallel.h"
+
+namespace trackckpt {
+
+namespace {
+
+// Neighbours are read together up to this size. Half of it stays in the smallest of today's second-level caches while
+// the other half is what it is copied to.
+constexpr uint64_t kGroupBytes = 256 << 10;
+// What lies between two values that are read together, and is thrown away.
+constexpr uint64_t kMaxGapBytes = 4096;
+// A larger value is read by several threads, in chunks so small that all of them are busy up to the end.
+constexpr uint64_t kLeastChunkBytes = 1 << 20;
+constexpr uint64_t kMostChunkBytes = 8 << 20;
+// How much is read at once, and then checked.
+constexpr uint64_t kStepBytes = 256 << 10;
+// Starting a thread costs as much as reading this.
+constexpr uint64_t kLeastBytesPerThread = 512 << 10;
+
+static_assert(kLeastChunkBytes % 16 == 0 && kStepBytes % 16 == 0);  // whole elements, however large
+
+// Memory for the threads of one call.
+class Buffers {
+ public:
+  std::unique_ptr<char[]> Take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::unique_ptr<char[]>(new char[ParallelReader::kMaxBufferedBytes]);
+    std::unique_ptr<char[]> buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+
+  void GiveBack(std::unique_ptr<char[]> buffer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<char[]>> free_;
+};
+
+// One of `buffers`, for as long as this lives.
+class Buffer {
+ public:
+  explicit Buffer(Buffers* buffers) : buffers_(*buffers), memory_(buffers->Take()) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { buffers_.GiveBack(std::move(memory_)); }
+
+  char* data() const { return memory_.get(); }
+
+ private:
+  Buffers& buffers_;
+  std::unique_ptr<char[]> memory_;
+};
+
+bool LiesBefore(const PlacedValue& a, const PlacedValue& b) {
+  return a.shard_id != b.shard_id ? a.shard_id < b.shard_id : a.offset < b.offset;
+}
+
+uint64_t ChunkBytes(uint64_t num_bytes, size_t num_threads) {
+  const uint64_t share = num_bytes / (4 * std::max<size_t>(num_threads, 1));
+  return std::clamp(share / kLeastChunkBytes * kLeastChunkBytes, kLeastChunkBytes, kMostChunkBytes);
+}
+
+}  // namespace
+
+PlacedValue::PlacedValue(const BundleEntry& entry, std::string_view key, char* destination, size_t request)
+    : key(key),
+      destination(destination),
+      offset(static_cast<uint64_t>(entry.offset)),
+      size(static_cast<uint64_t>(entry.size)),
+      shard_id(entry.shard_id),
+      dtype(entry.dtype),
+      crc32c(entry.crc32c),
+      request(static_cast<uint32_t>(request)) {}
+
+BundleEntry PlacedValue::ToEntry() const {
+  BundleEntry entry;
+  entry.key = key;
+  entry.dtype = dtype;
+  entry.shard_id = shard_id;
+  entry.offset = static_cast<int64_t>(offset);
+  entry.size = static_cast<int64_t>(size);
+  entry.crc32c = crc32c;
+  return entry;
+}
+
+// All values once, cut into pieces of work.
+class ParallelReader::Pass {
+ public:
+  // Without `is_reading` nothing is written to any destination.
+  Pass(const ParallelReader& reader, bool is_reading, size_t num_threads, uint64_t max_group_bytes);
+
+  bool is_done() const { return next_unit_ == units_.size(); }
+  // Does pieces of at least `max_bytes` together, or what is left. Returns their size.
+  uint64_t Run(size_t num_threads, uint64_t max_bytes);
+  std::vector<size_t> Touched() const;
+
+ private:
+  enum class Kind : uint8_t { kGroup, kChunk, kPart, kCheck };
+  struct Unit {
+    Kind kind;
+    uint32_t begin;  // of the values, large values, sliced tensors or checks
+    uint32_t end;
+    uint64_t from;  // of a group in the file, of a chunk in its value; of parts, which
+    uint64_t size;
+  };
+  // A value that is read in chunks.
+  struct Large {
+    Large(uint32_t value, size_t num_chunks) : value(value), crcs(num_chunks), num_left(num_chunks) {}
+
+    const uint32_t value;
+    std::vector<uint32_t> crcs;
+    std::atomic<size_t> num_left;
+  };
+
+  void AddValues(uint64_t max_group_bytes);
+  uint32_t EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size) const;
+  void AddChunks(uint32_t value);
+
+  void Do(const Unit& unit);
+  void DoGroup(const Unit& unit);
+  void DoChunk(const Unit& unit);
+  void DoPart(const Unit& unit);
+  void CheckWhole(const Large& large) const;
+
+  const ParallelReader& reader_;
+  const bool is_reading_;
+  const uint64_t chunk_bytes_;
+  Buffers buffers_;
+  std::vector<Unit> units_;
+  std::deque<Large> large_;
+  size_t next_unit_ = 0;
+  // By value, and behind these by sliced tensor.
+  std::vector<std::atomic<bool>> touched_;
+};
+
+ParallelReader::Pass::Pass(const ParallelReader& reader, bool is_reading, size_t num_threads,
+                           uint64_t max_group_bytes)
+    : reader_(reader),
+      is_reading_(is_reading),
+      chunk_bytes_(ChunkBytes(reader.NumBytes(), num_threads)),
+      touched_(is_reading ? reader.values_.size() + reader.sliced_.size() : 0) {
+  AddValues(max_group_bytes);
+  for (uint32_t i = 0; i < reader_.sliced_.size(); ++i) {
+    const std::vector<StoredPart>& parts = reader_.sliced_[i].parts;
+    for (size_t j = 0; j < parts.size(); ++j) {
+      units_.push_back({Kind::kPart, i, i + 1, j, static_cast<uint64_t>(parts[j].value.size)});
+    }
+  }
+  if (is_reading) return;
+  for (uint32_t i = 0; i < reader_.checks_.size(); ++i) units_.push_back({Kind::kCheck, i, i + 1, 0, 0});
+}
+
+void ParallelReader::Pass::AddValues(uint64_t max_group_bytes) {
+  const std::vector<PlacedValue>& values = reader_.values_;
+  for (uint32_t i = 0; i < values.size();) {
+    if (values[i].size > kMaxBufferedBytes) {
+      AddChunks(i++);
+      continue;
+    }
+    uint64_t size;
+    const uint32_t end = EndOfGroup(i, max_group_bytes, &size);
+    units_.push_back({Kind::kGroup, i, end, values[i].offset, size});
+    i = end;
+  }
+}
+
+uint32_t ParallelReader::Pass::EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size) const {
+  const std::vector<PlacedValue>& values = reader_.values_;
+  const PlacedValue& first = values[begin];
+  uint64_t group_end = first.end();
+  uint32_t end = begin + 1;
+  for (; end < values.size(); ++end) {
+    const PlacedValue& next = values[end];
+    const bool is_near = next.shard_id == first.shard_id && next.offset >= first.offset &&
+                         next.offset <= group_end + kMaxGapBytes;
+    if (!is_near || next.size > max_bytes || next.end() - first.offset > max_bytes) break;
+    group_end = std::max(group_end, next.end());
+  }
+  *size = group_end - first.offset;
+  return end;
+}
+
+void ParallelReader::Pass::AddChunks(uint32_t value) {
+  const uint64_t size = reader_.values_[value].size;
+  const uint32_t index = static_cast<uint32_t>(large_.size());
+  large_.emplace_back(value, (size - 1) / chunk_bytes_ + 1);
+  for (uint64_t from = 0; from < size; from += chunk_bytes_) {
+    units_.push_back({Kind::kChunk, index, index + 1, from, std::min(size - from, chunk_bytes_)});
+  }
+}
+
+uint64_t ParallelReader::Pass::Run(size_t num_threads, uint64_t max_bytes) {
+  const size_t begin = next_unit_;
+  uint64_t num_bytes = 0;
+  while (next_unit_ < units_.size() && num_bytes < max_bytes) num_bytes += units_[next_unit_++].size;
+  const size_t count = next_unit_ - begin;
+  const size_t num_useful = reader_.has_shared_memory_ ? 1 : num_bytes / kLeastBytesPerThread + 1;
+  try {
+    ParallelFor(std::min(num_threads, num_useful), count, [&](size_t i) { Do(units_[begin + i]); });
+  } catch (...) {
+    next_unit_ = units_.size();
+    throw;
+  }
+  return num_bytes;
+}
+
+std::vector<size_t> ParallelReader::Pass::Touched() const {
+  std::vector<size_t> requests;
+  const size_t num_values = reader_.values_.size();
+  for (size_t i = 0; i < touched_.size(); ++i) {
+    if (!touched_[i]) continue;
+    requests.push_back(i < num_values ? reader_.values_[i].request : reader_.sliced_[i - num_values].request);
+  }
+  std::sort(requests.begin(), requests.end());
+  requests.erase(std::unique(requests.begin(), requests.end()), requests.end());
+  return requests;
+}
+
+void ParallelReader::Pass::Do(const Unit& unit) {
+  switch (unit.kind) {
+    case Kind::kGroup:
+      return DoGroup(unit);
+    case Kind::kChunk:
+      return DoChunk(unit);
+    case Kind::kPart:
+      return DoPart(unit);
+    case Kind::kCheck:
+      return reader_.checks_[unit.begin]();
+  }
+}
+
+void ParallelReader::Pass::DoGroup(const Unit& unit) {
+  const auto file = reader_.files_.Open(reader_.values_[unit.begin].shard_id);
+  const Buffer buffer(&buffers_);
+  file->Read(unit.from, buffer.data(), unit.size);
+  for (uint32_t i = unit.begin; i < unit.end; ++i) {
+    const PlacedValue& value = reader_.values_[i];
+    const char* const p = buffer.data() + (value.offset - unit.from);
+    const uint32_t crc = Crc32cExtend(0, p, value.size);
+    if (crc != UnmaskCrc(value.crc32c)) CheckChecksum(crc, value.ToEntry(), *file);
+    if (!is_reading_ || value.size == 0) continue;
+    touched_[i].store(true, std::memory_order_relaxed);
+    std::memcpy(value.destination, p, value.size);
+    ElementForm(value.dtype, reader_.order_).ToMemory(value.destination, value.size);
+  }
+}
+
+void ParallelReader::Pass::DoChunk(const Unit& unit) {
+  Large& large = large_[unit.begin];
+  const PlacedValue& value = reader_.values_[large.value];
+  const auto file = reader_.files_.Open(value.shard_id);
+  const ElementForm form(value.dtype, reader_.order_);
+  const std::unique_ptr<Buffer> buffer = is_reading_ ? nullptr : std::make_unique<Buffer>(&buffers_);
+  if (is_reading_) touched_[large.value].store(true, std::memory_order_relaxed);
+  uint32_t crc = 0;
+  for (uint64_t done = 0; done < unit.size;) {
+    const uint64_t n = std::min(unit.size - done, kStepBytes);
+    char* const p = is_reading_ ? value.destination + unit.from + done : buffer->data();
+    file->Read(value.offset + unit.from + done, p, n);
+    crc = Crc32cExtend(crc, p, n);
+    if (is_reading_) form.ToMemory(p, n);
+    done += n;
+  }
+  large.crcs[unit.from / chunk_bytes_] = crc;
+  // Who finishes last has seen what the others wrote before.
+  if (large.num_left.fetch_sub(1, std::memory_order_acq_rel) == 1) CheckWhole(large);
+}
+
+void ParallelReader::Pass::CheckWhole(const Large& large) const {
+  const PlacedValue& value = reader_.values_[large.value];
+  uint32_t crc = 0;
+  uint64_t from = 0;
+  for (const uint32_t chunk_crc : large.crcs) {
+    const uint64_t n = std::min(value.size - from, chunk_bytes_);
+    crc = Crc32cCombine(crc, chunk_crc, n);
+    from += n;
+  }
+  if (crc != UnmaskCrc(value.crc32c))
+    CheckChecksum(crc, value.ToEntry(), *reader_.files_.Open(value.shard_id));
+}
+
+void ParallelReader::Pass::DoPart(const Unit& unit) {
+  const Sliced& sliced = reader_.sliced_[unit.begin];
+  const StoredPart& part = sliced.parts[unit.from];
+  FixedReader reader(&reader_.files_, reader_.order_);
+  if (!is_reading_) return reader.Verify(part.value);
+  touched_[reader_.values_.size() + unit.begin].store(true, std::memory_order_relaxed);
+  reader.ReadWhole(part, sliced.whole, sliced.destination);
+}
+
+void ParallelReader::AddSliced(const BundleEntry& tensor, std::vector<StoredPart> parts, char* destination,
+                               size_t request) {
+  sliced_.push_back({WholeBox(tensor.shape), std::move(parts), destination, *ExpectedSize(tensor), request});
+}
+
+void ParallelReader::Arrange() {
+  if (is_arranged_) return;
+  is_arranged_ = true;
+  has_shared_memory_ = DestinationsOverlap();
+  if (has_shared_memory_ || std::is_sorted(values_.begin(), values_.end(), LiesBefore)) return;
+  std::stable_sort(values_.begin(), values_.end(), LiesBefore);
+}
+
+bool ParallelReader::DestinationsOverlap() const {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  ranges.reserve(values_.size() + sliced_.size());
+  const auto add = [&](const char* destination, uint64_t size) {
+    if (destination != nullptr && size > 0) ranges.emplace_back(destination, destination + size);
+  };
+  for (const PlacedValue& value : values_) add(value.destination, value.size);
+  for (const Sliced& sliced : sliced_) add(sliced.destination, sliced.size);
+  if (!std::is_sorted(ranges.begin(), ranges.end())) std::sort(ranges.begin(), ranges.end());
+  const auto overlap = [](const auto& a, const auto& b) { return b.first < a.second; };
+  return std::adjacent_find(ranges.begin(), ranges.end(), overlap) != ranges.end();
+}
+
+uint64_t ParallelReader::NumBytes() const {
+  uint64_t num_bytes = 0;
+  for (const PlacedValue& value : values_) num_bytes += value.size;
+  return num_bytes;
+}
+
+void ParallelReader::Verify(size_t num_threads) {
+  Arrange();
+  Pass(*this, false, num_threads, kGroupBytes).Run(num_threads, UINT64_MAX);
+}
+
+uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes) {
+  Arrange();
+  if (reading_ == nullptr)
+    reading_ = std::make_shared<Pass>(*this, true, num_threads, std::min(kGroupBytes, max_bytes));
+  return reading_->Run(num_threads, max_bytes);
+}
+
+std::vector<size_t> ParallelReader::Touched() const {
+  return reading_ == nullptr ? std::vector<size_t>() : reading_->Touched();
+}
+
+}  // namespace trackckpt

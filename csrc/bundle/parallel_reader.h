@@ -1,0 +1,97 @@
+// Many stored values on their way from the data files to memory, or only past a checksum, by several threads.
+//
+//    up to 1 MiB      neighbours in a file are read together into a buffer of the thread's; each is checked there, and
+//                     only then copied to its destination
+//    larger           in chunks, each read by whichever thread is free, straight to its destination; the checksum of
+//                     a value is joined of those of its chunks when the last of them is there
+//    in slices        each stored part by itself, straight to its place in the tensor where it is contiguous there
+//    without a size   strings and variants, from front to back; they can only be checked
+//
+// A checksum is computed on bytes that are still in the cache of the processor that has just read them. An error stops
+// all threads, and it is known then which destinations were, or may have been, written to.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "bundle/data_files.h"
+#include "bundle/locator.h"
+#include "encoding/byte_order.h"
+
+namespace trackckpt {
+
+// A stored value of fixed-size elements in one piece. There may be very many.
+struct PlacedValue {
+  std::string_view key;         // for messages; outlives the reader
+  char* destination = nullptr;  // nothing where the value is only checked
+  uint64_t offset = 0;
+  uint64_t size = 0;
+  int32_t shard_id = 0;
+  int32_t dtype = 0;
+  uint32_t crc32c = 0;   // masked
+  uint32_t request = 0;  // the caller's number for what this belongs to
+
+  PlacedValue() = default;
+  // Of an entry that has been checked with CheckStored.
+  PlacedValue(const BundleEntry& entry, std::string_view key, char* destination, size_t request);
+
+  uint64_t end() const { return offset + size; }
+  BundleEntry ToEntry() const;
+};
+
+class ParallelReader {
+ public:
+  static constexpr uint64_t kMaxBufferedBytes = 1 << 20;
+
+  // `files` stays with the caller and outlives this. `order` is that of the data files.
+  ParallelReader(DataFiles* files, ByteOrder order) : files_(*files), order_(order) {}
+
+  void Add(const PlacedValue& value) { values_.push_back(value); }
+  void Add(const std::vector<PlacedValue>& values) {
+    values_.insert(values_.end(), values.begin(), values.end());
+  }
+  // A tensor in slices: what TensorLocator::Parts says of the whole of it.
+  void AddSliced(const BundleEntry& tensor, std::vector<StoredPart> parts, char* destination, size_t request);
+  // Something that is done only when values are checked.
+  void AddCheck(std::function<void()> check) { checks_.push_back(std::move(check)); }
+
+  // Reads everything and keeps nothing.
+  void Verify(size_t num_threads);
+
+  // Reads about `max_bytes` of what has not been read yet, in the order of the files. Returns how many; 0 when all is
+  // there. With an error, nothing more can be read.
+  uint64_t Read(size_t num_threads, uint64_t max_bytes);
+  // The requests whose destinations were, or may have been, written to; ascending.
+  std::vector<size_t> Touched() const;
+
+ private:
+  // A tensor in slices.
+  struct Sliced {
+    Box whole;
+    std::vector<StoredPart> parts;
+    char* destination;
+    uint64_t size;
+    size_t request;
+  };
+  class Pass;
+
+  void Arrange();
+  bool DestinationsOverlap() const;
+  uint64_t NumBytes() const;
+
+  DataFiles& files_;
+  const ByteOrder order_;
+  std::vector<PlacedValue> values_;
+  std::vector<Sliced> sliced_;
+  std::vector<std::function<void()>> checks_;
+  bool is_arranged_ = false;
+  bool has_shared_memory_ = false;  // destinations overlap: what comes later wins
+  std::shared_ptr<Pass> reading_;   // from the first call of Read on
+};
+
+}  // namespace trackckpt

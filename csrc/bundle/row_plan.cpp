@@ -1,0 +1,92 @@
+#include "bundle/row_plan.h"
+
+#include <algorithm>
+#include <string>
+
+#include "bundle/locator.h"
+#include "bundle/stored_value.h"
+#include "error.h"
+
+namespace trackckpt {
+
+namespace {
+
+bool Fits(const BundleEntry& entry, const TensorMemoryTable& table, const TensorMemory& row) {
+  return entry.dtype == row.dtype && entry.shape.size() == row.rank &&
+         std::equal(entry.shape.begin(), entry.shape.end(), table.Shape(row));
+}
+
+}  // namespace
+
+RowPlan::RowPlan(const BundleIndex& index, const DataFileNames& names,
+                 const std::vector<std::string_view>& keys, const TensorMemoryTable& table)
+    : index_(index), keys_(keys), table_(table), files_(names), reader_(&files_, index.byte_order()) {
+  if (keys.size() != table.rows.size()) {
+    throw Error(ErrorKind::kInvalidArgument, "there are " + std::to_string(keys.size()) + " keys for " +
+                                                 std::to_string(table.rows.size()) + " rows");
+  }
+  in_one_piece_.reserve(keys.size());
+  index.FindMany(keys, [&](size_t row, const BundleEntry* entry) {
+    if (!table.rows[row].is_plain()) return;
+    if (entry == nullptr || !Fits(*entry, table, table.rows[row])) {
+      misfits_.push_back(row);
+    } else {
+      Place(keys[row], *entry, row);
+    }
+  });
+}
+
+void RowPlan::Place(std::string_view key, const BundleEntry& entry, size_t row) {
+  num_bytes_ += table_.rows[row].size;
+  if (entry.slices.empty()) {
+    in_one_piece_.emplace_back(entry, key, table_.rows[row].data, row);
+  } else {
+    in_slices_.push_back(row);
+  }
+}
+
+void RowPlan::Check() {
+  if (!misfits_.empty()) throw Error(ErrorKind::kInvalidArgument, "there are rows that do not fit");
+  if (is_checked_) return;
+  // What is wrong is said of the first row for which anything is.
+  auto sliced = in_slices_.begin();
+  for (const PlacedValue& value : in_one_piece_) {
+    while (sliced != in_slices_.end() && *sliced < value.request) PlaceSlices(*sliced++);
+    CheckPlace(value);
+  }
+  while (sliced != in_slices_.end()) PlaceSlices(*sliced++);
+  reader_.Add(in_one_piece_);
+  file_ = nullptr;
+  is_checked_ = true;
+}
+
+// As CheckStored, without its entry.
+void RowPlan::CheckPlace(const PlacedValue& value) {
+  if (file_shard_ != value.shard_id) {
+    file_ = files_.Open(value.shard_id);
+    file_shard_ = value.shard_id;
+  }
+  const bool is_inside = value.offset <= file_->size() && value.size <= file_->size() - value.offset;
+  if (value.size == table_.rows[value.request].size && is_inside) return;
+  CheckStored(*index_.Find(value.key), *file_);
+}
+
+void RowPlan::PlaceSlices(size_t row) {
+  const TensorLocator locator(index_, &files_);
+  const BundleEntry tensor = locator.Find(keys_[row]);
+  reader_.AddSliced(tensor, locator.Parts(tensor), table_.rows[row].data, row);
+}
+
+void RowPlan::Verify(size_t num_threads) {
+  Check();
+  reader_.Verify(num_threads);
+}
+
+uint64_t RowPlan::Read(size_t num_threads, uint64_t max_bytes) {
+  Check();
+  return reader_.Read(num_threads, max_bytes);
+}
+
+std::vector<size_t> RowPlan::Touched() const { return reader_.Touched(); }
+
+}  // namespace trackckpt

@@ -1,0 +1,57 @@
+// Stored values and the tensors in memory that they go to: found and compared first, then checked, then read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "bundle/data_files.h"
+#include "bundle/index.h"
+#include "bundle/parallel_reader.h"
+#include "bundle/tensor_memory.h"
+
+namespace trackckpt {
+
+// To be used by one thread at a time. Data files stay open from the first that is asked of them.
+class RowPlan {
+ public:
+  // The value of keys[i] goes to row i of the table, if that row is plain. All stay with the caller and outlive this.
+  RowPlan(const BundleIndex& index, const DataFileNames& names, const std::vector<std::string_view>& keys,
+          const TensorMemoryTable& table);
+
+  // The plain rows whose key is not there, or holds a value of another type or shape. With any, nothing is read.
+  const std::vector<size_t>& misfits() const { return misfits_; }
+  // Of the rows that fit.
+  uint64_t num_bytes() const { return num_bytes_; }
+
+  // Checks that all values lie inside of their files, and slices make up their tensors.
+  void Check();
+  // Reads all values and checks their checksums; as all that follows, it does Check first.
+  void Verify(size_t num_threads);
+  // Reads about `max_bytes` of what has not been read yet, and returns how many; 0 when all is in memory.
+  uint64_t Read(size_t num_threads, uint64_t max_bytes);
+  // The rows whose memory was, or may have been, written to.
+  std::vector<size_t> Touched() const;
+
+ private:
+  void Place(std::string_view key, const BundleEntry& entry, size_t row);
+  void CheckPlace(const PlacedValue& value);
+  void PlaceSlices(size_t row);
+
+  const BundleIndex& index_;
+  const std::vector<std::string_view>& keys_;
+  const TensorMemoryTable& table_;
+  DataFiles files_;
+  ParallelReader reader_;
+  std::vector<size_t> misfits_;
+  std::vector<PlacedValue> in_one_piece_;
+  std::vector<size_t> in_slices_;  // rows
+  uint64_t num_bytes_ = 0;
+  bool is_checked_ = false;
+  std::shared_ptr<const ReadableFile> file_;  // of the shard that was looked at last
+  int32_t file_shard_ = -1;
+};
+
+}  // namespace trackckpt

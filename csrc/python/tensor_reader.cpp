@@ -1,0 +1,154 @@
+#include "python/tensor_reader.h"
+
+#include <cstddef>
+#include <string>
+
+#include "bundle/dtype.h"
+#include "python/dlpack.h"
+
+namespace nb = nanobind;
+
+namespace trackckpt {
+
+namespace {
+
+// The DataType number of a type without a counterpart is 0.
+int32_t DataTypeOf(dlpack::DataType type) {
+  if (type.lanes != 1) return 0;
+  const auto by_bits = [&](int32_t bits8, int32_t bits16, int32_t bits32, int32_t bits64) {
+    switch (type.bits) {
+      case 8:
+        return bits8;
+      case 16:
+        return bits16;
+      case 32:
+        return bits32;
+      case 64:
+        return bits64;
+      default:
+        return 0;
+    }
+  };
+  switch (type.code) {
+    case dlpack::kInt:
+      return by_bits(kDtypeInt8, 5, 3, 9);
+    case dlpack::kUInt:
+      return by_bits(kDtypeUint8, 17, 22, 23);
+    case dlpack::kFloat:
+      return by_bits(0, 19, 1, 2);
+    case dlpack::kBfloat:
+      return by_bits(0, 14, 0, 0);
+    case dlpack::kComplex:
+      return type.bits == 64 ? kDtypeComplex64 : type.bits == 128 ? kDtypeComplex128 : 0;
+    case dlpack::kBool:
+      return by_bits(kDtypeBool, 0, 0, 0);
+    case dlpack::kFloat8E4m3fn:
+      return by_bits(25, 0, 0, 0);
+    case dlpack::kFloat8E4m3fnuz:
+      return by_bits(26, 0, 0, 0);
+    case dlpack::kFloat8E5m2:
+      return by_bits(24, 0, 0, 0);
+    case dlpack::kFloat8E5m2fnuz:
+      return by_bits(28, 0, 0, 0);
+    default:
+      return 0;
+  }
+}
+
+bool IsContiguous(const dlpack::Tensor& tensor) {
+  if (tensor.strides == nullptr) return true;
+  int64_t expected = 1;
+  bool is_contiguous = true;
+  for (int32_t i = tensor.ndim - 1; i >= 0; --i) {
+    if (tensor.shape[i] == 0) return true;
+    if (tensor.shape[i] != 1 && tensor.strides[i] != expected) is_contiguous = false;
+    expected *= tensor.shape[i];
+  }
+  return is_contiguous;
+}
+
+using Borrow = int (*)(void* object, void* tensor);
+
+// How objects of a class tell where their memory is; null where they do not.
+Borrow BorrowOf(nb::handle type) {
+  if (!nb::hasattr(type, dlpack::kAttribute)) return nullptr;
+  const nb::object capsule = type.attr(dlpack::kAttribute);
+  auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
+  if (api == nullptr) throw nb::python_error();
+  while (api != nullptr && api->major != dlpack::kMajorVersion) api = api->previous;
+  return api == nullptr ? nullptr : api->borrow;
+}
+
+nb::object Name(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
+
+bool CallPredicate(PyObject* object, const nb::object& name) {
+  PyObject* const arguments[] = {object};
+  const nb::object result = nb::steal(
+      PyObject_VectorcallMethod(name.ptr(), arguments, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  if (!result.is_valid()) throw nb::python_error();
+  return result.is(Py_True);
+}
+
+}  // namespace
+
+TensorReader::TensorReader(const nb::tuple& types)
+    : is_neg_(Name("is_neg")), is_conj_(Name("is_conj")), dtype_(Name("dtype")), version_(Name("_version")) {
+  for (nb::handle type : types)
+    types_.push_back({reinterpret_cast<PyTypeObject*>(type.ptr()), BorrowOf(type)});
+}
+
+const TensorReader::Type* TensorReader::Find(PyObject* object) const {
+  for (const Type& type : types_) {
+    if (type.type == Py_TYPE(object)) return &type;
+  }
+  return nullptr;
+}
+
+// A conjugate or negative view has its sign in a flag, not in its memory.
+bool TensorReader::HasFlaggedSign(PyObject* tensor, int32_t dtype) const {
+  if (CallPredicate(tensor, is_neg_)) return true;
+  const bool is_complex = dtype == kDtypeComplex64 || dtype == kDtypeComplex128;
+  return is_complex && CallPredicate(tensor, is_conj_);
+}
+
+// The exchange calls torch's integers of less than eight bits int8 and uint8, which is what they lie in.
+bool TensorReader::IsNarrowInteger(PyObject* tensor, int32_t dtype) const {
+  if (dtype != kDtypeInt8 && dtype != kDtypeUint8) return false;
+  const nb::object type = nb::steal(PyObject_GetAttr(tensor, dtype_.ptr()));
+  if (!type.is_valid()) throw nb::python_error();
+  const std::string name = nb::repr(type).c_str();
+  return name != "torch.int8" && name != "torch.uint8";
+}
+
+int64_t TensorReader::Version(PyObject* tensor) const {
+  const nb::object version = nb::steal(PyObject_GetAttr(tensor, version_.ptr()));
+  if (version.is_valid()) return PyLong_AsLongLong(version.ptr());
+  PyErr_Clear();
+  return kNoVersion;
+}
+
+bool TensorReader::AddPlain(PyObject* object, TensorMemoryTable* table) const {
+  const Type* const type = Find(object);
+  if (type == nullptr || type->borrow == nullptr) return false;
+  dlpack::Tensor tensor;
+  if (type->borrow(object, &tensor) != 0) {
+    PyErr_Clear();  // it has no memory that could be described: it is sparse, say, or on the meta device
+    return false;
+  }
+  const int32_t dtype = DataTypeOf(tensor.dtype);
+  if (dtype == 0 || tensor.device.type != dlpack::kCpu || !IsContiguous(tensor)) return false;
+  TensorMemory row;
+  row.size = ItemSize(dtype);
+  for (int32_t i = 0; i < tensor.ndim; ++i) row.size *= static_cast<uint64_t>(tensor.shape[i]);
+  if (row.size > 0 && tensor.data == nullptr) return false;
+  if (HasFlaggedSign(object, dtype) || IsNarrowInteger(object, dtype)) return false;
+  row.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  row.dtype = dtype;
+  row.rank = static_cast<uint32_t>(tensor.ndim);
+  row.first_dim = table->dims.size();
+  table->dims.insert(table->dims.end(), tensor.shape, tensor.shape + tensor.ndim);
+  table->rows.push_back(row);
+  return true;
+}
+
+}  // namespace trackckpt
