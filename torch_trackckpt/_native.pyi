@@ -30,6 +30,8 @@ def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
 def crc32c_implementations() -> list[str]:
     """Names of the CRC-32C kernels that run on this processor, fastest first; the last is `portable`."""
 
+_Column = np.ndarray[Any, np.dtype[np.int64]]
+
 def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """A part of a file as memory, mapped for as long as the array lives. No descriptor stays open.
 
@@ -60,9 +62,7 @@ class BundleWriter:
         Raises ``ValueError`` for a size that contradicts dtype and shape.
         """
 
-    def add_rows(
-        self, shard: int, keys: list[str], table: TensorTable, rows: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> None:
+    def add_rows(self, shard: int, keys: list[str], table: TensorTable, rows: _Column) -> None:
         """Appends rows of a table in the given order; ``keys`` has the key of every row of the table.
 
         Raises ``ValueError`` for a row that is not plain.
@@ -248,6 +248,22 @@ class TensorTable:
     def sizes(self) -> list[int]:
         """The bytes of each row; 0 for those that are not plain."""
 
+    def addresses(self) -> list[int]:
+        """Where each row begins; 0 for those that are not plain."""
+
+    def value(self, row: int) -> Any: ...
+    def relocated(
+        self, address: int, offsets: _Column, others: list[int], replaced: list[Any], owner: object
+    ) -> TensorTable:
+        """The same rows in other memory, without the objects.
+
+        Args:
+            address, offsets: where copies of the plain rows lie: at the address plus the offset of each row.
+            others: rows that are not plain.
+            replaced: tensors in their place.
+            owner: kept alive by the new table.
+        """
+
     def changed(self) -> list[int]:
         """The rows of tensors, plain or not, that torch knows to have changed since the table was made."""
 
@@ -256,6 +272,16 @@ class TensorTable:
 
     def unversioned(self) -> list[int]:
         """The rows of objects without a version: inference tensors, and what is no tensor."""
+
+@final
+class TensorCopy:
+    """Bytes of plain rows on their way to other memory; keeps both sides alive. Several threads may use it at once."""
+
+    def __init__(self, table: TensorTable, rows: _Column, address: int, offsets: _Column, owner: object) -> None:
+        """Row ``rows[i]`` goes to the address plus ``offsets[i]``, in memory that `owner` has."""
+
+    def run(self, num_threads: int) -> None:
+        """Copies what no other call has taken; returns when everything is there, whoever copied it."""
 
 @final
 class RowPlan:

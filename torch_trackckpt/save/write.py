@@ -15,12 +15,14 @@ from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.at_once import at_once
+from torch_trackckpt.save.background import give_way
+from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.plan import SavePlan, WriteItem
 from torch_trackckpt.save.staging import Batch, StagingMemory, stage
 from torch_trackckpt.save.unchanged import check_unchanged
 from torch_trackckpt.storage.base import Storage
 
-__all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
+__all__ = ["WrittenFiles", "copy_late", "temporary_suffix", "write_shards"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,16 @@ class WrittenFiles:
         return sum(os.path.getsize(temporary) for temporary, _ in (*self.data, self.index))
 
 
+def copy_late(late: LateCopy) -> None:
+    """Makes the copies that an asynchronous save still lacks, while the program goes on.
+
+    Raises:
+        ValueChangedError: a value changed.
+    """
+    for _ in at_once([_copying(late)], 1, stop=late.give_up, prepare=give_way):
+        pass
+
+
 def write_shards(
     plan: SavePlan,
     prefix: str,
@@ -44,6 +56,7 @@ def write_shards(
     durable: bool,
     num_threads: int = 1,
     progress: Progress | None = None,
+    in_background: bool = False,
 ) -> WrittenFiles:
     """Writes the data file of each shard, and one index for all.
 
@@ -57,19 +70,21 @@ def write_shards(
         num_threads: how many data files are written at once.
         progress: called in this thread about every 64 MiB with the bytes written so far and those of all values
             together, and once when both are equal.
+        in_background: whether the program goes on meanwhile, which should not become slower.
 
     Raises:
         ValueChangedError: a tensor changed.
         OSError: the system refuses.
     """
     storage.make_directory(os.path.dirname(prefix))
+    prepare = give_way if in_background else None
     files = _files(prefix, len(plan.shards))
     num_threads = min(num_threads, len(plan.shards))
     done_bytes, told_bytes, total_bytes = 0, 0, plan.num_bytes
     with BundleWriter([temporary for temporary, _ in files.data], files.index[0], durable=durable) as writer:
         memory = StagingMemory(num_threads)
         works = [_write_shard(writer, plan, shard, memory) for shard in range(len(plan.shards))]
-        with contextlib.closing(at_once(works, num_threads, stop=writer.abandon)) as written:
+        with contextlib.closing(at_once(works, num_threads, stop=writer.abandon, prepare=prepare)) as written:
             for num_bytes in written:
                 done_bytes += num_bytes
                 if progress is not None and told_bytes + memory.limit <= done_bytes < total_bytes:
@@ -91,6 +106,11 @@ def _files(prefix: str, num_shards: int) -> WrittenFiles:
     data = [data_name(prefix, shard, num_shards) for shard in range(num_shards)]
     index = index_name(prefix)
     return WrittenFiles(tuple((final + suffix, final) for final in data), (index + suffix, index))
+
+
+def _copying(late: LateCopy) -> Generator[int]:
+    late.run()
+    yield 0
 
 
 def _write_shard(writer: BundleWriter, plan: SavePlan, shard: int, memory: StagingMemory) -> Generator[int]:

@@ -1,0 +1,64 @@
+"""A hook of an optimizer that is called before one step, and is gone then.
+
+torch goes through the hooks themselves, not through a copy, and raises where one but the last goes away meanwhile. A
+hook that is not the last goes after the step, by a hook for that which is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["BeforeNextStep"]
+
+
+class BeforeNextStep:
+    """Calls a function before the next step of an optimizer, which it does not keep alive.
+
+    Args:
+        optimizer: has called ``Optimizer.__init__``.
+        callback: called in the thread that steps. When it raises, the step does too, and the next one calls it again.
+    """
+
+    def __init__(self, optimizer: Optimizer, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._lock = threading.Lock()
+        self._num_running = 0
+        self._is_over = False
+        self._before = optimizer.register_step_pre_hook(self._before_step)
+        self._after: RemovableHandle | None = None
+
+    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        with self._lock:
+            self._num_running += 1
+        try:
+            if not self._is_over:
+                self._callback()
+                self._is_over = True
+        finally:
+            with self._lock:
+                self._num_running -= 1
+                if self._is_over and not self._num_running:
+                    self._leave(optimizer)
+
+    def _leave(self, optimizer: Optimizer) -> None:
+        hooks = self._before.hooks_dict_ref()
+        if hooks and next(reversed(hooks)) == self._before.id:
+            self._before.remove()
+        elif self._after is None:
+            self._after = optimizer.register_step_post_hook(self._after_step)
+
+    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Calls the function no more, and removes the hooks; a step that is just calling it removes them itself."""
+        with self._lock:
+            self._is_over = True
+            if not self._num_running:
+                self._before.remove()
+                if self._after is not None:
+                    self._after.remove()
