@@ -30,8 +30,6 @@ def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
 def crc32c_implementations() -> list[str]:
     """Names of the CRC-32C kernels that run on this processor, fastest first; the last is `portable`."""
 
-_Column = np.ndarray[Any, np.dtype[np.int64]]
-
 def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """A part of a file as memory, mapped for as long as the array lives. No descriptor stays open.
 
@@ -62,7 +60,9 @@ class BundleWriter:
         Raises ``ValueError`` for a size that contradicts dtype and shape.
         """
 
-    def add_rows(self, shard: int, keys: list[str], table: TensorTable, rows: _Column) -> None:
+    def add_rows(
+        self, shard: int, keys: list[str], table: TensorTable, rows: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> None:
         """Appends rows of a table in the given order; ``keys`` has the key of every row of the table.
 
         Raises ``ValueError`` for a row that is not plain.
@@ -253,7 +253,12 @@ class TensorTable:
 
     def value(self, row: int) -> Any: ...
     def relocated(
-        self, address: int, offsets: _Column, others: list[int], replaced: list[Any], owner: object
+        self,
+        address: int,
+        offsets: np.ndarray[Any, np.dtype[np.int64]],
+        others: list[int],
+        replaced: list[Any],
+        owner: object,
     ) -> TensorTable:
         """The same rows in other memory, without the objects.
 
@@ -277,7 +282,14 @@ class TensorTable:
 class TensorCopy:
     """Bytes of plain rows on their way to other memory; keeps both sides alive. Several threads may use it at once."""
 
-    def __init__(self, table: TensorTable, rows: _Column, address: int, offsets: _Column, owner: object) -> None:
+    def __init__(
+        self,
+        table: TensorTable,
+        rows: np.ndarray[Any, np.dtype[np.int64]],
+        address: int,
+        offsets: np.ndarray[Any, np.dtype[np.int64]],
+        owner: object,
+    ) -> None:
         """Row ``rows[i]`` goes to the address plus ``offsets[i]``, in memory that `owner` has."""
 
     def run(self, num_threads: int) -> None:

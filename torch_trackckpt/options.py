@@ -23,8 +23,8 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify`` or ``async_copy``, a write callback that cannot be called with the path alone, a
-            sharding callback that is none, less than one thread, or a ``progress`` that cannot be called.
+        ValueError: for an unknown ``verify`` or ``async_copy``, a write callback that cannot be called with the path
+            alone, a sharding callback that is none, less than one thread, or a ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
     Example:
@@ -72,8 +72,8 @@ class CheckpointOptions:
     async_copy: Literal["first", "overlapped"] = "first"
     """Asynchronous saving only: when the values are copied. ``"first"``: before the call returns. ``"overlapped"``: the
     call returns within milliseconds; parameters and slot variables of tracked optimizers are copied while the program
-    goes forward and backward, and their next ``step()`` waits for the rest. See "Asynchronous" in ``docs/saving.md`` for
-    what must not be done until then."""
+    goes forward and backward, and their next ``step()`` waits for the rest. ``docs/saving.md`` says what must not be
+    done until then. Values on devices are copied at once in any case."""
 
     progress: Progress | None = None
     """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the

@@ -335,7 +335,7 @@ class SlotOwner(Trackable):
         raise NotImplementedError
 
     def _stepped_tensors(self) -> list[torch.Tensor]:
-        """Those of its variables and slots that a training changes in its step alone, of which `_before_next_step` tells.
+        """Those of its variables and slots that change in its step alone, of which `_before_next_step` tells.
 
         An asynchronous save may copy them until then. To name none is always right.
         """
