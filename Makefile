@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 TOOLS := 'ruff==0.17.*' 'mypy==2.*' 'clang-format==19.*' types-protobuf 'cmake>=3.20' ninja nanobind
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
 
-.PHONY: demo test check format benchmark clean sanitize fuzz
+.PHONY: demo test check format bench bench-short bench-growth bench-page clean sanitize fuzz
 
 demo: $(VENV)/built
 	$(BIN)/python examples/digits.py --directory run
@@ -31,12 +31,23 @@ format: $(VENV)/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(filter %.cpp %.h,$(SOURCES))
 
-benchmark: $(VENV)/built
-	$(BIN)/python benchmarks/save_restore.py
-	$(BIN)/python benchmarks/async_stall.py
-	$(BIN)/python benchmarks/many_keys.py
-	$(BIN)/python benchmarks/frozen_saver.py
-	$(BIN)/python benchmarks/crc32c.py
+# All figures of docs/performance.md, in 20 minutes on a machine that does nothing else; smaller ones in three, to see
+# that all works; how cost grows, an hour. BENCH takes further arguments, such as --disk DIR (see --help).
+
+bench: $(VENV)/peers
+	$(BIN)/python -m benchmarks run $(BENCH)
+
+bench-short: $(VENV)/peers
+	$(BIN)/python -m benchmarks run --short $(BENCH)
+
+bench-growth: $(VENV)/peers
+	$(BIN)/python -m benchmarks growth $(BENCH)
+
+# The page and the plots, from what the last runs measured.
+
+bench-page: $(VENV)/peers
+	$(BIN)/python -m benchmarks plot build/benchmarks/results.json
+	$(BIN)/python -m benchmarks report build/benchmarks/results.json --page docs/performance.md
 
 clean:
 	rm -rf $(VENV) build run
@@ -50,6 +61,12 @@ $(VENV)/torch:
 
 $(VENV)/built: $(VENV)/torch pyproject.toml $(SOURCES)
 	$(PIP) install --editable '.[test]'
+	touch $@
+
+# The peers must not replace torch by another one.
+$(VENV)/peers: $(VENV)/built
+	echo '$(TORCH)' > $(VENV)/constraints
+	$(PIP) install --constraint $(VENV)/constraints --editable '.[bench]'
 	touch $@
 
 $(VENV)/tools: $(VENV)/built

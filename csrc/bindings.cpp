@@ -23,6 +23,7 @@
 #include "bundle/writer.h"
 #include "encoding/crc32c.h"
 #include "error.h"
+#include "io/huge_pages.h"
 #include "io/mapping.h"
 #include "python/live_objects.h"
 #include "python/row_plan.h"
@@ -609,6 +610,14 @@ void DefineMapFile(nb::module_& module) {
   module.def("map_file", &MapFile, "path"_a, "offset"_a, "size"_a, "A part of a file as memory.");
 }
 
+void AdviseHugePagesAt(nb::handle address, uint64_t size) {
+  AdviseHugePages(MemoryFromPython(address, size), size);
+}
+
+void DefineHugePages(nb::module_& module) {
+  module.def("advise_huge_pages", &AdviseHugePagesAt, "address"_a, "size"_a, "Asks for huge pages.");
+}
+
 void DefineCrc32c(nb::module_& module) {
   module.def("crc32c", &Crc32c, "data"_a, "crc"_a = 0, "implementation"_a = "",
              "CRC-32C of `data`, continuing from `crc`.");
@@ -622,6 +631,7 @@ void DefineWriter(nb::module_& module) {
   nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes data files and their index.")
       .def("__init__", &InitWriter, "data_paths"_a, "index_path"_a, nb::kw_only(), "durable"_a,
            "block_size"_a = kDefaultBlockSize, "alignment"_a = 1)
+      .def("expect", &BundleWriter::Expect, "shard"_a, "size"_a, unlocked)
       .def("add", &AddTensors, "shard"_a, "tensors"_a)
       .def("add_rows", &AddRows, "shard"_a, "keys"_a, "table"_a, "rows"_a)
       .def("add_strings", &AddStrings, "shard"_a, "key"_a, "shape"_a, "values"_a)
@@ -703,6 +713,7 @@ NB_MODULE(_native, module) {
   trackckpt::DefineTensorCopy(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);
+  trackckpt::DefineHugePages(module);
   trackckpt::DefineWriter(module);
   trackckpt::DefineMerge(module);
   trackckpt::DefineEntry(module);

@@ -121,3 +121,9 @@ def test_a_list_of_callbacks_that_changes_later_does_not_change_the_options() ->
     options = CheckpointOptions(experimental_write_callbacks=callbacks)
     callbacks.append(lambda one, two: None)
     assert len(options.experimental_write_callbacks) == 1
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+def test_a_number_of_threads_below_one_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"num_threads must be None or a number of at least 1, not {number}"):
+        CheckpointOptions(num_threads=number)

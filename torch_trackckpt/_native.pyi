@@ -1,4 +1,4 @@
-"""Typed contract of the compiled core (csrc/bindings.cpp).
+"""Typed contract of the compiled core (csrc/bindings.cpp, csrc/python).
 
 Tensor bytes cross as addresses; the caller keeps the memory alive until the call returns. Every call
 that reads or writes files or computes checksums of large memory releases the interpreter lock.
@@ -30,6 +30,9 @@ def crc32c_combine(crc_a: int, crc_b: int, size_b: int) -> int:
 def crc32c_implementations() -> list[str]:
     """Names of the CRC-32C kernels that run on this processor, fastest first; the last is `portable`."""
 
+def advise_huge_pages(address: int, size: int) -> None:
+    """Asks for huge pages in memory that was just allocated and not touched yet. Harmless where there are none."""
+
 def map_file(path: str, offset: int, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """A part of a file as memory, mapped for as long as the array lives. No descriptor stays open.
 
@@ -53,6 +56,9 @@ class BundleWriter:
         Behind each tensor the data file is filled with zeros up to a multiple of `alignment`. A data file is open only
         from its first tensor on until it is complete.
         """
+
+    def expect(self, shard: int, size: int) -> None:
+        """Says that at least so many bytes will be added to a shard, so that a durable one lies in few pieces."""
 
     def add(self, shard: int, tensors: list[tuple[bytes, int, tuple[int, ...], int, int]]) -> None:
         """Appends (key, DataType number, shape, address, size in bytes) in the given order.
@@ -371,6 +377,9 @@ class LiveObjects:
     def next_trackable(self, node: int) -> int | None:
         """The first node from `node` on that is no leaf."""
 
+    def leaves(self) -> tuple[list[int], list[Any]]:
+        """The nodes that are leaves, and their tensors."""
+
     def trackables(self) -> list[tuple[int, Any]]:
         """Every node that is no leaf, with its trackable."""
 
@@ -432,6 +441,12 @@ class SavedGraph:
     def find_child(self, node: int, name: str) -> int | None:
         """The first child of a name."""
 
+    def names(self, node: int) -> tuple[str, ...] | None:
+        """The names that lead to a node on the shortest way from the root; None where children do not lead to it."""
+
+    def slot_owner(self, node: int) -> tuple[int, int, str] | None:
+        """Optimizer, variable and slot name, for a node that is a slot."""
+
     def attributes(self, node: int) -> tuple[tuple[str, str, str], ...]:
         """Name, full name and checkpoint key of each."""
 
@@ -492,6 +507,9 @@ class PairedTensors:
     def address(self, node: int) -> int: ...
     def place(self, node: int) -> tuple[int, str]:
         """The parent and the local name by which a node was paired."""
+
+    def find_all(self, objects: list[Any]) -> list[int]:
+        """The nodes that are paired with objects; -1 for those that are paired with none."""
 
     def nodes(self) -> list[int]:
         """Those that were paired, in this order; `keys` and `tensors` go with them."""

@@ -150,7 +150,8 @@ class ParallelReader::Pass {
   std::vector<std::atomic<bool>> touched_;
 };
 
-ParallelReader::Pass::Pass(const ParallelReader& reader, bool is_reading, size_t num_threads, uint64_t max_group_bytes)
+ParallelReader::Pass::Pass(const ParallelReader& reader, bool is_reading, size_t num_threads,
+                           uint64_t max_group_bytes)
     : reader_(reader),
       is_reading_(is_reading),
       chunk_bytes_(ChunkBytes(reader.NumBytes(), num_threads)),
@@ -291,7 +292,8 @@ void ParallelReader::Pass::CheckWhole(const Large& large) const {
     crc = Crc32cCombine(crc, chunk_crc, n);
     from += n;
   }
-  if (crc != UnmaskCrc(value.crc32c)) CheckChecksum(crc, value.ToEntry(), *reader_.files_.Open(value.shard_id));
+  if (crc != UnmaskCrc(value.crc32c))
+    CheckChecksum(crc, value.ToEntry(), *reader_.files_.Open(value.shard_id));
 }
 
 void ParallelReader::Pass::DoPart(const Unit& unit) {
@@ -342,7 +344,8 @@ void ParallelReader::Verify(size_t num_threads) {
 
 uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes) {
   Arrange();
-  if (reading_ == nullptr) reading_ = std::make_shared<Pass>(*this, true, num_threads, std::min(kGroupBytes, max_bytes));
+  if (reading_ == nullptr)
+    reading_ = std::make_shared<Pass>(*this, true, num_threads, std::min(kGroupBytes, max_bytes));
   return reading_->Run(num_threads, max_bytes);
 }
 

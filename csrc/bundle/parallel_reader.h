@@ -52,7 +52,9 @@ class ParallelReader {
   ParallelReader(DataFiles* files, ByteOrder order) : files_(*files), order_(order) {}
 
   void Add(const PlacedValue& value) { values_.push_back(value); }
-  void Add(const std::vector<PlacedValue>& values) { values_.insert(values_.end(), values.begin(), values.end()); }
+  void Add(const std::vector<PlacedValue>& values) {
+    values_.insert(values_.end(), values.begin(), values.end());
+  }
   // A tensor in slices: what TensorLocator::Parts says of the whole of it.
   void AddSliced(const BundleEntry& tensor, std::vector<StoredPart> parts, char* destination, size_t request);
   // Something that is done only when values are checked.

@@ -59,6 +59,10 @@ ShardWriter::ShardWriter(std::string path, int32_t shard_id, int64_t alignment, 
   CreateEmptyFile(path_);
 }
 
+void ShardWriter::Expect(uint64_t size) {
+  if (durable_) File().Reserve(size);
+}
+
 void ShardWriter::Add(const TensorBytes& tensor) {
   CheckSize(tensor);
   BeginEntry(tensor.key, tensor.dtype);

@@ -46,6 +46,8 @@ class ShardWriter {
   // outlives the writer; once it is closed, calls that are under way throw.
   ShardWriter(std::string path, int32_t shard_id, int64_t alignment, bool durable, const WriterState& state);
 
+  // Says that at least so many bytes are going to be added. Disks are told; memory has no use for it.
+  void Expect(uint64_t size);
   void Add(const TensorBytes& tensor);
   // A row of a table that holds it, and is plain.
   void AddRow(std::string_view key, const TensorMemoryTable& table, const TensorMemory& row);

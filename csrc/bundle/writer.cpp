@@ -73,6 +73,10 @@ BundleWriter::BundleWriter(const std::vector<std::string>& data_paths, const std
 
 BundleWriter::~BundleWriter() { Abandon(); }
 
+void BundleWriter::Expect(size_t shard, uint64_t size) {
+  Run(shard, [&](ShardWriter* writer) { writer->Expect(size); });
+}
+
 void BundleWriter::Add(size_t shard, const std::vector<TensorBytes>& tensors) {
   Run(shard, [&](ShardWriter* writer) {
     for (const TensorBytes& tensor : tensors) writer->Add(tensor);

@@ -38,6 +38,8 @@ class BundleWriter {
   // Abandons what has not been finished.
   ~BundleWriter();
 
+  // Says that at least so many bytes will be added to a shard, so that a durable one lies in one place of the disk.
+  void Expect(size_t shard, uint64_t size);
   // Nothing of what is handed over is needed any more when these return.
   void Add(size_t shard, const std::vector<TensorBytes>& tensors);
   // Rows of a table; `keys` has one for each of `rows`, all of which are plain.

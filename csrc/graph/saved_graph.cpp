@@ -66,6 +66,7 @@ SavedGraph::SavedGraph(std::string record) : record_(std::move(record)) {
   if (record_.size() > std::numeric_limits<uint32_t>::max()) throw Malformed("it is larger than 4 GiB");
   Parse();
   CheckReferences();
+  FindWays();
 }
 
 void SavedGraph::Parse() {
@@ -130,6 +131,45 @@ void SavedGraph::CheckReferences() const {
       check(node, slot.slot);
     }
   }
+}
+
+void SavedGraph::FindWays() {
+  ways_.resize(nodes_.size());
+  std::vector<int32_t> queue{0};
+  for (size_t next = 0; next < queue.size(); ++next) {
+    const Range children = At(queue[next]).children;
+    for (uint32_t i = children.begin; i < children.end; ++i) {
+      Way& way = ways_[static_cast<size_t>(children_[i].node)];
+      if (children_[i].node == 0 || way.parent >= 0) continue;
+      way.parent = queue[next];
+      way.child = static_cast<int32_t>(i);
+      queue.push_back(children_[i].node);
+    }
+  }
+  for (int32_t node = 0; node < num_nodes(); ++node) {
+    const Range slots = At(node).slots;
+    for (uint32_t i = slots.begin; i < slots.end; ++i) {
+      Way& way = ways_[static_cast<size_t>(slots_[i].slot)];
+      way.optimizer = node;
+      way.slot = static_cast<int32_t>(i);
+    }
+  }
+}
+
+std::optional<std::vector<std::string_view>> SavedGraph::Names(int32_t node) const {
+  std::vector<std::string_view> names;
+  while (node != 0) {
+    const Way& way = ways_[static_cast<size_t>(node)];
+    if (way.parent < 0) return std::nullopt;
+    names.push_back(children_[static_cast<size_t>(way.child)].name);
+    node = way.parent;
+  }
+  return std::vector<std::string_view>(names.rbegin(), names.rend());
+}
+
+std::pair<int32_t, const SavedGraph::Slot*> SavedGraph::SlotOwner(int32_t node) const {
+  const Way& way = ways_[static_cast<size_t>(node)];
+  return {way.optimizer, way.slot < 0 ? nullptr : &slots_[static_cast<size_t>(way.slot)]};
 }
 
 std::optional<std::pair<std::string_view, std::string_view>> SavedGraph::RegisteredSaver(int32_t node) const {

@@ -51,6 +51,11 @@ class SavedGraph {
   std::optional<bool> HasValues(int32_t node) const;
   std::optional<int64_t> ModuleVersion(int32_t node) const;
 
+  // The names that lead to a node on the shortest way from the root; nothing where children do not lead to it.
+  std::optional<std::vector<std::string_view>> Names(int32_t node) const;
+  // The optimizer that has a node as a slot, and the slot; null where none has.
+  std::pair<int32_t, const Slot*> SlotOwner(int32_t node) const;
+
   // Whether a node is a variable and nothing else: it owns one value, of that name, and refers to nothing.
   bool IsVariable(int32_t node) const;
 
@@ -75,6 +80,7 @@ class SavedGraph {
   void Parse();
   void ParseNode(std::string_view message);
   void CheckReferences() const;
+  void FindWays();
 
   const std::string record_;
   std::vector<Node> nodes_;
@@ -82,6 +88,12 @@ class SavedGraph {
   std::vector<Attribute> attributes_;
   std::vector<Slot> slots_;
   std::vector<std::pair<std::string_view, std::string_view>> savers_;
+  // By node: its parent on the shortest way, and which of all children it is; the optimizer that has it as a slot, and
+  // which of all slots it is. -1 where there is none.
+  struct Way {
+    int32_t parent = -1, child = -1, optimizer = -1, slot = -1;
+  };
+  std::vector<Way> ways_;
 };
 
 }  // namespace trackckpt

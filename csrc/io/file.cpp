@@ -76,6 +76,11 @@ void RemoveFile(const std::string& path) { unlink(path.c_str()); }
 WritableFile::WritableFile(std::string path, Opening opening)
     : path_(std::move(path)), fd_(opening == Opening::kNew ? CreateFile(path_) : OpenForWriting(path_, 0)) {}
 
+// Without a place the writes that follow say so.
+void WritableFile::Reserve(uint64_t n) {
+  if (n > 0) fallocate(fd_.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(n));
+}
+
 void WritableFile::Append(const void* data, size_t n) {
   if (n > kSmallBytes) {
     Write(data, n);

@@ -46,6 +46,10 @@ class WritableFile {
   // Has the disk begin with what is written while more is still to come. Sync then has less to wait for.
   void BeginWritingEarly() { begins_early_ = true; }
 
+  // Has the file system find a place for so many bytes at once, in few pieces. A hint: nothing is there afterwards
+  // that was not there before, and the file may become larger.
+  void Reserve(uint64_t n);
+
   // The bytes may change when this returns.
   void Append(const void* data, size_t n);
   void Flush();

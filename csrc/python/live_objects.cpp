@@ -114,6 +114,16 @@ class LiveObjects {
     return node < graph_.num_nodes() ? nb::object(nb::int_(node)) : nb::none();
   }
 
+  nb::tuple Leaves() const {
+    nb::list numbers, tensors;
+    for (int32_t node = 0; node < graph_.num_nodes(); ++node) {
+      if (!graph_.is_tensor(node)) continue;
+      numbers.append(node);
+      tensors.append(objects_[static_cast<size_t>(node)]);
+    }
+    return nb::make_tuple(numbers, tensors);
+  }
+
   nb::list Trackables() const {
     nb::list trackables;
     for (int32_t node = 0; node < graph_.num_nodes(); ++node) {
@@ -335,6 +345,7 @@ void DefineLiveObjects(nb::module_& module) {
       .def("renumber", &LiveObjects::Renumber)
       .def("__len__", &LiveObjects::size)
       .def("next_trackable", &LiveObjects::NextTrackable, "node"_a)
+      .def("leaves", &LiveObjects::Leaves)
       .def("trackables", &LiveObjects::Trackables)
       .def("is_tensor", &LiveObjects::IsTensor, "node"_a)
       .def("object", &LiveObjects::Object, "node"_a)

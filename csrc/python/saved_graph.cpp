@@ -85,6 +85,20 @@ nb::object VersionOf(const SavedGraph& self, int32_t node) {
   return version ? nb::object(nb::int_(*version)) : nb::none();
 }
 
+nb::object NamesOf(const SavedGraph& self, int32_t node) {
+  const auto names = self.Names(CheckedNode(self, node));
+  if (!names) return nb::none();
+  nb::list list;
+  for (std::string_view name : *names) list.append(TextOf(name));
+  return nb::tuple(list);
+}
+
+nb::object SlotOwnerOf(const SavedGraph& self, int32_t node) {
+  const auto [optimizer, slot] = self.SlotOwner(CheckedNode(self, node));
+  if (slot == nullptr) return nb::none();
+  return nb::make_tuple(optimizer, slot->variable, TextOf(slot->name));
+}
+
 nb::list OwnersOf(const SavedGraph& self, bool of_slots) {
   nb::list owners;
   for (int32_t node = 0; node < self.num_nodes(); ++node) {
@@ -152,6 +166,16 @@ class PairedTensors {
   nb::tuple Place(int32_t node) const {
     const PairedNode& pair = Require(node);
     return nb::make_tuple(pair.parent, TextOf(graph_.Children(pair.parent)[pair.position].name));
+  }
+
+  // The nodes that are paired with objects; -1 for those that are paired with none.
+  nb::list FindAll(const nb::list& objects) const {
+    nb::list found;
+    for (nb::handle object : objects) {
+      const int32_t index = addresses_.Find(AddressOf(object));
+      found.append(index < 0 || index == kClaimed ? -1 : pairs_[static_cast<size_t>(index)].node);
+    }
+    return found;
   }
 
   nb::list Nodes() const {
@@ -276,6 +300,8 @@ void DefineSavedGraph(nb::module_& module) {
       .def("has_values", &HasValues, "node"_a)
       .def("module_version", &VersionOf, "node"_a)
       .def("find_child", &FindChild, "node"_a, "name"_a)
+      .def("names", &NamesOf, "node"_a)
+      .def("slot_owner", &SlotOwnerOf, "node"_a)
       .def("child", &ChildAt, "node"_a, "position"_a)
       .def("nodes_with_slots", [](const SavedGraph& self) { return OwnersOf(self, true); })
       .def("nodes_with_values", [](const SavedGraph& self) { return OwnersOf(self, false); });
@@ -291,6 +317,7 @@ void DefineSavedGraph(nb::module_& module) {
       .def("tensor", &PairedTensors::Tensor, "node"_a)
       .def("address", &PairedTensors::Address, "node"_a)
       .def("place", &PairedTensors::Place, "node"_a)
+      .def("find_all", &PairedTensors::FindAll, "objects"_a)
       .def("nodes", &PairedTensors::Nodes)
       .def("keys", &PairedTensors::Keys)
       .def("tensors", &PairedTensors::Tensors)

@@ -39,6 +39,7 @@ def test_every_field_of_every_node_is_what_protobuf_wrote(graph: ObjectGraph) ->
         assert decoded.attributes(node_id) == node.attributes
         for name in {child.local_name for child in node.children} | {"not there"}:
             assert decoded.child(node_id, name) == graph.child(node_id, name)
+        assert decoded.readable(node_id) == graph.readable(node_id)
     assert list(decoded.nodes_with_slots()) == list(graph.nodes_with_slots())
     assert list(decoded.nodes_with_values()) == list(graph.nodes_with_values())
 

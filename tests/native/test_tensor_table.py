@@ -112,3 +112,21 @@ def test_the_table_keeps_the_tensors_alive() -> None:
     found = table(*[torch.full((1000,), float(index)) for index in range(50)])
     assert found.nbytes == 50 * 4000
     assert found.changed() == []
+
+
+def test_tensors_with_other_memory_or_another_shape_have_moved() -> None:
+    values = [torch.zeros(4), torch.nn.Parameter(torch.zeros(4)), torch.zeros(4), torch.zeros(4), torch.zeros(4)[::2]]
+    rows = table(*values)
+    assert rows.moved() == []
+    values[0].fill_(1)
+    assert rows.moved() == []
+    values[1].data = torch.zeros(4)
+    values[2].resize_(2)
+    values[4].resize_(3)
+    assert rows.moved() == [1, 2]
+
+
+def test_inference_tensors_and_what_is_no_tensor_have_no_version() -> None:
+    with torch.inference_mode():
+        inference = torch.zeros(2)
+    assert table(torch.zeros(2), inference, None, torch.zeros(4)[::2]).unversioned() == [1, 2]

@@ -35,6 +35,9 @@ _MOST_ATTEMPTS = 20
 _UNCHECKED_BYTES = 1 << 20
 """Memory for values of up to this size is taken without asking first whether the file can hold them."""
 
+_HUGE_PAGE_BYTES = 4 << 20
+"""From this size on, new memory surely has room for a huge page (2 MiB, at a multiple of it)."""
+
 T = TypeVar("T")
 
 Strings = np.ndarray[Any, np.dtype[np.object_]]
@@ -454,7 +457,10 @@ def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
     if math.prod(max(size, 1) for size in stored.shape) * stored.dtype.torch_dtype.itemsize >= 1 << 63:
         raise UnsupportedFormatError(f"{stored.key}: torch has no tensors of shape {list(stored.shape)}.")
     # The device is named because the caller may be inside `with torch.device(...)`.
-    return torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
+    tensor = torch.empty(stored.shape, dtype=stored.dtype.torch_dtype, device="cpu")
+    if tensor.nbytes >= _HUGE_PAGE_BYTES:
+        _native.advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def _native_reader(files: BundleFiles | V1Files) -> _native.BundleReader | _native.V1Reader:

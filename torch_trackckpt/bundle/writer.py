@@ -50,6 +50,10 @@ class BundleWriter:
         paths = [data_paths] if isinstance(data_paths, str) else list(data_paths)
         self._writer = _native.BundleWriter(paths, index_path, durable=durable, alignment=alignment)
 
+    def expect(self, num_bytes: int, *, shard: int = 0) -> None:
+        """Says that at least so many bytes will be added, so that the disk has one place for all of them."""
+        self._writer.expect(shard, num_bytes)
+
     def add(self, key: str | bytes, tensor: torch.Tensor, dtype: DataType | None = None, *, shard: int = 0) -> None:
         """Appends one tensor.
 

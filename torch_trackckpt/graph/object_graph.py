@@ -152,23 +152,33 @@ class ObjectGraph:
 
     def readable(self, node_id: int) -> str:
         """What messages call a node; for a slot variable it tells the optimizer and the variable."""
-        if node_id not in self._slot_owners:
+        owner = self._slot_owner(node_id)
+        if owner is None:
             return self._readable_object(node_id)
-        optimizer_id, slot = self._slot_owners[node_id]
-        return (
-            f"{self._readable_object(optimizer_id)}'s state '{slot.slot_name}' "
-            f"for {self._readable_object(slot.variable_id)}"
-        )
+        optimizer_id, variable_id, slot_name = owner
+        return f"{self._readable_object(optimizer_id)}'s state '{slot_name}' for {self._readable_object(variable_id)}"
 
     def _readable_object(self, node_id: int) -> str:
-        if node_id and node_id not in self._parents:
+        names = self._names(node_id)
+        if names is None:
             has_older_name = self.as_saved is not None and node_id < len(self.as_saved.nodes)
             return self.as_saved.readable(node_id) if self.as_saved and has_older_name else f"node {node_id}"
+        return readable_path(names)
+
+    def _names(self, node_id: int) -> tuple[str, ...] | None:
+        """The names on the shortest way from the root; None where children do not lead to a node."""
+        if self.saved is not None:
+            return self.saved.names(node_id)
         names = []
         while node_id:
+            if node_id not in self._parents:
+                return None
             node_id, name = self._parents[node_id]
             names.append(name)
-        return readable_path(tuple(reversed(names)))
+        return tuple(reversed(names))
+
+    def _slot_owner(self, node_id: int) -> tuple[int, int, str] | None:
+        return self._slot_owners.get(node_id) if self.saved is None else self.saved.slot_owner(node_id)
 
     @cached_property
     def _parents(self) -> dict[int, tuple[int, str]]:
@@ -184,15 +194,20 @@ class ObjectGraph:
         return parents
 
     @cached_property
-    def _slot_owners(self) -> dict[int, tuple[int, SlotVariable]]:
+    def _slot_owners(self) -> dict[int, tuple[int, int, str]]:
         return {
-            slot.slot_id: (node_id, slot) for node_id, node in enumerate(self.nodes) for slot in node.slot_variables
+            slot.slot_id: (node_id, slot.variable_id, slot.slot_name)
+            for node_id, node in enumerate(self.nodes)
+            for slot in node.slot_variables
         }
 
     def _children_by_part(self, node_id: int) -> dict[str, int]:
         if node_id not in self._lookups:
-            children = reversed(self.nodes[node_id].children)
-            self._lookups[node_id] = {escape(child.local_name): child.node_id for child in children}
+            if self.saved is not None:
+                children = self.saved.children(node_id)
+            else:
+                children = tuple((child.node_id, child.local_name) for child in self.nodes[node_id].children)
+            self._lookups[node_id] = {escape(name): child_id for child_id, name in reversed(children)}
         return self._lookups[node_id]
 
     @cached_property

@@ -83,13 +83,14 @@ class LiveGraph:
     @cached_property
     def nodes(self) -> dict[Hashable, LiveNode]:
         """All nodes. Many tensors make this expensive: saving has to do without."""
-        return {self.objects.identity(number): self._node(number) for number in range(len(self.objects))}
+        return {self.objects.identity(number): self.node(number) for number in range(len(self.objects))}
 
     def inner_nodes(self) -> list[LiveNode]:
         """Those that are no ordinary tensors."""
-        return [self._node(number) for number, _ in self.objects.trackables()]
+        return [self.node(number) for number, _ in self.objects.trackables()]
 
-    def _node(self, number: int) -> LiveNode:
+    def node(self, number: int) -> LiveNode:
+        """The node of a number."""
         objects = self.objects
         value = objects.object(number)
         trackable = adapt(value) if objects.is_tensor(number) else value
@@ -114,7 +115,7 @@ class LiveGraph:
     def node_of(self, value: object) -> LiveNode | None:
         """The node of a live object."""
         number = self.number_of(value)
-        return None if number is None else self._node(number)
+        return None if number is None else self.node(number)
 
     def readable(self, number: int) -> str:
         """What messages call a node."""
@@ -123,7 +124,7 @@ class LiveGraph:
     def slots(self) -> list[tuple[LiveNode, str, LiveNode, torch.Tensor]]:
         """Optimizer, slot name, variable and slot tensor, in the order in which slot nodes are numbered."""
         return [
-            (self._node(optimizer), slot_name, self._node(variable), slot)
+            (self.node(optimizer), slot_name, self.node(variable), slot)
             for optimizer, slot_name, variables, slots in self.slot_columns
             for variable, slot in zip(variables, slots, strict=True)
         ]

@@ -110,6 +110,26 @@ class Bindings:
         is_numbered = not binding.has_values or may_be_swapped or update_uid(value) >= self._uid
         return trackable if is_numbered or not isinstance(value, torch.Tensor) else None
 
+    def find_all(self, tensors: list[torch.Tensor]) -> list[int]:
+        """For live tensors that are leaves, the nodes that `add_tensors` paired with them; -1 for all others."""
+        if self._tensors is None:
+            return [-1] * len(tensors)
+        may_be_swapped = torch.__future__.get_swap_module_params_on_conversion()
+        found = self._tensors.find_all(tensors)
+        if may_be_swapped:
+            return found
+        uid = self._uid
+        # Another tensor may be where the first one was in memory.
+        return [
+            node_id if node_id >= 0 and update_uid(tensor) >= uid else -1
+            for node_id, tensor in zip(found, tensors, strict=True)
+        ]
+
+    def live_objects(self) -> dict[int, Trackable]:
+        """As `live`, without what `add_tensors` has paired."""
+        found = {node_id: self.trackable(node_id) for node_id in self._bindings}
+        return {node_id: trackable for node_id, trackable in found.items() if trackable is not None}
+
     def live(self) -> dict[int, Trackable]:
         """Every node whose object lives."""
         found = {node_id: self.trackable(node_id) for node_id in self}

@@ -110,8 +110,8 @@ class _StoredValues:
         self._unmade = {unmade.node_id for unmade in restoration.unmade()}
         self._slots = {
             slot.slot_id: (optimizer_id, slot)
-            for optimizer_id, node in enumerate(self._graph.nodes)
-            for slot in node.slot_variables
+            for optimizer_id in self._graph.nodes_with_slots()
+            for slot in self._graph.nodes[optimizer_id].slot_variables
         }
 
     def of(self, node_id: int) -> list[ValueReport]:
@@ -188,18 +188,35 @@ class Program:
         self._restoration = restoration
         self._live = live
         self._nodes_of: dict[Hashable, list[int]] = {}
-        for node_id, trackable in (*restoration.bindings.live().items(), *restoration.others_instead()):
+        for node_id, trackable in (*restoration.bindings.live_objects().items(), *restoration.others_instead()):
             self._nodes_of.setdefault(trackable._identity(), []).append(node_id)
+        self._paired = self._paired_leaves()
         settled = restoration.restored | restoration.superseded
         skipped = self._skipped()
         unmade = {id(unmade.tensor) for unmade in restoration.unmade()}
-        for identity, node in live.nodes.items():
+        for number in self._unpaired():
+            identity = live.objects.identity(number)
             node_ids = self._nodes_of.get(identity, ())
             if identity in skipped or not settled.isdisjoint(node_ids):
                 continue
+            node = live.node(number)
             if node.trackable._asks_for_values(bool(node_ids)):
                 found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
                 found.append(node)
+
+    def _paired_leaves(self) -> dict[int, int]:
+        """By the numbers of live tensors, the nodes whose values they were paired with."""
+        numbers, tensors = self._live.objects.leaves()
+        node_ids = self._restoration.bindings.find_all(tensors)
+        return {number: node_id for number, node_id in zip(numbers, node_ids, strict=True) if node_id >= 0}
+
+    def _unpaired(self) -> list[int]:
+        return [number for number in range(len(self._live.objects)) if number not in self._paired]
+
+    def _nodes_at(self, number: int) -> Sequence[int]:
+        """The nodes that a live object was paired with."""
+        node_ids = self._nodes_of.get(self._live.objects.identity(number), ())
+        return (self._paired[number], *node_ids) if number in self._paired else node_ids
 
     @functools.cached_property
     def missing_slots(self) -> list[tuple[LiveNode, str, LiveNode, torch.Tensor]]:
@@ -207,12 +224,13 @@ class Program:
         if self._restoration.options.experimental_skip_slot_variables:
             return []
         return [
-            (optimizer, slot_name, variable, slot)
-            for optimizer, slot_name, variable, slot in self._live.slots()
+            (self._live.node(optimizer), slot_name, self._live.node(variable), slot)
+            for optimizer, slot_name, variables, slots in self._live.slot_columns
+            for variable, slot in zip(variables, slots, strict=True)
             if not any(
                 self._restoration.has_slot(optimizer_id, variable_id, slot_name)
-                for optimizer_id in self._nodes_of.get(optimizer.trackable._identity(), ())
-                for variable_id in self._nodes_of.get(variable.trackable._identity(), ())
+                for optimizer_id in self._nodes_at(optimizer)
+                for variable_id in self._nodes_at(variable)
             )
         ]
 
@@ -227,7 +245,7 @@ class Program:
             return set()
         return {
             child_id
-            for node in self._live.nodes.values()
+            for node in self._live.inner_nodes()
             if isinstance(node.trackable, SlotOwner)
             for name, child_id in node.children
             if name in node.trackable._children_with_slots

@@ -82,7 +82,7 @@ def _started(run: Callable[[], None], count: int) -> list[threading.Thread]:
     """As many threads as the system gives."""
     threads: list[threading.Thread] = []
     for _ in range(count):
-        thread = threading.Thread(target=run, name="save", daemon=False)
+        thread = threading.Thread(target=run, name="torch_trackckpt writer", daemon=False)
         try:
             thread.start()
         except RuntimeError:

@@ -115,6 +115,7 @@ def _copying(late: LateCopy) -> Generator[int]:
 
 def _write_shard(writer: BundleWriter, plan: SavePlan, shard: int, memory: StagingMemory) -> Generator[int]:
     """Writes one data file; yields the bytes of each batch when it has been written."""
+    writer.expect(int(plan.sizes[plan.shards[shard]].sum()), shard=shard)
     for batch in stage(plan, shard, memory):
         _write_batch(writer, plan, shard, batch)
         num_bytes = batch.num_bytes
