@@ -6,9 +6,9 @@ hook that is not the last goes after the step, by a hook for that which is.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
+import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -25,40 +25,38 @@ class BeforeNextStep:
 
     def __init__(self, optimizer: Optimizer, callback: Callable[[], None]) -> None:
         self._callback = callback
-        self._lock = threading.Lock()
-        self._num_running = 0
         self._is_over = False
-        self._before = optimizer.register_step_pre_hook(self._before_step)
+        self._running: list[None] = []
+        """As many as there are steps that have called the hook just now. No lock: a fork might take it along."""
+        # A compiled step goes through its hooks as well, and would compile this one.
+        self._before = optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step))
         self._after: RemovableHandle | None = None
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        with self._lock:
-            self._num_running += 1
+        self._running.append(None)
         try:
             if not self._is_over:
                 self._callback()
                 self._is_over = True
         finally:
-            with self._lock:
-                self._num_running -= 1
-                if self._is_over and not self._num_running:
-                    self._leave(optimizer)
+            self._running.pop()
+        if not self._running:
+            self._leave(optimizer)
 
     def _leave(self, optimizer: Optimizer) -> None:
         hooks = self._before.hooks_dict_ref()
         if hooks and next(reversed(hooks)) == self._before.id:
             self._before.remove()
         elif self._after is None:
-            self._after = optimizer.register_step_post_hook(self._after_step)
+            self._after = optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.cancel()
 
     def cancel(self) -> None:
         """Calls the function no more, and removes the hooks; a step that is just calling it removes them itself."""
-        with self._lock:
-            self._is_over = True
-            if not self._num_running:
-                self._before.remove()
-                if self._after is not None:
-                    self._after.remove()
+        self._is_over = True
+        if not self._running:
+            self._before.remove()
+            if self._after is not None:
+                self._after.remove()

@@ -9,6 +9,7 @@ over; or, if no step comes, when all files are written.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -103,7 +104,7 @@ class LateCopy:
 
     def before_step(self) -> None:
         """Returns when the values may change."""
-        # A forked child has no thread that copies, and maybe a lock that nobody gives back.
+        # A forked child has no thread that copies.
         if os.getpid() == self._process:
             self.hasten()
             self._look(is_last=True)
@@ -129,7 +130,8 @@ class LateCopy:
 
     def give_up(self) -> None:
         """Lets go of the values; a step waits for nothing."""
-        with self._lock:
+        # A forked child may have the lock, but nobody who gives it back.
+        with self._lock if os.getpid() == self._process else contextlib.nullcontext():
             self._table = self._copy = None
 
     def _look(self, is_last: bool) -> None:
