@@ -363,6 +363,18 @@ def test_without_a_step_the_hook_is_gone_after_sync(tmp_path: Path) -> None:
     assert hooks_of(training.optimizer) == 0
 
 
+def test_sync_in_another_thread_leaves_the_hook_to_the_thread_that_trains(tmp_path: Path) -> None:
+    """Which may be going through the hooks."""
+    training = Training()
+    training.checkpoint.write(tmp_path / "ckpt", OVERLAPPED)
+    other = threading.Thread(target=training.checkpoint.sync)
+    other.start()
+    other.join()
+    assert hooks_of(training.optimizer) == 1
+    training.train()
+    assert hooks_of(training.optimizer) == 0
+
+
 class Outer(torch.optim.AdamW):
     """Calls the step of its base, which is wrapped as well."""
 

@@ -33,6 +33,7 @@ from torch_trackckpt.restore.status import (
     LoadStatus,
     NameBasedLoadStatus,
 )
+from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.late import rows_for_later
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
@@ -242,8 +243,9 @@ class Checkpoint(AutoTrackable):
         place = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
         if plan.late is not None:
             plan.late.precede_steps_of(owners)
+        pace = Pace()
         self._own.pending = PendingSave(
-            path, lambda: metrics.wrote(complete(plan, place, in_background=True), in_background=True), plan.late
+            path, lambda: metrics.wrote(complete(plan, place, pace=pace), in_background=True), pace, plan.late
         )
 
     def _walk(self, options: CheckpointOptions) -> Snapshot:
@@ -433,7 +435,7 @@ def _complete(
     write: Transfer,
     options: CheckpointOptions,
     updates_state: bool,
-    in_background: bool = False,
+    pace: Pace | None = None,
 ) -> Transfer:
     """Makes the files of a save, and then what names them; returns the write, with its size."""
     if plan.late is not None:
@@ -447,7 +449,7 @@ def _complete(
         durable=options.durable,
         num_threads=options.thread_count,
         progress=options.progress,
-        in_background=in_background,
+        pace=pace,
     )
     write.num_bytes = files.num_bytes
     commit(files, place, storage)

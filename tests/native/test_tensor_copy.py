@@ -45,9 +45,7 @@ def test_every_byte_arrives_and_none_beside(seed: int, num_callers: int, num_thr
     for tensor, offset in zip(live, offsets, strict=True):
         expected[offset : offset + tensor.nbytes] = tensor
 
-    copy = _native.TensorCopy(
-        made_of(*live), np.arange(len(live)), memory.data_ptr(), column(offsets), memory
-    )
+    copy = _native.TensorCopy(made_of(*live), np.arange(len(live)), memory.data_ptr(), column(offsets), memory)
     callers = [threading.Thread(target=copy.run, args=(num_threads,)) for _ in range(num_callers)]
     for caller in callers:
         caller.start()
@@ -84,19 +82,24 @@ def test_both_sides_stay_alive_as_long_as_the_copy() -> None:
 @pytest.mark.parametrize("rows", [[1], [7], [-1]])
 def test_a_row_that_is_not_plain_or_not_there_is_refused(rows: list[int]) -> None:
     with pytest.raises(IndexError):
-        _native.TensorCopy(made_of(torch.ones(1), b"text"), column(rows), 0, column([0] * len(rows)), None)
+        _native.TensorCopy(made_of(torch.ones(1), b"text"), column(rows), 0, column([0] * len(rows)), object())
 
 
 def test_offsets_are_as_many_as_rows() -> None:
     table = made_of(torch.ones(1))
     with pytest.raises(ValueError, match="not an offset for each row"):
-        _native.TensorCopy(table, column([0]), 0, column([]), None)
+        _native.TensorCopy(table, column([0]), 0, column([]), object())
     with pytest.raises(ValueError, match="not an offset for each row"):
-        table.relocated(0, column([0, 1]), [], [], None)
+        table.relocated(0, column([0, 1]), [], [], object())
 
 
 def test_a_relocated_table_has_the_same_rows_elsewhere_and_keeps_no_object() -> None:
-    live = [torch.ones(2, 3), torch.ones(4, 4).t()[1:], b"text", torch.nn.Parameter(torch.ones(5, dtype=torch.int16))]
+    live = [
+        torch.ones(2, 3),
+        torch.ones(4, 4).t()[1:],
+        b"text",
+        torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16)),
+    ]
     memory = torch.zeros(256, dtype=torch.uint8)
     slot = memory[64:112].view(torch.float32).view(3, 4)
     table = made_of(*live)

@@ -29,7 +29,7 @@ class BeforeNextStep:
         self._running: list[None] = []
         """As many as there are steps that have called the hook just now. No lock: a fork might take it along."""
         # A compiled step goes through its hooks as well, and would compile this one.
-        self._before = optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step))
+        self._before = optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step))  # type: ignore[no-untyped-call]
         self._after: RemovableHandle | None = None
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
@@ -48,7 +48,7 @@ class BeforeNextStep:
         if hooks and next(reversed(hooks)) == self._before.id:
             self._before.remove()
         elif self._after is None:
-            self._after = optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))
+            self._after = optimizer.register_step_post_hook(torch.compiler.disable(self._after_step))  # type: ignore[no-untyped-call]
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         self.cancel()

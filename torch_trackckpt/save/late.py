@@ -79,7 +79,12 @@ class LateCopy:
 
     def precede_steps_of(self, owners: Iterable[SlotOwner]) -> None:
         """Has the next step of each of them wait until there are copies of all values."""
-        self._unhook = [owner._before_next_step(self.before_step) for owner in owners]
+        try:
+            for owner in owners:
+                self._unhook.append(owner._before_next_step(self.before_step))
+        except BaseException:
+            self.unhook()
+            raise
 
     def unhook(self) -> None:
         """Has no step wait any more."""

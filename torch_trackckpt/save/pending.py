@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
 
+from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.late import LateCopy
 
 __all__ = ["PendingSave", "can_be_pending"]
@@ -27,13 +29,18 @@ class PendingSave:
     Args:
         path: what is being saved, for messages.
         complete: what is left to do.
+        pace: that of its threads; they rest no more when somebody waits.
         late: the values that are still to be copied by it.
     """
 
-    def __init__(self, path: str, complete: Callable[[], None], late: LateCopy | None = None) -> None:
+    def __init__(
+        self, path: str, complete: Callable[[], None], pace: Pace | None = None, late: LateCopy | None = None
+    ) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._error: BaseException | None = None
+        self._saved_in = os.getpid(), threading.get_ident()
+        self._pace = pace or Pace()
         self._late = late
         # A daemon thread would be stopped in the middle of a file when the interpreter exits.
         self._thread = threading.Thread(target=self._run, args=(complete,), name=f"save {path}", daemon=False)
@@ -63,10 +70,15 @@ class PendingSave:
 
     def join(self) -> None:
         """Waits until it is over, well or not."""
-        if self._late is not None:
-            self._late.hasten()
+        is_halted = (os.getpid(), threading.get_ident()) == self._saved_in
+        # Where another thread waits, the program goes on.
+        if is_halted:
+            self._pace.hurry()
+            if self._late is not None:
+                self._late.hasten()
         self._thread.join()
-        self._forget_late()
+        if is_halted:
+            self._forget_late()
 
     def wait(self) -> None:
         """Waits until it is over, and raises the error with which it failed, to the first who waits."""

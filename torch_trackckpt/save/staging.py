@@ -80,12 +80,13 @@ class StagingMemory:
                 self._changed.notify_all()
 
 
-def stage(plan: SavePlan, shard: int, memory: StagingMemory) -> Iterator[Batch]:
+def stage(plan: SavePlan, shard: int, memory: StagingMemory, batch_bytes: int | None = None) -> Iterator[Batch]:
     """The values of a shard in order and in batches; live tensors stay as they are."""
+    batch_bytes = batch_bytes or BATCH_BYTES
     rows = plan.shards[shard]
     for run in np.split(rows, np.flatnonzero(np.diff(plan.is_plain[rows])) + 1):
         if plan.is_plain[run[:1]].any():
-            for batch in _cut(run, plan.sizes, BATCH_BYTES):
+            for batch in _cut(run, plan.sizes, batch_bytes):
                 yield Batch(int(plan.sizes[batch].sum()), rows=batch)
             continue
         for batch in _cut(run, plan.sizes, memory.batch_bytes):
