@@ -28,6 +28,7 @@
 #include "python/live_objects.h"
 #include "python/row_plan.h"
 #include "python/saved_graph.h"
+#include "python/tensor_copy.h"
 #include "python/tensor_table.h"
 #include "python/text.h"
 #include "table/format.h"
@@ -709,6 +710,7 @@ NB_MODULE(_native, module) {
   trackckpt::DefineLiveObjects(module);
   trackckpt::DefineSavedGraph(module);
   trackckpt::DefineTensorTable(module);
+  trackckpt::DefineTensorCopy(module);
   trackckpt::DefineCrc32c(module);
   trackckpt::DefineMapFile(module);
   trackckpt::DefineHugePages(module);

@@ -1,7 +1,9 @@
 """Plans and files of given keys and values, without objects that they belong to."""
 
+import tempfile
 from collections.abc import Mapping
 
+from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.save.commit import commit
 from torch_trackckpt.save.plan import SavePlan, make_plan
 from torch_trackckpt.save.write import WrittenFiles, write_shards
@@ -13,6 +15,16 @@ from torch_trackckpt.trackable import Value
 
 def plan(values: Mapping[str, Value], sharding: ShardingCallback | None = None, num_threads: int = 1) -> SavePlan:
     return make_plan(list(values), list(values.values()), sharding, num_threads)
+
+
+def values_of(plan: SavePlan) -> list[object]:
+    """What a file of this plan holds under each key, in the order of the plan."""
+    with tempfile.TemporaryDirectory() as directory:
+        prefix = f"{directory}/ckpt"
+        storage = LocalStorage(durable=False)
+        commit(write_shards(plan, prefix, storage, durable=False), prefix, storage)
+        reader = CheckpointReader(prefix)
+        return [reader.get_tensor(key) for key in plan.keys]
 
 
 def write(prefix: str, values: Mapping[str, Value], sharding: ShardingCallback | None = None) -> WrittenFiles:

@@ -254,6 +254,27 @@ class TensorTable:
     def sizes(self) -> list[int]:
         """The bytes of each row; 0 for those that are not plain."""
 
+    def addresses(self) -> list[int]:
+        """Where each row begins; 0 for those that are not plain."""
+
+    def value(self, row: int) -> Any: ...
+    def relocated(
+        self,
+        address: int,
+        offsets: np.ndarray[Any, np.dtype[np.int64]],
+        others: list[int],
+        replaced: list[Any],
+        owner: object,
+    ) -> TensorTable:
+        """The same rows in other memory, without the objects.
+
+        Args:
+            address, offsets: where copies of the plain rows lie: at the address plus the offset of each row.
+            others: rows that are not plain.
+            replaced: tensors in their place.
+            owner: kept alive by the new table.
+        """
+
     def changed(self) -> list[int]:
         """The rows of tensors, plain or not, that torch knows to have changed since the table was made."""
 
@@ -262,6 +283,23 @@ class TensorTable:
 
     def unversioned(self) -> list[int]:
         """The rows of objects without a version: inference tensors, and what is no tensor."""
+
+@final
+class TensorCopy:
+    """Bytes of plain rows on their way to other memory; keeps both sides alive. Several threads may use it at once."""
+
+    def __init__(
+        self,
+        table: TensorTable,
+        rows: np.ndarray[Any, np.dtype[np.int64]],
+        address: int,
+        offsets: np.ndarray[Any, np.dtype[np.int64]],
+        owner: object,
+    ) -> None:
+        """Row ``rows[i]`` goes to the address plus ``offsets[i]``, in memory that `owner` has."""
+
+    def run(self, num_threads: int) -> None:
+        """Copies what no other call has taken; returns when everything is there, whoever copied it."""
 
 @final
 class RowPlan:

@@ -33,11 +33,13 @@ from torch_trackckpt.restore.status import (
     LoadStatus,
     NameBasedLoadStatus,
 )
+from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.late import rows_for_later
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
 from torch_trackckpt.save.plan import SavePlan, make_plan
 from torch_trackckpt.save.staging import StagingBuffer
-from torch_trackckpt.save.write import write_shards
+from torch_trackckpt.save.write import copy_late, write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import Trackable, Value
@@ -174,6 +176,35 @@ class Checkpoint(AutoTrackable):
             self._write(path, options or CheckpointOptions(), updates_state=False)
         return path
 
+    def prewarm(self, options: CheckpointOptions | None = None) -> None:
+        """Makes ready for asynchronous saves, so that the first is as short as the others.
+
+        Takes the memory for the copies of all values, and makes the record of the graph. To be called when optimizers
+        have their state, after the first step: what comes later needs more memory, which the save then takes. Nothing
+        is written. Not in TensorFlow.
+
+        Args:
+            options: those of the saves; see `CheckpointOptions`.
+
+        Raises:
+            UnsupportedValueError: something cannot be saved; the text names it.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from torch_trackckpt import Checkpoint, CheckpointOptions
+            >>> checkpoint = Checkpoint(model=torch.nn.Linear(2, 1))
+            >>> options = CheckpointOptions(enable_async=True)
+            >>> checkpoint.prewarm(options)
+            >>> path = checkpoint.save(tempfile.mkdtemp() + "/ckpt", options)
+            >>> checkpoint.sync()
+        """
+        options = options or CheckpointOptions()
+        with self._own.turn():
+            self._own.staging.prewarm(self._plan(self._walk(options), options), options.thread_count)
+
+    def _plan(self, snapshot: Snapshot, options: CheckpointOptions) -> SavePlan:
+        return make_plan(snapshot.keys, snapshot.values, options.experimental_sharding_callback, options.thread_count)
+
     def sync(self) -> None:
         """Waits until an asynchronous save is complete. TensorFlow's ``Checkpoint.sync``.
 
@@ -201,15 +232,21 @@ class Checkpoint(AutoTrackable):
         metrics = self._own.metrics
         write = metrics.begin(path)
         snapshot = (walk or self._walk)(options)
-        plan = make_plan(snapshot.keys, snapshot.values, options.experimental_sharding_callback, options.thread_count)
+        plan = self._plan(snapshot, options)
         complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
-        if _becomes_pending(path, options):
-            plan = self._own.staging.snapshot(plan)
-            # The program may change its directory meanwhile, and drop this checkpoint: the thread does not need it.
-            place = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
-            self._own.pending = PendingSave(path, lambda: metrics.wrote(complete(plan, place), in_background=True))
-        else:
+        if not _becomes_pending(path, options):
             metrics.wrote(complete(plan, path), in_background=False)
+            return
+        owners = snapshot.slot_owners if options.async_copy == "overlapped" else ()
+        plan = self._own.staging.snapshot(plan, options.thread_count, rows_for_later(plan, owners))
+        # The program may change its directory meanwhile, and drop this checkpoint: the thread does not need it.
+        place = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+        if plan.late is not None:
+            plan.late.precede_steps_of(owners)
+        pace = Pace()
+        self._own.pending = PendingSave(
+            path, lambda: metrics.wrote(complete(plan, place, pace=pace), in_background=True), pace, plan.late
+        )
 
     def _walk(self, options: CheckpointOptions) -> Snapshot:
         live = capture(self._graph_root(), self._attached())
@@ -392,13 +429,27 @@ def _becomes_pending(path: str, options: CheckpointOptions) -> bool:
 
 
 def _complete(
-    plan: SavePlan, place: str, *, write: Transfer, options: CheckpointOptions, updates_state: bool
+    plan: SavePlan,
+    place: str,
+    *,
+    write: Transfer,
+    options: CheckpointOptions,
+    updates_state: bool,
+    pace: Pace | None = None,
 ) -> Transfer:
     """Makes the files of a save, and then what names them; returns the write, with its size."""
+    if plan.late is not None:
+        copy_late(plan.late)
     storage = LocalStorage(durable=options.durable)
     recover(place, storage)
     files = write_shards(
-        plan, place, storage, durable=options.durable, num_threads=options.thread_count, progress=options.progress
+        plan,
+        place,
+        storage,
+        durable=options.durable,
+        num_threads=options.thread_count,
+        progress=options.progress,
+        pace=pace,
     )
     write.num_bytes = files.num_bytes
     commit(files, place, storage)

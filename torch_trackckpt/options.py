@@ -23,8 +23,8 @@ class CheckpointOptions:
     The names that start with ``experimental_`` are TensorFlow's, the others are ours.
 
     Raises:
-        ValueError: for an unknown ``verify``, a write callback that cannot be called with the path alone, a
-            sharding callback that is none, less than one thread, or a ``progress`` that cannot be called.
+        ValueError: for an unknown ``verify`` or ``async_copy``, a write callback that cannot be called with the path
+            alone, a sharding callback that is none, less than one thread, or a ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
     Example:
@@ -69,6 +69,12 @@ class CheckpointOptions:
     enable_async: bool = False
     """The same as ``experimental_enable_async_checkpoint``; `is_async` tells whether either is set."""
 
+    async_copy: Literal["first", "overlapped"] = "first"
+    """Asynchronous saving only: when the values are copied. ``"first"``: before the call returns. ``"overlapped"``: the
+    call returns within milliseconds; parameters and slot variables of tracked optimizers are copied while the program
+    goes forward and backward, and their next ``step()`` waits for the rest. ``docs/saving.md`` says what must not be
+    done until then. Values on devices are copied at once in any case."""
+
     progress: Progress | None = None
     """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the
     last time with both equal; about every 64 MiB, or after each value where one is larger. An asynchronous save calls
@@ -84,6 +90,8 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         if self.verify not in ("during", "before"):
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
+        if self.async_copy not in ("first", "overlapped"):
+            raise ValueError(f"async_copy must be 'first' or 'overlapped', not {self.async_copy!r}.")
         if self.num_threads is not None and (type(self.num_threads) is not int or self.num_threads < 1):
             raise ValueError(f"num_threads must be None or a number of at least 1, not {self.num_threads!r}.")
         if self.progress is not None and not callable(self.progress):

@@ -334,6 +334,23 @@ class SlotOwner(Trackable):
         """Makes the filled tensors the variable's slots."""
         raise NotImplementedError
 
+    def _stepped_tensors(self) -> list[torch.Tensor]:
+        """Those of its variables and slots that change in its step alone, of which `_before_next_step` tells.
+
+        An asynchronous save may copy them until then. To name none is always right.
+        """
+        return []
+
+    def _before_next_step(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Has a function called before its next step changes anything, in the thread that steps; once.
+
+        The step waits for it. Neither the owner nor what `callback` refers to lives longer because of that.
+
+        Returns:
+            What has it not be called any more, to be called when no step is going on.
+        """
+        raise NotImplementedError
+
 
 def leaf_sources(trackable: Trackable) -> tuple[object, ...]:
     """A trackable's `_leaf_sources`, where they go with the `_lookup_dependency` that it has."""

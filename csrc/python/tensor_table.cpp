@@ -1,6 +1,7 @@
 #include "python/tensor_table.h"
 
 #include <cstddef>
+#include <utility>
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -23,6 +24,29 @@ TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) : reade
   }
 }
 
+TensorTable TensorTable::Relocated(uint64_t address, const Column& offsets, const nb::list& others,
+                                   const nb::list& replaced, nb::object owner) const {
+  if (offsets.shape(0) != size()) throw nb::value_error("there is not an offset for each row");
+  TensorTable copy(reader_);
+  copy.memory_ = memory_;
+  copy.owner_ = std::move(owner);
+  for (size_t i = 0; i < size(); ++i) {
+    TensorMemory& row = copy.memory_.rows[i];
+    if (row.is_plain())
+      row.data = reinterpret_cast<char*>(address + static_cast<uint64_t>(offsets.data()[i]));
+  }
+  for (size_t i = 0; i < others.size(); ++i) {
+    const auto row = nb::cast<size_t>(others[i]);
+    if (row >= size()) throw nb::index_error();
+    TensorMemoryTable one;
+    if (!reader_.AddPlain(replaced[i].ptr(), &one)) continue;
+    one.rows[0].first_dim = copy.memory_.dims.size();
+    copy.memory_.rows[row] = one.rows[0];
+    copy.memory_.dims.insert(copy.memory_.dims.end(), one.dims.begin(), one.dims.end());
+  }
+  return copy;
+}
+
 uint64_t TensorTable::num_bytes() const {
   uint64_t total = 0;
   for (const TensorMemory& row : memory_.rows) total += row.size;
@@ -41,6 +65,17 @@ nb::list TensorTable::Sizes() const {
   nb::list sizes;
   for (const TensorMemory& row : memory_.rows) sizes.append(row.size);
   return sizes;
+}
+
+nb::list TensorTable::Addresses() const {
+  nb::list addresses;
+  for (const TensorMemory& row : memory_.rows) addresses.append(reinterpret_cast<uintptr_t>(row.data));
+  return addresses;
+}
+
+nb::object TensorTable::Value(size_t row) const {
+  if (row >= objects_.size()) throw nb::index_error();
+  return objects_[row];
 }
 
 nb::list TensorTable::Changed() const {
@@ -85,6 +120,10 @@ void DefineTensorTable(nb::module_& module) {
       .def_prop_ro("nbytes", &TensorTable::num_bytes)
       .def("others", &TensorTable::Others)
       .def("sizes", &TensorTable::Sizes)
+      .def("addresses", &TensorTable::Addresses)
+      .def("value", &TensorTable::Value, "row"_a)
+      .def("relocated", &TensorTable::Relocated, "address"_a, "offsets"_a, "others"_a, "replaced"_a,
+           "owner"_a)
       .def("changed", &TensorTable::Changed)
       .def("moved", &TensorTable::Moved)
       .def("unversioned", &TensorTable::Unversioned);

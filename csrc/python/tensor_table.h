@@ -2,14 +2,19 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "bundle/tensor_memory.h"
 #include "python/tensor_reader.h"
 
 namespace trackckpt {
+
+// A number for each row of a table.
+using Column = nanobind::ndarray<const int64_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
 
 // Keeps every object alive. To be used with the interpreter lock, but for `memory`.
 class TensorTable {
@@ -18,12 +23,20 @@ class TensorTable {
   // objects are rows that are not plain.
   TensorTable(const nanobind::list& values, const nanobind::tuple& types);
 
+  // The same rows in other memory: of plain rows, copies at `address` plus the offset of each; of `others`, what
+  // the tensors in `replaced` tell. It keeps `owner` alive, whose memory that is, and none of the objects.
+  TensorTable Relocated(uint64_t address, const Column& offsets, const nanobind::list& others,
+                        const nanobind::list& replaced, nanobind::object owner) const;
+
   const TensorMemoryTable& memory() const { return memory_; }
-  size_t size() const { return objects_.size(); }
+  size_t size() const { return memory_.rows.size(); }
   uint64_t num_bytes() const;
   // The rows that are not plain.
   nanobind::list Others() const;
   nanobind::list Sizes() const;
+  // Where each row begins; 0 where it is not plain.
+  nanobind::list Addresses() const;
+  nanobind::object Value(size_t row) const;
   // The rows of tensors that torch knows to have changed since the table was made.
   nanobind::list Changed() const;
   // The plain rows whose tensors are no longer what the table says: they have other memory, or another shape.
@@ -32,8 +45,11 @@ class TensorTable {
   nanobind::list Unversioned() const;
 
  private:
+  explicit TensorTable(TensorReader reader) : reader_(std::move(reader)) {}
+
   TensorReader reader_;
-  std::vector<nanobind::object> objects_;
+  std::vector<nanobind::object> objects_;  // none where the table is a relocated one
+  nanobind::object owner_;
   std::vector<int64_t> versions_;
   TensorMemoryTable memory_;
 };

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,7 @@ from torch_trackckpt.adapters.param_groups import (
 )
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
+from torch_trackckpt.adapters.step_hook import BeforeNextStep
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner, Waiting
 
@@ -143,6 +144,16 @@ class OptimizerAdapter(Adapter, SlotOwner):
         if "step" in slots and (group.get("capturable") or group.get("fused")):
             slots = {**slots, "step": slots["step"].to(variable.device)}
         self.adapted.state[variable].update(slots)
+
+    def _stepped_tensors(self) -> list[torch.Tensor]:
+        if not _has_hooks(self.adapted):
+            return []
+        members = itertools.chain.from_iterable(group["params"] for group in self.adapted.param_groups)
+        slots = itertools.chain.from_iterable(self._slot_variables().values())
+        return [*members, *(slot for _, slot in slots)]
+
+    def _before_next_step(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return BeforeNextStep(self.adapted, callback).cancel if _has_hooks(self.adapted) else lambda: None
 
     def _group_of(self, variable: torch.Tensor) -> dict[str, Any] | None:
         return self._groups_by_member.get(id(variable))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["memory_obstacle", "row_major", "takes_file_bytes"]
+__all__ = ["PLAIN_TYPES", "memory_obstacle", "row_major", "takes_file_bytes"]
+
+PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+"""Tensors of other classes may have memory that is not what they mean."""
 
 
 def memory_obstacle(tensor: torch.Tensor) -> str | None:

@@ -165,6 +165,8 @@ class Snapshot:
     """In the order of the keys; the object graph's own record is the last."""
     unreachable: tuple[str, ...]
     """Parameters with optimizer state that the root does not reach, so that their state is not saved."""
+    slot_owners: tuple[SlotOwner, ...]
+    """The optimizers."""
 
     @property
     def keys(self) -> list[str]:
@@ -208,7 +210,8 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
     for slot_column in slots:
         _check_slots(live, *slot_column)
     graph, values = live.objects.collect(attributes, versions, slots, known)
-    return Snapshot(graph, values, _unreachable(live))
+    owners = tuple(trackable for _, trackable in live.objects.trackables() if isinstance(trackable, SlotOwner))
+    return Snapshot(graph, values, _unreachable(live), owners)
 
 
 def discover(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:

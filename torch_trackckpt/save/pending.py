@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
+
+from torch_trackckpt.save.background import Pace
+from torch_trackckpt.save.late import LateCopy
 
 __all__ = ["PendingSave", "can_be_pending"]
 
@@ -25,15 +29,26 @@ class PendingSave:
     Args:
         path: what is being saved, for messages.
         complete: what is left to do.
+        pace: that of its threads; they rest no more when somebody waits.
+        late: the values that are still to be copied by it.
     """
 
-    def __init__(self, path: str, complete: Callable[[], None]) -> None:
+    def __init__(
+        self, path: str, complete: Callable[[], None], pace: Pace | None = None, late: LateCopy | None = None
+    ) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._error: BaseException | None = None
+        self._saved_in = os.getpid(), threading.get_ident()
+        self._pace = pace or Pace()
+        self._late = late
         # A daemon thread would be stopped in the middle of a file when the interpreter exits.
         self._thread = threading.Thread(target=self._run, args=(complete,), name=f"save {path}", daemon=False)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._forget_late()
+            raise
 
     def _run(self, complete: Callable[[], None]) -> None:
         try:
@@ -44,6 +59,9 @@ class PendingSave:
             # Nobody may ever ask again.
             _logger.error("The asynchronous save to %r failed.", self._path, exc_info=error)
             self._error = error
+        finally:
+            if self._late is not None:
+                self._late.give_up()
 
     @property
     def is_this_thread(self) -> bool:
@@ -52,7 +70,15 @@ class PendingSave:
 
     def join(self) -> None:
         """Waits until it is over, well or not."""
+        is_halted = (os.getpid(), threading.get_ident()) == self._saved_in
+        # Where another thread waits, the program goes on.
+        if is_halted:
+            self._pace.hurry()
+            if self._late is not None:
+                self._late.hasten()
         self._thread.join()
+        if is_halted:
+            self._forget_late()
 
     def wait(self) -> None:
         """Waits until it is over, and raises the error with which it failed, to the first who waits."""
@@ -61,3 +87,9 @@ class PendingSave:
             error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def _forget_late(self) -> None:
+        late, self._late = self._late, None
+        if late is not None:
+            late.give_up()
+            late.unhook()

@@ -16,10 +16,11 @@ import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_torch
-from torch_trackckpt.bundle.memory import memory_obstacle
+from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.save.balance import Column, balanced
+from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.validate import validate_shards
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
@@ -30,9 +31,6 @@ from torch_trackckpt.sharding import (
 from torch_trackckpt.trackable import Value
 
 __all__ = ["SavePlan", "WriteItem", "make_plan", "plan_of"]
-
-_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
-"""Others may have memory that is not what they mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +56,6 @@ class SavePlan:
     """What one checkpoint will hold."""
 
     keys: list[str]
-    values: list[Value]
     table: _native.TensorTable
     """Where tensors in plain memory lie, and whether any tensor has changed since the plan was made."""
     others: Mapping[int, WriteItem]
@@ -70,6 +67,8 @@ class SavePlan:
     """The bytes of each row."""
     shards: tuple[Column, ...]
     """The rows of each data file, in its order."""
+    late: LateCopy | None = None
+    """The values that are not there yet, of an asynchronous save."""
 
     @property
     def num_bytes(self) -> int:
@@ -125,14 +124,14 @@ def plan_of(
         UnsupportedValueError: a value cannot be written; the text names its key.
     """
     keys, values, parts = list(keys), list(values), parts or {}
-    table = _native.TensorTable(values, _PLAIN_TYPES)
+    table = _native.TensorTable(values, PLAIN_TYPES)
     rows = sorted({*table.others(), *parts})
     others = {row: _item(keys[row], values[row], parts.get(row)) for row in rows}
     is_plain = np.ones(len(keys), dtype=bool)
     is_plain[rows] = False
     sizes = np.array(table.sizes(), dtype=np.int64)
     sizes[rows] = [item.num_bytes for item in others.values()]
-    return SavePlan(keys, values, table, others, is_plain, sizes, shards or (np.arange(len(keys)),))
+    return SavePlan(keys, table, others, is_plain, sizes, shards or (np.arange(len(keys)),))
 
 
 def _sharded(items: list[WriteItem], sharding: ShardingCallback) -> list[list[tuple[str, Value, TensorSlice | None]]]:

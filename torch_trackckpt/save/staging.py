@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import mmap
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from torch_trackckpt.bundle.memory import row_major, takes_file_bytes
+from torch_trackckpt import _native
+from torch_trackckpt.bundle.memory import PLAIN_TYPES, row_major, takes_file_bytes
 from torch_trackckpt.save.balance import Column
-from torch_trackckpt.save.plan import SavePlan, WriteItem, plan_of
+from torch_trackckpt.save.late import LateCopy
+from torch_trackckpt.save.plan import SavePlan, WriteItem
 from torch_trackckpt.save.unchanged import check_unchanged
-from torch_trackckpt.trackable import Value
 
 __all__ = ["Batch", "StagingBuffer", "StagingMemory", "stage"]
 
@@ -30,6 +34,16 @@ BATCH_BYTES = 64 << 20
 
 ALIGNMENT = 64
 """Where values begin in the buffer: at cache lines, which are multiples of every element size."""
+
+SLACK_BYTES = 1 << 20
+"""How much a checkpoint may grow before it takes another buffer. Memory that is never touched is none."""
+
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform == "linux" else {}
+
+_WIPE_ON_FORK = 18
+"""MADV_WIPEONFORK of Linux: a child gets no share in the memory, which would make the parent's next copy slow."""
+
+_ADVICE = (mmap.MADV_HUGEPAGE, _WIPE_ON_FORK) if sys.platform == "linux" else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +80,13 @@ class StagingMemory:
                 self._changed.notify_all()
 
 
-def stage(plan: SavePlan, shard: int, memory: StagingMemory) -> Iterator[Batch]:
+def stage(plan: SavePlan, shard: int, memory: StagingMemory, batch_bytes: int | None = None) -> Iterator[Batch]:
     """The values of a shard in order and in batches; live tensors stay as they are."""
+    batch_bytes = batch_bytes or BATCH_BYTES
     rows = plan.shards[shard]
     for run in np.split(rows, np.flatnonzero(np.diff(plan.is_plain[rows])) + 1):
         if plan.is_plain[run[:1]].any():
-            for batch in _cut(run, plan.sizes, BATCH_BYTES):
+            for batch in _cut(run, plan.sizes, batch_bytes):
                 yield Batch(int(plan.sizes[batch].sum()), rows=batch)
             continue
         for batch in _cut(run, plan.sizes, memory.batch_bytes):
@@ -109,65 +124,126 @@ class StagingBuffer:
         """How much it holds on to."""
         return self._memory.nbytes
 
-    def snapshot(self, plan: SavePlan) -> SavePlan:
+    def snapshot(self, plan: SavePlan, num_threads: int = 1, later: Sequence[int] = ()) -> SavePlan:
         """The same plan with copies of all values that could change; they are good until the next call.
+
+        Args:
+            plan: of live values.
+            num_threads: how many threads copy.
+            later: plain rows that are copied by `SavePlan.late` of the new plan.
 
         Raises:
             ValueChangedError: another thread changed a tensor meanwhile.
         """
-        tensors = [value for value in plan.values if isinstance(value, torch.Tensor)]
         # Slots and copies have to be of use, and to be as they are, whatever mode the caller is in.
         with torch.inference_mode(False), torch.no_grad():
-            slots = self._slots_for(tensors)
-            _copy(tensors, slots)
+            offsets = self._make_room(plan)
+            slots = self._slots(plan, offsets)
+            self._copy(plan, offsets, slots, num_threads, later)
+            late = self._late_copy(plan, offsets, num_threads, later) if later else None
         check_unchanged(plan)
-        remaining = iter(slots)
-        copies = [_copied(value, remaining) for value in plan.values]
-        parts = {row: item.part for row, item in plan.others.items() if item.part is not None}
-        return plan_of(plan.keys, copies, parts, plan.shards)
+        return self._relocated(plan, offsets, slots, late)
 
-    def _slots_for(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """For each tensor, a part of the buffer as a contiguous tensor of its dtype and shape."""
-        num_bytes = sum(_aligned(tensor.nbytes) for tensor in tensors)
-        self._make_room(num_bytes, is_pinned=any(tensor.is_cuda for tensor in tensors))
-        by_dtype = {dtype: self._memory.view(dtype) for dtype in {tensor.dtype for tensor in tensors}}
-        slots = []
-        offset = 0
-        for tensor in tensors:
-            start = offset // tensor.itemsize
-            slots.append(by_dtype[tensor.dtype][start : start + tensor.numel()].view(tensor.shape))
-            offset += _aligned(tensor.nbytes)
-        return slots
+    def prewarm(self, plan: SavePlan, num_threads: int) -> None:
+        """Makes ready for snapshots of this size: the memory is there, and was touched."""
+        with torch.inference_mode(False), torch.no_grad():
+            offsets = self._make_room(plan)
+            self._copy(plan, offsets, self._slots(plan, offsets), num_threads)
 
-    def _make_room(self, num_bytes: int, *, is_pinned: bool) -> None:
-        fits = num_bytes <= self._memory.nbytes <= 2 * num_bytes
+    def _make_room(self, plan: SavePlan) -> Column:
+        """Where each row begins in the buffer, which is made as large as that takes."""
+        spans = -(-plan.sizes // ALIGNMENT) * ALIGNMENT
+        spans[[row for row, item in plan.others.items() if not isinstance(item.value, torch.Tensor)]] = 0
+        num_bytes = int(spans.sum())
+        is_pinned = any(isinstance(item.value, torch.Tensor) and item.value.is_cuda for item in plan.others.values())
+        fits = num_bytes <= self._memory.nbytes <= max(2 * num_bytes, num_bytes + SLACK_BYTES)
         if not fits or (is_pinned and not self._memory.is_pinned()):
             # The old memory goes first: there are never two copies of a checkpoint.
             self._memory = _allocate(0, is_pinned=False)
-            self._memory = _allocate(num_bytes, is_pinned=is_pinned)
+            self._memory = _allocate(num_bytes and num_bytes + SLACK_BYTES, is_pinned=is_pinned)
+        ends: Column = np.cumsum(spans)
+        return ends - spans
+
+    def _slots(self, plan: SavePlan, offsets: Column) -> dict[int, torch.Tensor]:
+        """For each of the tensors that are looked at one by one, a part of the buffer of its dtype and shape."""
+        return {
+            row: self._memory[offset : offset + item.value.nbytes].view(item.value.dtype).view(item.value.shape)
+            for row, item in plan.others.items()
+            if isinstance(item.value, torch.Tensor) and (offset := int(offsets[row])) >= 0
+        }
+
+    def _copy(
+        self,
+        plan: SavePlan,
+        offsets: Column,
+        slots: Mapping[int, torch.Tensor],
+        num_threads: int,
+        later: Sequence[int] = (),
+    ) -> None:
+        """Copies all rows but those that come later: what lies in plain memory by native code, the rest by torch."""
+        foreign = [row for row in plan.table.others() if row in slots]
+        streams = _begin_copying([(plan.others[row].value, slots[row]) for row in foreign])
+        is_plain = np.ones(len(plan.keys), dtype=bool)
+        is_plain[plan.table.others()] = False
+        is_plain[list(later)] = False
+        rows = np.flatnonzero(is_plain)
+        self._native_copy(plan.table, rows, offsets[rows]).run(num_threads)
+        for stream in streams:
+            stream.synchronize()
+
+    def _native_copy(self, table: _native.TensorTable, rows: Column, offsets: Column) -> _native.TensorCopy:
+        return _native.TensorCopy(table, rows, self._memory.data_ptr(), offsets, self._memory)
+
+    def _late_copy(self, plan: SavePlan, offsets: Column, num_threads: int, later: Sequence[int]) -> LateCopy:
+        # An alias has the version of its tensor, and goes on having the memory when the tensor gets another one.
+        aliases: list[object] = [plan.table.value(row).detach() for row in later]
+        table = _native.TensorTable(aliases, PLAIN_TYPES)
+        copy = self._native_copy(table, np.arange(len(later)), offsets[list(later)])
+        return LateCopy([plan.keys[row] for row in later], table, copy, num_threads)
+
+    def _relocated(
+        self, plan: SavePlan, offsets: Column, slots: Mapping[int, torch.Tensor], late: LateCopy | None
+    ) -> SavePlan:
+        """The plan of the copies. Nothing is done in Python for what lies in plain memory."""
+        foreign = [row for row in plan.table.others() if row in slots]
+        table = plan.table.relocated(
+            self._memory.data_ptr(), offsets, foreign, [slots[row] for row in foreign], self._memory
+        )
+        remaining = set(table.others())
+        others = {
+            row: _copied(item, slots.get(row))
+            for row, item in plan.others.items()
+            if row in remaining or item.part is not None
+        }
+        is_plain = np.ones(len(plan.keys), dtype=bool)
+        is_plain[list(others)] = False
+        return dataclasses.replace(plan, table=table, others=others, is_plain=is_plain, late=late)
 
 
 def _allocate(num_bytes: int, *, is_pinned: bool) -> torch.Tensor:
-    """Pinned memory is what devices can copy to while the processor does something else."""
-    return torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=is_pinned)
+    """Memory that nobody has touched, or pinned memory, to which devices copy while the processor goes on."""
+    if is_pinned or num_bytes == 0:
+        return torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=is_pinned)
+    memory = mmap.mmap(-1, num_bytes, **_PRIVATE)
+    for advice in _ADVICE:
+        # An advice that the system does not know is none that is needed.
+        with contextlib.suppress(OSError):
+            memory.madvise(advice)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
-
-
-def _copy(tensors: list[torch.Tensor], slots: list[torch.Tensor]) -> None:
+def _begin_copying(pairs: list[tuple[Any, torch.Tensor]]) -> list[torch.cuda.Stream]:
+    """Copies tensors into slots; what comes from devices is complete when the streams that are returned are."""
     devices = set()
-    for tensor, slot in zip(tensors, slots, strict=True):
+    for tensor, slot in pairs:
         # The sign of a conjugate or negative view is a flag, which a copy that does not wait would come too early for.
         slot.copy_(tensor.detach().resolve_conj().resolve_neg(), non_blocking=tensor.is_cuda)
         if tensor.is_cuda:
             devices.add(tensor.device)
-    for device in devices:
-        torch.cuda.current_stream(device).synchronize()
+    return [torch.cuda.current_stream(device) for device in devices]
 
 
-def _copied(value: Value, slots: Iterator[torch.Tensor]) -> Value:
-    if isinstance(value, torch.Tensor):
-        return next(slots)
-    return value.copy() if isinstance(value, np.ndarray) else value
+def _copied(item: WriteItem, slot: torch.Tensor | None) -> WriteItem:
+    """The same item, with a value that the program cannot change."""
+    value = item.value.copy() if isinstance(item.value, np.ndarray) else item.value
+    return dataclasses.replace(item, value=value if slot is None else slot)

@@ -11,9 +11,13 @@ __all__ = ["check_unchanged"]
 def check_unchanged(plan: SavePlan) -> None:
     """Checks that no tensor has changed since the plan was made, as far as torch knows of it.
 
+    To be asked when all is written. What the program may change from then on is no part of the checkpoint.
+
     Raises:
         ValueChangedError: one has.
     """
+    if plan.late is not None:
+        plan.late.check(is_last=True)
     changed = plan.table.changed()
     if changed:
         raise ValueChangedError(

@@ -15,12 +15,17 @@ from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.at_once import at_once
+from torch_trackckpt.save.background import Pace, give_way
+from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.plan import SavePlan, WriteItem
 from torch_trackckpt.save.staging import Batch, StagingMemory, stage
 from torch_trackckpt.save.unchanged import check_unchanged
 from torch_trackckpt.storage.base import Storage
 
-__all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
+__all__ = ["WrittenFiles", "copy_late", "temporary_suffix", "write_shards"]
+
+_PACED_BYTES = 8 << 20
+"""How much is written without a rest; one value may be larger."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,16 @@ class WrittenFiles:
         return sum(os.path.getsize(temporary) for temporary, _ in (*self.data, self.index))
 
 
+def copy_late(late: LateCopy) -> None:
+    """Makes the copies that an asynchronous save still lacks, while the program goes on.
+
+    Raises:
+        ValueChangedError: a value changed.
+    """
+    for _ in at_once([_copying(late)], 1, stop=late.give_up, prepare=give_way):
+        pass
+
+
 def write_shards(
     plan: SavePlan,
     prefix: str,
@@ -44,6 +59,7 @@ def write_shards(
     durable: bool,
     num_threads: int = 1,
     progress: Progress | None = None,
+    pace: Pace | None = None,
 ) -> WrittenFiles:
     """Writes the data file of each shard, and one index for all.
 
@@ -57,6 +73,7 @@ def write_shards(
         num_threads: how many data files are written at once.
         progress: called in this thread about every 64 MiB with the bytes written so far and those of all values
             together, and once when both are equal.
+        pace: when threads write and when they rest, where the program goes on meanwhile.
 
     Raises:
         ValueChangedError: a tensor changed.
@@ -68,7 +85,7 @@ def write_shards(
     done_bytes, told_bytes, total_bytes = 0, 0, plan.num_bytes
     with BundleWriter([temporary for temporary, _ in files.data], files.index[0], durable=durable) as writer:
         memory = StagingMemory(num_threads)
-        works = [_write_shard(writer, plan, shard, memory) for shard in range(len(plan.shards))]
+        works = [_write_shard(writer, plan, shard, memory, pace) for shard in range(len(plan.shards))]
         with contextlib.closing(at_once(works, num_threads, stop=writer.abandon)) as written:
             for num_bytes in written:
                 done_bytes += num_bytes
@@ -93,10 +110,19 @@ def _files(prefix: str, num_shards: int) -> WrittenFiles:
     return WrittenFiles(tuple((final + suffix, final) for final in data), (index + suffix, index))
 
 
-def _write_shard(writer: BundleWriter, plan: SavePlan, shard: int, memory: StagingMemory) -> Generator[int]:
+def _copying(late: LateCopy) -> Generator[int]:
+    late.run()
+    yield 0
+
+
+def _write_shard(
+    writer: BundleWriter, plan: SavePlan, shard: int, memory: StagingMemory, pace: Pace | None
+) -> Generator[int]:
     """Writes one data file; yields the bytes of each batch when it has been written."""
     writer.expect(int(plan.sizes[plan.shards[shard]].sum()), shard=shard)
-    for batch in stage(plan, shard, memory):
+    for batch in stage(plan, shard, memory, None if pace is None else _PACED_BYTES):
+        if pace is not None:
+            pace.rest()
         _write_batch(writer, plan, shard, batch)
         num_bytes = batch.num_bytes
         del batch  # Its copies go before those of the next are made.
