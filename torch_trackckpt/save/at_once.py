@@ -17,19 +17,13 @@ class _Failure:
     error: BaseException
 
 
-def at_once(
-    works: Sequence[Iterator[int]],
-    num_threads: int,
-    stop: Callable[[], object],
-    prepare: Callable[[], object] | None = None,
-) -> Generator[int]:
+def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[], object]) -> Generator[int]:
     """What all of the works yield, as it comes. The threads end before this does.
 
     Args:
         works: each is run by one thread; whoever is free takes the next.
         num_threads: how many at once. With 1, or a single work, everything happens in the caller's thread, and so it
             does where the system gives no thread, as at the exit of the interpreter.
-        prepare: called first in each thread, of which there is one even for a single work then.
         stop: called when the first work fails, and when the caller gives up; it makes the others end soon.
 
     Raises:
@@ -40,8 +34,6 @@ def at_once(
 
     def run() -> None:
         try:
-            if prepare is not None:
-                prepare()
             while work := _next_of(remaining):
                 for outcome in work:
                     outcomes.put(outcome)
@@ -50,8 +42,7 @@ def at_once(
         finally:
             outcomes.put(None)
 
-    count = min(num_threads, len(works))
-    threads = _started(run, count if count > 1 or prepare is not None else 0)
+    threads = _started(run, min(num_threads, len(works)))
     running = len(threads)
     try:
         while running:
@@ -79,9 +70,9 @@ def _next_of(works: collections.deque[Iterator[int]]) -> Iterator[int] | None:
 
 
 def _started(run: Callable[[], None], count: int) -> list[threading.Thread]:
-    """As many threads as the system gives."""
+    """As many threads as the system gives; none for a single one, whose work the caller does as well."""
     threads: list[threading.Thread] = []
-    for _ in range(count):
+    for _ in range(count if count > 1 else 0):
         thread = threading.Thread(target=run, name="torch_trackckpt writer", daemon=False)
         try:
             thread.start()
