@@ -14,8 +14,9 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.tx
 demo: $(VENV)/built
 	$(BIN)/python examples/digits.py --directory run
 
+# Torch's own threads would only be in the way of two tests at once.
 test: $(VENV)/built
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/tools
 	$(BIN)/ruff format --check .

@@ -126,14 +126,17 @@ class PairedTensors {
     // Nodes and objects that others among the children may come to, which were asked for before.
     AddressTable nodes_ahead, objects_ahead;
     const auto children = graph_.Children(CheckedNode(graph_, node));
+    std::vector<nb::object> live;
+    live.reserve(children.size());
+    for (const SavedGraph::Child& child : children) live.push_back(Lookup(child.name, sources));
     for (size_t i = 0; i < children.size(); ++i) {
+      reader_.Approach(i, live.size(), [&](size_t at) { return live[at].ptr(); });
       const auto child = static_cast<uint64_t>(children[i].node);
-      const nb::object live = Lookup(children[i].name, sources);
-      const bool is_ahead = nodes_ahead.Find(child) >= 0 || objects_ahead.Find(AddressOf(live)) >= 0;
-      if (!is_ahead && live.is_valid() && IsFree(children[i].node) && Take(node, i, live)) continue;
+      const bool is_ahead = nodes_ahead.Find(child) >= 0 || objects_ahead.Find(AddressOf(live[i])) >= 0;
+      if (!is_ahead && live[i].is_valid() && IsFree(children[i].node) && Take(node, i, live[i])) continue;
       others.append(i);
       if (nodes_ahead.Find(child) < 0) nodes_ahead.Add(child, 0);
-      if (objects_ahead.Find(AddressOf(live)) < 0) objects_ahead.Add(AddressOf(live), 0);
+      if (objects_ahead.Find(AddressOf(live[i])) < 0) objects_ahead.Add(AddressOf(live[i]), 0);
     }
     return others;
   }

@@ -1,6 +1,7 @@
 #include "python/tensor_reader.h"
 
 #include <cstddef>
+#include <cstring>
 #include <string>
 
 #include "bundle/dtype.h"
@@ -79,6 +80,8 @@ Borrow BorrowOf(nb::handle type) {
   return api == nullptr ? nullptr : api->borrow;
 }
 
+constexpr size_t kBodyOffset = sizeof(PyObject), kPointerSize = sizeof(void*);
+
 nb::object Name(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
 
 bool CallPredicate(PyObject* object, const nb::object& name) {
@@ -93,15 +96,28 @@ bool CallPredicate(PyObject* object, const nb::object& name) {
 
 TensorReader::TensorReader(const nb::tuple& types)
     : is_neg_(Name("is_neg")), is_conj_(Name("is_conj")), dtype_(Name("dtype")), version_(Name("_version")) {
-  for (nb::handle type : types)
-    types_.push_back({reinterpret_cast<PyTypeObject*>(type.ptr()), BorrowOf(type)});
+  for (nb::handle type : types) {
+    const bool has_body = nb::cast<size_t>(type.attr("__basicsize__")) >= kBodyOffset + kPointerSize;
+    types_.push_back({reinterpret_cast<PyTypeObject*>(type.ptr()), BorrowOf(type), has_body});
+  }
 }
 
-const TensorReader::Type* TensorReader::Find(PyObject* object) const {
+const TensorReader::Type* TensorReader::Find(const PyObject* object) const {
   for (const Type& type : types_) {
     if (type.type == Py_TYPE(object)) return &type;
   }
   return nullptr;
+}
+
+// torch keeps the address of a tensor's body behind the head of its Python object. Should that change, what is fetched
+// is of no use, and nothing else is wrong.
+void TensorReader::FetchBody(const PyObject* object) const {
+  constexpr size_t kCacheLine = 64;
+  const Type* const type = object == nullptr ? nullptr : Find(object);
+  if (type == nullptr || !type->has_body) return;
+  const char* body;
+  std::memcpy(&body, reinterpret_cast<const char*>(object) + kBodyOffset, kPointerSize);
+  for (size_t line = 0; line < 4; ++line) __builtin_prefetch(body + line * kCacheLine);
 }
 
 // A conjugate or negative view has its sign in a flag, not in its memory.

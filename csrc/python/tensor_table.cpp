@@ -13,7 +13,10 @@ TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) : reade
   versions_.reserve(values.size());
   memory_.rows.reserve(values.size());
   memory_.dims.reserve(2 * values.size());
-  for (nb::handle value : values) {
+  const nb::tuple all(values);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const nb::handle value = all[i];
+    reader_.Approach(i, all.size(), [&](size_t at) { return nb::handle(all[at]).ptr(); });
     if (!reader_.AddPlain(value.ptr(), &memory_)) memory_.rows.emplace_back();
     const bool is_tensor = reader_.IsOfType(value.ptr()) || nb::hasattr(value, "_version");
     versions_.push_back(is_tensor ? reader_.Version(value.ptr()) : TensorReader::kNoVersion);
@@ -78,6 +81,7 @@ nb::object TensorTable::Value(size_t row) const {
 nb::list TensorTable::Changed() const {
   nb::list changed;
   for (size_t i = 0; i < objects_.size(); ++i) {
+    reader_.Approach(i, objects_.size(), [&](size_t at) { return objects_[at].ptr(); });
     if (versions_[i] != TensorReader::kNoVersion && reader_.Version(objects_[i].ptr()) != versions_[i])
       changed.append(i);
   }
@@ -90,6 +94,7 @@ nb::list TensorTable::Moved() const {
   for (size_t i = 0; i < objects_.size(); ++i) {
     const TensorMemory& before = memory_.rows[i];
     if (!before.is_plain()) continue;
+    reader_.Approach(i, objects_.size(), [&](size_t at) { return objects_[at].ptr(); });
     now.rows.clear();
     now.dims.clear();
     const bool is_same = reader_.AddPlain(objects_[i].ptr(), &now) && now.rows[0].data == before.data &&

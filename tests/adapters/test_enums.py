@@ -86,7 +86,7 @@ class Trainer(Box):
         (Access.READ | Access.WRITE, Box(Access.READ)),
         (Access(0), Box(Access.READ)),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if isinstance(value, Box) else repr(value),
 )
 def test_a_member_comes_back_where_the_live_object_has_its_enum(state: Any, live: Box, prefix: str) -> None:
     """C166, C169"""

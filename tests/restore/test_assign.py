@@ -287,7 +287,7 @@ def test_damage_in_a_large_checkpoint_names_every_value_that_was_overwritten(pre
     damage(prefix, key("c"))
     live = large_and_small(0.0)
     with pytest.raises(DataLossError) as caught:
-        Checkpoint(**live).read(prefix)
+        Checkpoint(**live).read(prefix, CheckpointOptions(num_threads=1))
     first, *lines = str(caught.value).splitlines()
     assert first.startswith(f"Checksum does not match: key {key('c')}, file {prefix}.data-00000-of-00001, offset ")
     assert "These had been overwritten before the damage was found" in lines[0]
@@ -297,6 +297,17 @@ def test_damage_in_a_large_checkpoint_names_every_value_that_was_overwritten(pre
     assert {"a", "b"} <= named
     assert not live["d"].any()
     assert "d" not in named
+
+
+def test_several_threads_name_no_less_than_what_they_have_overwritten(prefix: str, damage: Damage) -> None:
+    """C392: which values that are depends on how far each thread has come."""
+    Checkpoint(**large_and_small(1.0)).write(prefix, FAST)
+    damage(prefix, key("c"))
+    live = large_and_small(0.0)
+    with pytest.raises(DataLossError) as caught:
+        Checkpoint(**live).read(prefix, CheckpointOptions(num_threads=4))
+    named = {line.strip().removeprefix("(root).") for line in str(caught.value).splitlines()[2:]}
+    assert {name for name, tensor in live.items() if tensor.any()} <= named
 
 
 def test_verifying_before_changes_nothing_in_a_large_checkpoint(prefix: str, damage: Damage) -> None:

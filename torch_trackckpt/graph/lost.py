@@ -22,7 +22,7 @@ import enum
 import math
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from torch import nn
 from torch_trackckpt.adapters.metric import MetricAdapter
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.graph.assignments import Assignments, assignments_of, code_of
-from torch_trackckpt.graph.walk import LiveGraph, LiveNode, live_object
+from torch_trackckpt.graph.keys import readable_path
+from torch_trackckpt.graph.walk import LiveGraph, live_object
+from torch_trackckpt.trackable import Trackable
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 from torch_trackckpt.tracking.simple_attributes import is_simple
 
@@ -52,16 +54,25 @@ def lost_values(live: LiveGraph, holder: AutoTrackable) -> list[str]:
         holder: the checkpoint, which need not be part of the graph.
     """
     finder = _Finder(live)
-    inner = live.inner_nodes()
-    holders = [node for node in inner if node.trackable is holder] or [LiveNode(holder, (), "", None)]
-    nodes = [*holders, *(node for node in inner if node.trackable is not holder)]
-    return [text for node in nodes for text in finder.of_node(node)]
+    trackables = live.objects.trackables()
+    # The holder comes first, in the graph or not.
+    found: list[tuple[int | None, Trackable]] = [item for item in trackables if item[1] is holder]
+    found = found or [(None, holder)]
+    found += [item for item in trackables if item[1] is not holder]
+    return [
+        f"{readable_path(()) if number is None else live.readable(number)}{text}"
+        for number, trackable in found
+        for text in finder.of_trackable(trackable)
+    ]
 
 
 def unsaved_metrics(live: LiveGraph) -> list[str]:
     """What to call the metrics of torchmetrics that have states, none of which is persistent."""
-    nodes = live.inner_nodes()
-    return [node.readable for node in nodes if isinstance(node.trackable, MetricAdapter) and node.trackable.is_left_out]
+    return [
+        live.readable(number)
+        for number, trackable in live.objects.trackables()
+        if isinstance(trackable, MetricAdapter) and trackable.is_left_out
+    ]
 
 
 class _Finder:
@@ -71,16 +82,17 @@ class _Finder:
         self._live = live
         self._classes: dict[type, _ModuleClass] = {}
 
-    def of_node(self, node: LiveNode) -> Iterator[str]:
-        value = live_object(node.trackable)
-        if isinstance(node.trackable, ModuleAdapter):
-            found = self._of_module(node.trackable, value)
+    def of_trackable(self, trackable: Trackable) -> Iterator[str]:
+        """Names and values of what is lost of an object."""
+        value = live_object(trackable)
+        if isinstance(trackable, ModuleAdapter):
+            found = self._of_module(trackable, value)
         elif isinstance(value, AutoTrackable):
             found = self._of_auto_trackable(value)
         else:
             return
         for name, lost in found:
-            yield f"{node.readable}{name} = {_shown(lost)}"
+            yield f"{name} = {_shown(lost)}"
 
     def _of_module(self, adapter: ModuleAdapter, module: nn.Module) -> Iterator[tuple[str, object]]:
         known = self._classes.get(type(module)) or self._classes.setdefault(type(module), _ModuleClass(type(module)))
@@ -93,7 +105,7 @@ class _Finder:
                 if known.is_state(name, value):
                     yield f".{name}", value
             elif name not in adapter._kept_attributes():
-                yield from self._first(name, value, self._is_lost_tensor)
+                yield from _first(name, value, self._is_lost_tensor, (torch.Tensor,))
 
     def _of_auto_trackable(self, owner: AutoTrackable) -> Iterator[tuple[str, object]]:
         saves = owner._saves_attributes()
@@ -103,17 +115,7 @@ class _Finder:
             # Numbers of a class of their own are not plain.
             if not (saves and is_simple(value)):
                 # Tensors are children here.
-                yield from self._first(name, value, _is_number)
-
-    def _first(self, name: str, value: object, is_lost: Any) -> Iterator[tuple[str, object]]:
-        """The value itself, or the first of its elements."""
-        if is_lost(value):
-            yield f".{name}", value
-        elif isinstance(value, (list, tuple, dict)):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            first = next(((key, element) for key, element in items if is_lost(element)), None)
-            if first is not None:
-                yield f".{name}[{first[0]!r}]", first[1]
+                yield from _first(name, value, _is_number, _NUMBERS)
 
     def _is_lost_tensor(self, value: object) -> bool:
         return isinstance(value, torch.Tensor) and value.grad_fn is None and self._live.objects.find(id(value)) is None
@@ -179,10 +181,30 @@ def _is_installed(kind: type) -> bool:
     return not _PACKAGE_FOLDERS.isdisjoint(path.parts) or Path(sysconfig.get_path("stdlib")) in path.parents
 
 
+def _first(
+    name: str, value: object, is_lost: Callable[[object], bool], kinds: tuple[type, ...]
+) -> Iterator[tuple[str, object]]:
+    """The value itself, or the first of its elements; only such of these kinds can be lost."""
+    if is_lost(value):
+        yield f".{name}", value
+    elif isinstance(value, (list, tuple, dict)):
+        # There may be very many elements of few classes.
+        classes = set(map(type, value.values() if isinstance(value, dict) else value))
+        if not any(issubclass(kind, kinds) for kind in classes):
+            return
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        first = next(((key, element) for key, element in items if is_lost(element)), None)
+        if first is not None:
+            yield f".{name}[{first[0]!r}]", first[1]
+
+
+_NUMBERS = (int, float, complex, np.number)
+
+
 def _is_number(value: object) -> bool:
     if isinstance(value, (bool, np.bool_, enum.Enum)):
         return False
-    return isinstance(value, (int, float, complex, np.number))
+    return isinstance(value, _NUMBERS)
 
 
 def _shown(value: object) -> str:

@@ -425,17 +425,14 @@ class _Destinations:
             raise loss from error
 
     def _read_planned(self, plan: _native.RowPlan, progress: _Progress) -> None:
-        """Reads ordinary tensors; torch learns of it before and after, so that who copies them meanwhile notices."""
+        """Reads ordinary tensors. Torch learns of it before, so that who copies them meanwhile notices."""
         left_out = {*self._single, *self._table.unversioned()}
         rows = range(len(self._table))
         written = self._values.tensors if not left_out else [self._values.tensors[i] for i in rows if i not in left_out]
         torch.autograd.graph.increment_version(written)
         max_bytes = PROGRESS_BYTES if progress.is_wanted else None
-        try:
-            while num_bytes := self._read_some(plan, max_bytes):
-                progress.add(num_bytes)
-        finally:
-            torch.autograd.graph.increment_version(written)
+        while num_bytes := self._read_some(plan, max_bytes):
+            progress.add(num_bytes)
 
     def _read_some(self, plan: _native.RowPlan, max_bytes: int | None) -> int:
         with self._reader._telling_of_replacement():

@@ -42,9 +42,12 @@ def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[],
         finally:
             outcomes.put(None)
 
-    threads = _started(run, min(num_threads, len(works)))
-    running = len(threads)
+    count = min(num_threads, len(works))
+    threads: list[threading.Thread] = []
+    is_complete = False
     try:
+        _start(run, count if count > 1 else 0, threads)
+        running = len(threads)
         while running:
             outcome = outcomes.get()
             if isinstance(outcome, _Failure):
@@ -55,12 +58,15 @@ def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[],
                 yield outcome
         for work in remaining:
             yield from work
+        is_complete = True
     finally:
+        # An interrupt may come at any time, also while the threads are being started.
         remaining.clear()
-        if running:
+        if not is_complete:
             stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
 
 def _next_of(works: collections.deque[Iterator[int]]) -> Iterator[int] | None:
@@ -69,14 +75,13 @@ def _next_of(works: collections.deque[Iterator[int]]) -> Iterator[int] | None:
     return None
 
 
-def _started(run: Callable[[], None], count: int) -> list[threading.Thread]:
-    """As many threads as the system gives; none for a single one, whose work the caller does as well."""
-    threads: list[threading.Thread] = []
-    for _ in range(count if count > 1 else 0):
+def _start(run: Callable[[], None], count: int, threads: list[threading.Thread]) -> None:
+    """Adds as many threads as the system gives."""
+    for _ in range(count):
         thread = threading.Thread(target=run, name="torch_trackckpt writer", daemon=False)
+        threads.append(thread)
         try:
             thread.start()
         except RuntimeError:
+            threads.remove(thread)
             break
-        threads.append(thread)
-    return threads
