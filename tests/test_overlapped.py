@@ -28,7 +28,6 @@ from torch_trackckpt import (
     load_checkpoint,
     preemption_save_context,
 )
-from torch_trackckpt import checkpoint as checkpoint_module
 from torch_trackckpt.errors import ValueChangedError
 from torch_trackckpt.save import late
 from torch_trackckpt.save.late import LateCopy
@@ -48,13 +47,13 @@ def _small_tensors_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def not_copied(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The background thread copies nothing before this is set; whoever steps copies by himself."""
     gate = threading.Event()
-    copy_late = checkpoint_module.copy_late
+    run = LateCopy.run
 
-    def copy(copies: LateCopy) -> None:
+    def run_later(copies: LateCopy) -> None:
         assert gate.wait(PATIENCE_SECONDS), "nobody let the thread copy"
-        copy_late(copies)
+        run(copies)
 
-    monkeypatch.setattr(checkpoint_module, "copy_late", copy)
+    monkeypatch.setattr(LateCopy, "run", run_later)
     yield gate
     gate.set()
 
@@ -481,7 +480,7 @@ def test_a_step_does_not_wait_for_a_thread_that_has_failed(tmp_path: Path, monke
     def fail(copies: LateCopy) -> None:
         raise MemoryError("no thread")
 
-    monkeypatch.setattr(checkpoint_module, "copy_late", fail)
+    monkeypatch.setattr(LateCopy, "run", fail)
     training = Training()
     training.checkpoint.write(tmp_path / "ckpt", OVERLAPPED)
     training.train()

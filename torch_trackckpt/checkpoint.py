@@ -39,7 +39,7 @@ from torch_trackckpt.save.late import rows_for_later
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
 from torch_trackckpt.save.plan import SavePlan, make_plan
 from torch_trackckpt.save.staging import StagingBuffer
-from torch_trackckpt.save.write import copy_late, write_shards
+from torch_trackckpt.save.write import write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import Trackable, Value
@@ -439,7 +439,7 @@ def _complete(
 ) -> Transfer:
     """Makes the files of a save, and then what names them; returns the write, with its size."""
     if plan.late is not None:
-        copy_late(plan.late)
+        plan.late.run()
     storage = LocalStorage(durable=options.durable)
     recover(place, storage)
     files = write_shards(

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-
 import pytest
 
 from torch_trackckpt.save import background
-from torch_trackckpt.save.background import Pace, give_way
+from torch_trackckpt.save.background import Pace
 
 
 class Clock:
@@ -63,19 +59,3 @@ def test_nobody_rests_when_somebody_waits() -> None:
     pace.hurry()
     pace.rest()
     assert pace._is_awaited.is_set()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a priority belongs to the process")
-def test_only_the_thread_that_gives_way_has_a_low_priority() -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    seen: list[int] = []
-
-    def run() -> None:
-        give_way()
-        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [19]
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before

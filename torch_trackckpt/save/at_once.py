@@ -17,19 +17,13 @@ class _Failure:
     error: BaseException
 
 
-def at_once(
-    works: Sequence[Iterator[int]],
-    num_threads: int,
-    stop: Callable[[], object],
-    prepare: Callable[[], object] | None = None,
-) -> Generator[int]:
+def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[], object]) -> Generator[int]:
     """What all of the works yield, as it comes. The threads end before this does.
 
     Args:
         works: each is run by one thread; whoever is free takes the next.
         num_threads: how many at once. With 1, or a single work, everything happens in the caller's thread, and so it
             does where the system gives no thread, as at the exit of the interpreter.
-        prepare: called first in each thread, of which there is one even for a single work then.
         stop: called when the first work fails, and when the caller gives up; it makes the others end soon.
 
     Raises:
@@ -40,8 +34,6 @@ def at_once(
 
     def run() -> None:
         try:
-            if prepare is not None:
-                prepare()
             while work := _next_of(remaining):
                 for outcome in work:
                     outcomes.put(outcome)
@@ -54,7 +46,7 @@ def at_once(
     threads: list[threading.Thread] = []
     is_complete = False
     try:
-        _start(run, count if count > 1 or prepare is not None else 0, threads)
+        _start(run, count if count > 1 else 0, threads)
         running = len(threads)
         while running:
             outcome = outcomes.get()

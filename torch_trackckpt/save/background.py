@@ -8,20 +8,15 @@ measurement: a thread that gets little is in the way of the others for long.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import threading
 import time
 
-__all__ = ["Pace", "give_way"]
+__all__ = ["Pace"]
 
 _PERIOD_SECONDS = 0.1
 
 _SHARE = 0.3
 """Which part of the time is for writing."""
-
-_NICE = 19
 
 
 class Pace:
@@ -43,11 +38,3 @@ class Pace:
     def hurry(self) -> None:
         """Says that somebody waits: no thread rests any more."""
         self._is_awaited.set()
-
-
-def give_way() -> None:
-    """Has the calling thread get what the program does not use of the processors, and a small part of busy ones."""
-    # Elsewhere a priority belongs to the process.
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

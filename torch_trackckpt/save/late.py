@@ -93,17 +93,16 @@ class LateCopy:
             undo()
 
     def run(self) -> None:
-        """Makes the copies, in this thread alone.
+        """Makes the copies, by all threads: a training on the processors loses least when they take it at once.
 
         Raises:
             ValueChangedError: a value has changed already.
         """
-        if (copy := self._copy) is not None:
-            copy.run(1)
+        self.hasten()
         self.check(is_last=False)
 
     def hasten(self) -> None:
-        """Makes what is left of the copies by all threads, because somebody waits for them."""
+        """Makes what is left of the copies, because somebody waits for them."""
         if os.getpid() == self._process and (copy := self._copy) is not None:
             copy.run(self._num_threads)
 

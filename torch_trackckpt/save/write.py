@@ -15,14 +15,13 @@ from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.at_once import at_once
-from torch_trackckpt.save.background import Pace, give_way
-from torch_trackckpt.save.late import LateCopy
+from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.plan import SavePlan, WriteItem
 from torch_trackckpt.save.staging import Batch, StagingMemory, stage
 from torch_trackckpt.save.unchanged import check_unchanged
 from torch_trackckpt.storage.base import Storage
 
-__all__ = ["WrittenFiles", "copy_late", "temporary_suffix", "write_shards"]
+__all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
 
 _PACED_BYTES = 8 << 20
 """How much is written without a rest; one value may be larger."""
@@ -39,16 +38,6 @@ class WrittenFiles:
     def num_bytes(self) -> int:
         """Their sizes together; to be asked before they are committed, while they have their temporary names."""
         return sum(os.path.getsize(temporary) for temporary, _ in (*self.data, self.index))
-
-
-def copy_late(late: LateCopy) -> None:
-    """Makes the copies that an asynchronous save still lacks, while the program goes on.
-
-    Raises:
-        ValueChangedError: a value changed.
-    """
-    for _ in at_once([_copying(late)], 1, stop=late.give_up, prepare=give_way):
-        pass
 
 
 def write_shards(
@@ -108,11 +97,6 @@ def _files(prefix: str, num_shards: int) -> WrittenFiles:
     data = [data_name(prefix, shard, num_shards) for shard in range(num_shards)]
     index = index_name(prefix)
     return WrittenFiles(tuple((final + suffix, final) for final in data), (index + suffix, index))
-
-
-def _copying(late: LateCopy) -> Generator[int]:
-    late.run()
-    yield 0
 
 
 def _write_shard(
