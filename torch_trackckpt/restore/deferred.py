@@ -398,12 +398,9 @@ class Restoration:
 
     def unresolved(self) -> list[int]:
         """Nodes with values that no live object has taken, nor refused, so far."""
-        settled = self.restored | self.superseded | self.skipped | self.used_up
-        return [
-            node_id
-            for node_id in self.graph.nodes_with_values()
-            if node_id not in settled and node_id not in self.bindings
-        ]
+        settled = (self.restored, self.superseded, self.skipped, self.used_up)
+        left = set(self.graph.nodes_with_values()).difference(*settled)
+        return sorted(node_id for node_id in left if node_id not in self.bindings)
 
     def waiting(self, node_ids: Iterable[int]) -> set[int]:
         """Those nodes that would be restored if live objects of their names appeared, or if one looked for them."""
