@@ -80,17 +80,19 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"Others use this machine (load {os.getloadavg()[0]:.1f}): the figures will be noise.")
         if file_system_of(arguments.disk) == "tmpfs":
             print(f"{disk} is no disk; give one by --disk.")
-        schedule = Schedule(settings)
-        schedule.run()
-    results = _stored(arguments.results) | {
-        "machine": machine,
-        "scales": settings.scales,
-        "seconds": time.monotonic() - began,
-        "runs": schedule.runs,
-        "left_out": schedule.left_out,
-    }
-    _store(results, arguments.results)
-    print_tables(results)
+
+        def keep(schedule: Schedule) -> None:
+            results = _stored(arguments.results) | {
+                "machine": machine,
+                "scales": settings.scales,
+                "seconds": time.monotonic() - began,
+                "runs": schedule.runs,
+                "left_out": schedule.left_out,
+            }
+            _store(results, arguments.results)
+
+        Schedule(settings, keep=keep).run()
+    print_tables(_stored(arguments.results))
     print(f"\n{time.monotonic() - began:.0f} s; results in {arguments.results}")
 
 

@@ -125,9 +125,15 @@ def single_tasks(settings: Settings, essential: bool) -> Iterator[list[Task]]:
 class Schedule:
     """Runs the passes and collects what came of them."""
 
-    def __init__(self, settings: Settings, tell: Callable[[str], object] = print) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tell: Callable[[str], object] = print,
+        keep: Callable[[Schedule], object] = lambda schedule: None,
+    ) -> None:
         self._settings = settings
         self._tell = tell
+        self._keep = keep
         self._end = time.monotonic() + settings.seconds
         self._seconds: dict[Task, float] = {}
         self.runs: list[Run] = []
@@ -144,6 +150,8 @@ class Schedule:
                     turn = number % len(tasks)
                     for task in tasks[turn:] + tasks[:turn]:
                         self._run_task(task, number)
+                    # Whoever stops the run finds what it has measured so far.
+                    self._keep(self)
 
     def _run_task(self, task: Task, number: int) -> None:
         if task.figure == PROBE and number:
