@@ -13,8 +13,8 @@ from torch_trackckpt import (
 )
 from torch_trackckpt.graph.messages import decode_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
-from torch_trackckpt.graph.walk import NamedValue, capture, collect
-from torch_trackckpt.trackable import OBJECT_GRAPH_KEY
+from torch_trackckpt.graph.walk import capture, collect
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
 
 X = "x/.ATTRIBUTES/VARIABLE_VALUE"
 
@@ -22,6 +22,14 @@ X = "x/.ATTRIBUTES/VARIABLE_VALUE"
 def paths(prefix: str) -> list[str]:
     """The object paths of all values in a file, in the order of their keys."""
     return [key.split("/.ATTRIBUTES")[0] for key in witness.read_bundle(prefix) if key != OBJECT_GRAPH_KEY]
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedValue:
+    """A value and the key it is stored under."""
+
+    key: str
+    value: Value
 
 
 @dataclasses.dataclass(frozen=True)

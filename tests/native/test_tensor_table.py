@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stored_dtypes import DTYPES
 
 from torch_trackckpt import _native
 
@@ -12,30 +13,7 @@ def table(*values: object) -> _native.TensorTable:
     return _native.TensorTable(list(values), TYPES)
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float32,
-        torch.float64,
-        torch.float16,
-        torch.bfloat16,
-        torch.complex64,
-        torch.complex128,
-        torch.bool,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.uint8,
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-        torch.float8_e4m3fn,
-        torch.float8_e4m3fnuz,
-        torch.float8_e5m2,
-        torch.float8_e5m2fnuz,
-    ],
-)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_contiguous_tensor_of_every_stored_type_is_plain(dtype: torch.dtype) -> None:
     tensor = torch.zeros(3, 5, dtype=dtype)
     assert table(tensor).others() == []

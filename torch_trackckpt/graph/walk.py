@@ -31,7 +31,6 @@ from torch_trackckpt.trackable import SlotOwner, Trackable, Value
 __all__ = [
     "LiveGraph",
     "LiveNode",
-    "NamedValue",
     "Snapshot",
     "capture",
     "collect",
@@ -145,14 +144,6 @@ class LiveGraph:
                 found.sort(key=operator.itemgetter(0))
                 columns.append((number, slot_name, [n for n, _ in found], [slot for _, slot in found]))
         return columns
-
-
-@dataclasses.dataclass(frozen=True)
-class NamedValue:
-    """A value and the key it is stored under."""
-
-    key: str
-    value: Value
 
 
 @dataclasses.dataclass(frozen=True)

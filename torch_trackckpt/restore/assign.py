@@ -14,13 +14,12 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt import _native
 from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
-from torch_trackckpt.bundle.memory import memory_obstacle, takes_file_bytes
+from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
 from torch_trackckpt.errors import (
     DataLossError,
@@ -46,9 +45,6 @@ STAGING_BYTES = 32 << 20
 
 PROGRESS_BYTES = 64 << 20
 """How often the caller learns of the progress, if asked for."""
-
-_ORDINARY = (torch.Tensor, nn.Parameter)
-"""Whose memory can be asked for natively."""
 
 _COMPUTED = "none: its module has computed the value from what an older version saved"
 """Stands for the key of such a value in messages."""
@@ -340,7 +336,7 @@ class _Destinations:
         self._look()
 
     def _look(self) -> None:
-        self._table = _native.TensorTable(self._values.tensors, _ORDINARY)
+        self._table = _native.TensorTable(self._values.tensors, PLAIN_TYPES)
         self._plan = self._reader._plan(self._values.keys, self._table)
         rows = range(len(self._table)) if self._plan is None else self._table.others()
         self._single = {row: self._item(row) for row in rows}
