@@ -18,7 +18,7 @@ class _Failure:
 
 
 def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[], object]) -> Generator[int]:
-    """What all of the works yield, as it comes. The threads end before this does.
+    """What all of the works yield, as it comes. No thread is in a work any more when this ends.
 
     Args:
         works: each is run by one thread; whoever is free takes the next.
@@ -60,7 +60,8 @@ def at_once(works: Sequence[Iterator[int]], num_threads: int, stop: Callable[[],
             yield from work
         is_complete = True
     finally:
-        # An interrupt may come at any time, also while the threads are being started.
+        # An interrupt may come at any time, also while a thread is being started. Such a thread cannot be waited for
+        # before it has an identity, and then finds nothing left to do.
         remaining.clear()
         if not is_complete:
             stop()
