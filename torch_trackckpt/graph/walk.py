@@ -91,13 +91,23 @@ class LiveGraph:
     def node(self, number: int) -> LiveNode:
         """The node of a number."""
         objects = self.objects
-        value = objects.object(number)
-        trackable = adapt(value) if objects.is_tensor(number) else value
-        assert trackable is not None
         children: list[tuple[str, Hashable]] = [
             (name, objects.identity(child)) for name, child in objects.children(number)
         ]
-        return LiveNode(trackable, objects.names(number), objects.path(number), objects.module_depth(number), children)
+        return LiveNode(
+            self.trackable(number),
+            objects.names(number),
+            objects.path(number),
+            objects.module_depth(number),
+            children,
+        )
+
+    def trackable(self, number: int) -> Trackable:
+        """What stands for the object of a number."""
+        value = self.objects.object(number)
+        trackable = adapt(value) if self.objects.is_tensor(number) else value
+        assert trackable is not None
+        return trackable
 
     def number_of(self, value: object) -> int | None:
         """The number of a live object's node, or None where the graph does not have it."""

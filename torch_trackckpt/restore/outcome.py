@@ -199,10 +199,10 @@ class Program:
             node_ids = self._nodes_of.get(identity, ())
             if identity in skipped or not settled.isdisjoint(node_ids):
                 continue
-            node = live.node(number)
-            if node.trackable._asks_for_values(bool(node_ids)):
+            # The node itself would name all its children, of which there may be very many.
+            if live.trackable(number)._asks_for_values(bool(node_ids)):
                 found = self.unassigned if node_ids else self.unmade if identity in unmade else self.missing
-                found.append(node)
+                found.append(live.node(number))
 
     def _paired_leaves(self) -> dict[int, int]:
         """By the numbers of live tensors, the nodes whose values they were paired with."""
