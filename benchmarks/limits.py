@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.files import evict, sync_all
+from benchmarks.memory import make_present
 from benchmarks.process import run_alone
 
 _CHUNK = 1 << 20
@@ -35,6 +36,7 @@ def perform(request: dict[str, Any]) -> dict[str, float]:
         request: `directories` by medium (tmpfs, disk), and how many `bytes` each way moves.
     """
     nbytes = request["bytes"]
+    make_present(4 * nbytes)
     source, target = _touched(nbytes), _touched(nbytes)
     rates = _memory(source, target, nbytes)
     for medium, directory in request["directories"].items():

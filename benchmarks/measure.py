@@ -24,7 +24,7 @@ from benchmarks.async_loop import run_loop
 from benchmarks.contenders.base import Contender
 from benchmarks.contenders.entries import entry_named, make_contender
 from benchmarks.files import evict, files_of, flipped_byte, num_bytes_of, sync_all
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import PeakMemory, make_present
 from benchmarks.process import run_alone
 from benchmarks.processor import ProcessorTime
 from benchmarks.workloads import SMALLEST, differing, make_workload
@@ -109,6 +109,7 @@ def timed(action: Callable[[], object]) -> dict[str, float]:
 
 def _save(request: Request) -> dict[str, Any]:
     contender = _contender(request, SAVED)
+    _make_present(contender)
     if request.durable:
         os.sync()
     measured: dict[str, Any] = timed(_action(contender, request, "save"))
@@ -123,6 +124,7 @@ def _save(request: Request) -> dict[str, Any]:
 
 def _load(request: Request) -> dict[str, Any]:
     contender = _contender(request, OTHER)
+    _make_present(contender)
     how = evict(Path(request.path)) if request.cold else "warm"
     measured: dict[str, Any] = timed(_action(contender, request, "load"))
     measured["bytes"] = contender.workload.nbytes()
@@ -132,6 +134,11 @@ def _load(request: Request) -> dict[str, Any]:
     return measured
 
 
+def _make_present(contender: Contender) -> None:
+    """What a file and a copy in memory take."""
+    make_present(2 * contender.workload.nbytes())
+
+
 def _async(request: Request) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=Path(request.path).parent) as rehearsal:
         tiny = _contender(dataclasses.replace(request, scale=SMALLEST[request.workload]), SAVED)
@@ -139,6 +146,7 @@ def _async(request: Request) -> dict[str, Any]:
         tiny.close()
     workload = make_workload(request.workload, request.scale, SAVED)
     assert workload.training is not None
+    make_present(3 * workload.nbytes())
     return run_loop(
         workload.training,
         lambda: make_contender(request.contender, workload, request.durable),
@@ -150,6 +158,7 @@ def _async(request: Request) -> dict[str, Any]:
 def _read(request: Request) -> dict[str, Any]:
     contender = _contender(request, SAVED)
     value = float(contender.workload.tensors()[contender.workload.one].sum())
+    _make_present(contender)
     _warm(Path(request.path))
     summed: list[float] = []
     measured: dict[str, Any] = timed(

@@ -1,7 +1,8 @@
 """In which order what is measured: rounds, in which all contenders take turns, until the time is up.
 
-The first pass has what the targets need, the second everybody else; then the passes go on in turn. In each pass
-the order of the contenders is another one, so that a slow minute of the machine meets them all. A contender is left out
+The first pass has what the targets need, the second everybody else; then each pass for everybody else follows two of
+those that the targets need. In each pass the order of the contenders is another one, so that a slow minute of the
+machine meets them all. A contender is left out
 from then on when it is not available or fails, and the results say why.
 """
 
@@ -122,6 +123,14 @@ def single_tasks(settings: Settings, essential: bool) -> Iterator[list[Task]]:
             yield tasks
 
 
+def passes(rounds: int) -> Iterator[tuple[int, bool]]:
+    """The number of each pass, and whether it is for what the targets need, of which there are so many."""
+    for number in range(rounds):
+        yield number, True
+        if number % 2 == 0:
+            yield number // 2, False
+
+
 class Schedule:
     """Runs the passes and collects what came of them."""
 
@@ -140,18 +149,17 @@ class Schedule:
         self.left_out: dict[str, str] = {}
 
     def run(self) -> None:
-        for number in range(self._settings.rounds):
-            for essential in (True, False):
-                groups = [
-                    *transfer_tasks(self._settings, essential),
-                    *single_tasks(self._settings, essential),
-                ]
-                for tasks in groups:
-                    turn = number % len(tasks)
-                    for task in tasks[turn:] + tasks[:turn]:
-                        self._run_task(task, number)
-                    # Whoever stops the run finds what it has measured so far.
-                    self._keep(self)
+        for number, essential in passes(self._settings.rounds):
+            groups = [
+                *transfer_tasks(self._settings, essential),
+                *single_tasks(self._settings, essential),
+            ]
+            for tasks in groups:
+                turn = number % len(tasks)
+                for task in tasks[turn:] + tasks[:turn]:
+                    self._run_task(task, number)
+                # Whoever stops the run finds what it has measured so far.
+                self._keep(self)
 
     def _run_task(self, task: Task, number: int) -> None:
         if task.figure == PROBE and number:
