@@ -125,8 +125,15 @@ def _save(request: Request) -> dict[str, Any]:
 def _load(request: Request) -> dict[str, Any]:
     contender = _contender(request, OTHER)
     _make_present(contender)
-    how = evict(Path(request.path)) if request.cold else "warm"
-    measured: dict[str, Any] = timed(_action(contender, request, "load"))
+    load = _action(contender, request, "load")
+    measured: dict[str, Any] = {}
+    how = "warm"
+    if request.cold:
+        # What a virtual machine has just written, its host may still be writing. The second time, the host has it.
+        evict(Path(request.path))
+        measured["first"] = timed(load)["wall"]
+        how = evict(Path(request.path))
+    measured |= timed(load)
     measured["bytes"] = contender.workload.nbytes()
     measured["cache"] = how
     measured["wrong_pieces"] = differing(contender.live(), SAVED)

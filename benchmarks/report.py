@@ -18,6 +18,7 @@ _SECONDS = {
     "wall": "ms",
     "cpu": "CPU ms",
     "again": "second save ms",
+    "first": "first cold restore ms",
     "blocked_first": "blocked, first ms",
     "blocked_later": "blocked, later ms",
     "stall_first": "stall, first ms",
