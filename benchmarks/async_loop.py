@@ -50,7 +50,7 @@ def run_loop(
         parameter.grad = torch.full_like(parameter, 1e-3)
     training.optimizer.step()
     work = Work.calibrated(step_seconds)
-    own_peak = _own_peak(training, work)
+    own_peak = _own_peak(training, work, make)
     peak = PeakMemory()
     processor = ProcessorTime()
     contender = make()
@@ -64,12 +64,16 @@ def run_loop(
     return figures
 
 
-def _own_peak(training: Training, work: Work) -> int:
+def _own_peak(training: Training, work: Work, make: Callable[[], Contender]) -> int:
     """What the loop itself takes for a time, without any save."""
+    contender = make()
     peak = PeakMemory()
     work()
     training.optimizer.step()
-    return peak.above()
+    _digest(contender)
+    above = peak.above()
+    contender.close()
+    return above
 
 
 @dataclasses.dataclass(frozen=True)

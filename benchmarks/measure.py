@@ -29,6 +29,8 @@ from benchmarks.process import run_alone
 from benchmarks.processor import ProcessorTime
 from benchmarks.workloads import SMALLEST, differing, make_workload
 
+_NUM_READS = 5
+
 SAVED, OTHER = 1, 2
 """The seeds of what is saved, and of what is in the live tensors before a restore."""
 
@@ -168,9 +170,12 @@ def _read(request: Request) -> dict[str, Any]:
     _make_present(contender)
     _warm(Path(request.path))
     summed: list[float] = []
-    measured: dict[str, Any] = timed(
-        lambda: summed.append(contender.read_one(Path(request.path), contender.workload.one))
-    )
+    runs = [
+        timed(lambda: summed.append(contender.read_one(Path(request.path), contender.workload.one)))
+        for _ in range(_NUM_READS)
+    ]
+    # Of two milliseconds another program can take one.
+    measured: dict[str, Any] = sorted(runs, key=lambda run: run["wall"])[_NUM_READS // 2]
     measured["wrong_pieces"] = int(abs(summed[0] - value) > 1e-3 * abs(value))
     contender.close()
     return measured

@@ -201,6 +201,22 @@ def test_a_parameter_group_that_is_added_gets_its_slots_by_the_next_step(
     assert num_hooks(optimizer) == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated:DeprecationWarning")  # of torch's own
+def test_a_compiled_step_gives_an_added_group_its_slots_as_well(prefix: str) -> None:
+    """C107"""
+    saved = Saved(prefix)
+    first, second = linear(), linear()
+    optimizer = Adam([first.weight])
+    Checkpoint(first=first, second=second, optimizer=optimizer).read(saved.path)
+    optimizer.add_param_group({"params": [second.weight]})
+    for parameter in (first.weight, second.weight):
+        parameter.grad = parameter.detach() + 1
+    torch.compile(optimizer.step, backend="eager")()
+    train(saved.optimizer)
+    assert is_same_state(slots_of(optimizer, second.weight), saved.slots("second"))
+    assert num_hooks(optimizer) == 0
+
+
 def test_a_parameter_that_takes_another_s_place_in_the_optimizer_gets_its_slots(prefix: str) -> None:
     """C107: the number of parameters stays as it was."""
     saved = Saved(prefix)

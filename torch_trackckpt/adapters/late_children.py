@@ -171,7 +171,8 @@ class OptimizerWaiting(Waiting):
         super().__init__()
         self._parameters = _parameters(optimizer)
         self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
+            # A compiled step goes through its hooks as well, and would compile this one.
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),  # type: ignore[no-untyped-call]
             optimizer.register_load_state_dict_pre_hook(self),
             optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
