@@ -276,7 +276,8 @@ class TensorTable:
         """
 
     def changed(self) -> list[int]:
-        """The rows of tensors, plain or not, that torch knows to have changed since the table was made."""
+        """The rows of tensors, plain or not, that torch knows to have changed since the table was made, and those that
+        have moved."""
 
     def moved(self) -> list[int]:
         """The plain rows whose tensors have other memory, or another shape, than when the table was made."""

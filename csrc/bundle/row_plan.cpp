@@ -68,12 +68,19 @@ void RowPlan::CheckPlace(const PlacedValue& value) {
   }
   const bool is_inside = value.offset <= file_->size() && value.size <= file_->size() - value.offset;
   if (value.size == table_.rows[value.request].size && is_inside) return;
-  CheckStored(*index_.Find(value.key), *file_);
+  // Of what the way through the table has found: a made-up table may answer a look-up with another entry.
+  BundleEntry entry = value.ToEntry();
+  entry.shape = table_.ShapeOf(table_.rows[value.request]);
+  CheckStored(entry, *file_);
 }
 
 void RowPlan::PlaceSlices(size_t row) {
   const TensorLocator locator(index_, &files_);
   const BundleEntry tensor = locator.Find(keys_[row]);
+  if (tensor.slices.empty() || !Fits(tensor, table_, table_.rows[row])) {
+    throw Error(ErrorKind::kDataLoss,
+                index_.path() + ": the index has several entries of key " + DisplayKey(tensor.key));
+  }
   reader_.AddSliced(tensor, locator.Parts(tensor), table_.rows[row].data, row);
 }
 

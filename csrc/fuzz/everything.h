@@ -7,12 +7,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bundle/dtype.h"
 #include "bundle/entry.h"
 #include "bundle/reader.h"
+#include "bundle/row_plan.h"
 #include "bundle/slice.h"
+#include "bundle/tensor_memory.h"
 #include "bundle/v1_reader.h"
 #include "fuzz/check.h"
 
@@ -77,10 +80,46 @@ inline void ReadVariants(const BundleReader& reader, const BundleEntry& entry) {
 }
 inline void ReadVariants(const V1Reader&, const BundleEntry&) {}
 
+// All tensors by one plan, whose ways through the table are not those of a look-up. What lies behind the memory of each
+// has to stay.
+inline void ReadRows(const BundleReader& reader, const std::vector<BundleEntry>& entries,
+                     size_t num_threads) {
+  constexpr size_t kGuardBytes = 64;
+  std::vector<std::string_view> keys;
+  std::vector<std::string> memory;
+  TensorMemoryTable table;
+  for (const BundleEntry& entry : entries) {
+    if (ItemSize(entry.dtype) == 0 || !Attempt([&] { reader.Check({entry.key}); })) continue;
+    TensorMemory row;
+    row.size = *NumElements(entry.shape) * ItemSize(entry.dtype);
+    row.dtype = entry.dtype;
+    row.rank = static_cast<uint32_t>(entry.shape.size());
+    row.first_dim = table.dims.size();
+    table.dims.insert(table.dims.end(), entry.shape.begin(), entry.shape.end());
+    table.rows.push_back(row);
+    keys.push_back(entry.key);
+    memory.emplace_back(row.size + kGuardBytes, '\x5a');
+  }
+  for (size_t i = 0; i < memory.size(); ++i) table.rows[i].data = memory[i].data();
+  Attempt([&] {
+    RowPlan plan(reader.index(), reader.data_names(), keys, table);
+    if (!plan.misfits().empty()) return;
+    plan.Verify(num_threads);
+    while (plan.Read(num_threads, 1 << 12) > 0) {
+    }
+  });
+  for (size_t i = 0; i < memory.size(); ++i) {
+    FUZZ_CHECK(memory[i].substr(table.rows[i].size) == std::string(kGuardBytes, '\x5a'));
+  }
+}
+inline void ReadRows(const V1Reader&, const std::vector<BundleEntry>&, size_t) {}
+
 template <typename Reader>
 void ReadEverything(const Reader& reader, uint32_t seed) {
   std::vector<BundleEntry> entries;
   if (!Attempt([&] { entries = reader.Entries(); })) return;
+  Attempt([&] { FUZZ_CHECK(reader.Columns().size() == entries.size()); });
+  ReadRows(reader, entries, 1 + seed % 2);
   for (const BundleEntry& entry : entries) {
     const auto found = reader.Find(entry.key);
     FUZZ_CHECK(found && found->dtype == entry.dtype && found->shape == entry.shape);

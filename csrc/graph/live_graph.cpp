@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "error.h"
 #include "graph/keys.h"
@@ -33,6 +34,7 @@ class Cursor {
     if (next_ == end_ || node_of_(*next_) != node) return nullptr;
     return &*next_++;
   }
+  bool is_at_end() const { return next_ == end_; }
 
  private:
   typename std::vector<Item>::const_iterator next_, end_;
@@ -250,6 +252,9 @@ std::string LiveGraph::Encode(const Contents& contents,
       *paths.At(id) = path;
       *full_names.At(id) = full_name;
     }
+  }
+  if (!attributes.is_at_end() || !versions.is_at_end() || !slots.is_at_end()) {
+    throw Error(ErrorKind::kInvalidArgument, "What is said of nodes is not in the order of the nodes");
   }
   for (const Slot& slot : contents.slots) {
     path.clear();

@@ -80,6 +80,7 @@ MemoryCopy::MemoryCopy(std::vector<CopyPiece> pieces) {
 }
 
 void MemoryCopy::Run(size_t num_threads) {
+  num_threads = std::max<size_t>(num_threads, 1);
   ParallelFor(num_threads, std::min(num_threads, chunks_.size()), [this](size_t) {
     while (CopyNext()) {
     }

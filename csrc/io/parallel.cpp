@@ -4,6 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -50,6 +51,8 @@ void ParallelFor(size_t num_threads, size_t count, const std::function<void(size
     for (size_t i = 0; i < num_helpers; ++i) helpers.emplace_back([&queue] { queue.Run(); });
   } catch (const std::system_error&) {
     // The system gives no more threads: those that there are do the work.
+  } catch (const std::bad_alloc&) {
+    // No memory for one more is no reason either.
   }
   queue.Run();
   for (std::thread& helper : helpers) helper.join();

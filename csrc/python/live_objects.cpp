@@ -178,13 +178,13 @@ class LiveObjects {
     nb::list values, slot_values, states;
     ReadAttributes(attributes, &contents);
     for (nb::handle item : versions) {
-      contents.versions.push_back({nb::cast<int32_t>(item[0]), nb::cast<int64_t>(item[1])});
+      contents.versions.push_back({CheckNode(nb::cast<int32_t>(item[0])), nb::cast<int64_t>(item[1])});
     }
     for (nb::handle item : slots) {
-      const auto optimizer = nb::cast<int32_t>(item[0]);
+      const int32_t optimizer = CheckNode(nb::cast<int32_t>(item[0]));
       const std::string name(Utf8(item[1]));
       for (nb::handle variable : nb::borrow<nb::list>(item[2])) {
-        contents.slots.push_back({optimizer, nb::cast<int32_t>(variable), name});
+        contents.slots.push_back({optimizer, CheckNode(nb::cast<int32_t>(variable)), name});
       }
       slot_values.extend(item[3]);
     }
@@ -215,13 +215,15 @@ class LiveObjects {
     return 0;
   }
   void Clear() {
-    objects_.clear();
-    identities_of_.clear();
+    // What is destroyed may run code of Python, which must not find half of it.
+    std::vector<nb::object> objects, identities;
+    objects.swap(objects_);
+    identities.swap(identities_of_);
   }
 
  private:
   int32_t CheckNode(int32_t node) const {
-    if (node < 0 || node >= graph_.num_nodes()) throw nb::index_error("no such node");
+    if (node < 0 || static_cast<size_t>(node) >= objects_.size()) throw nb::index_error("no such node");
     return node;
   }
 

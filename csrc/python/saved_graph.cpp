@@ -199,6 +199,7 @@ class PairedTensors {
 
   void SetAttribute(const nb::str& name, nb::handle value) const {
     for (const PairedNode& pair : pairs_) {
+      if (!pair.tensor.is_valid()) throw nb::value_error("the tensors were released");
       if (PyObject_SetAttr(pair.tensor.ptr(), name.ptr(), value.ptr()) != 0) throw nb::python_error();
     }
   }

@@ -74,11 +74,15 @@ using Borrow = int (*)(void* object, void* tensor);
 Borrow BorrowOf(nb::handle type) {
   if (!nb::hasattr(type, dlpack::kAttribute)) return nullptr;
   const nb::object capsule = type.attr(dlpack::kAttribute);
+  // What has another meaning tells nothing.
+  if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kCapsuleName)) return nullptr;
   auto* api = static_cast<dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
-  if (api == nullptr) throw nb::python_error();
   while (api != nullptr && api->major != dlpack::kMajorVersion) api = api->previous;
   return api == nullptr ? nullptr : api->borrow;
 }
+
+// Below may be what is no address. What the system hands out is above as a rule, and what is not costs a closer look.
+constexpr uintptr_t kUsualAddresses = uintptr_t{1} << 40;
 
 constexpr size_t kBodyOffset = sizeof(PyObject), kPointerSize = sizeof(void*);
 
@@ -136,9 +140,20 @@ bool TensorReader::IsNarrowInteger(PyObject* tensor, int32_t dtype) const {
   return name != "torch.int8" && name != "torch.uint8";
 }
 
+// A view of storage that was released has an address that is the view's offset alone.
+bool TensorReader::IsInsideStorage(PyObject* tensor, uint64_t size) const {
+  const nb::handle object(tensor);
+  const auto offset = nb::cast<uint64_t>(object.attr("storage_offset")());
+  const auto item_size = nb::cast<uint64_t>(object.attr("element_size")());
+  return offset * item_size + size <= nb::cast<uint64_t>(object.attr("untyped_storage")().attr("nbytes")());
+}
+
 int64_t TensorReader::Version(PyObject* tensor) const {
   const nb::object version = nb::steal(PyObject_GetAttr(tensor, version_.ptr()));
-  if (version.is_valid()) return PyLong_AsLongLong(version.ptr());
+  if (version.is_valid()) {
+    const int64_t number = PyLong_AsLongLong(version.ptr());
+    if (number != -1 || !PyErr_Occurred()) return number;
+  }
   PyErr_Clear();
   return kNoVersion;
 }
@@ -157,12 +172,18 @@ bool TensorReader::AddPlain(PyObject* object, TensorMemoryTable* table) const {
   row.size = ItemSize(dtype);
   for (int32_t i = 0; i < tensor.ndim; ++i) row.size *= static_cast<uint64_t>(tensor.shape[i]);
   if (row.size > 0 && tensor.data == nullptr) return false;
-  if (HasFlaggedSign(object, dtype) || IsNarrowInteger(object, dtype)) return false;
   row.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
   row.dtype = dtype;
   row.rank = static_cast<uint32_t>(tensor.ndim);
   row.first_dim = table->dims.size();
   table->dims.insert(table->dims.end(), tensor.shape, tensor.shape + tensor.ndim);
+  // What was borrowed is no longer looked at: this may call code of Python.
+  const bool may_be_released = row.size > 0 && reinterpret_cast<uintptr_t>(row.data) < kUsualAddresses;
+  if (HasFlaggedSign(object, dtype) || IsNarrowInteger(object, dtype) ||
+      (may_be_released && !IsInsideStorage(object, row.size))) {
+    table->dims.resize(row.first_dim);
+    return false;
+  }
   table->rows.push_back(row);
   return true;
 }

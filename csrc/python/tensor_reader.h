@@ -44,6 +44,7 @@ class TensorReader {
   const Type* Find(const PyObject* object) const;
   bool HasFlaggedSign(PyObject* tensor, int32_t dtype) const;
   bool IsNarrowInteger(PyObject* tensor, int32_t dtype) const;
+  bool IsInsideStorage(PyObject* tensor, uint64_t size) const;
 
   std::vector<Type> types_;
   nanobind::object is_neg_, is_conj_, dtype_, version_;  // names of methods, made once

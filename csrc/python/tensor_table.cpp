@@ -1,5 +1,6 @@
 #include "python/tensor_table.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 
@@ -27,6 +28,7 @@ TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) : reade
 TensorTable TensorTable::Relocated(uint64_t address, const Column& offsets, const nb::list& others,
                                    const nb::list& replaced, nb::object owner) const {
   if (offsets.shape(0) != size()) throw nb::value_error("there is not an offset for each row");
+  if (others.size() != replaced.size()) throw nb::value_error("there is not a tensor for each of the others");
   TensorTable copy(reader_);
   copy.memory_ = memory_;
   copy.owner_ = std::move(owner);
@@ -80,9 +82,11 @@ nb::object TensorTable::Value(size_t row) const {
 
 nb::list TensorTable::Changed() const {
   nb::list changed;
+  TensorMemoryTable now;
   for (size_t i = 0; i < objects_.size(); ++i) {
     reader_.Approach(i, objects_.size(), [&](size_t at) { return objects_[at].ptr(); });
-    if (versions_[i] != TensorReader::kNoVersion && reader_.Version(objects_[i].ptr()) != versions_[i])
+    const bool has_version = versions_[i] != TensorReader::kNoVersion;
+    if ((has_version && reader_.Version(objects_[i].ptr()) != versions_[i]) || HasMoved(i, &now))
       changed.append(i);
   }
   return changed;
@@ -92,17 +96,21 @@ nb::list TensorTable::Moved() const {
   nb::list moved;
   TensorMemoryTable now;
   for (size_t i = 0; i < objects_.size(); ++i) {
-    const TensorMemory& before = memory_.rows[i];
-    if (!before.is_plain()) continue;
     reader_.Approach(i, objects_.size(), [&](size_t at) { return objects_[at].ptr(); });
-    now.rows.clear();
-    now.dims.clear();
-    const bool is_same = reader_.AddPlain(objects_[i].ptr(), &now) && now.rows[0].data == before.data &&
-                         now.rows[0].dtype == before.dtype &&
-                         now.ShapeOf(now.rows[0]) == memory_.ShapeOf(before);
-    if (!is_same) moved.append(i);
+    if (HasMoved(i, &now)) moved.append(i);
   }
   return moved;
+}
+
+bool TensorTable::HasMoved(size_t row, TensorMemoryTable* scratch) const {
+  const TensorMemory& before = memory_.rows[row];
+  if (!before.is_plain()) return false;
+  scratch->rows.clear();
+  scratch->dims.clear();
+  if (!reader_.AddPlain(objects_[row].ptr(), scratch)) return true;
+  const TensorMemory& now = scratch->rows[0];
+  return now.data != before.data || now.dtype != before.dtype || now.rank != before.rank ||
+         !std::equal(scratch->Shape(now), scratch->Shape(now) + now.rank, memory_.Shape(before));
 }
 
 nb::list TensorTable::Unversioned() const {

@@ -37,7 +37,7 @@ class TensorTable {
   // Where each row begins; 0 where it is not plain.
   nanobind::list Addresses() const;
   nanobind::object Value(size_t row) const;
-  // The rows of tensors that torch knows to have changed since the table was made.
+  // The rows of tensors that torch knows to have changed since the table was made, or that have moved.
   nanobind::list Changed() const;
   // The plain rows whose tensors are no longer what the table says: they have other memory, or another shape.
   nanobind::list Moved() const;
@@ -45,6 +45,9 @@ class TensorTable {
   nanobind::list Unversioned() const;
 
  private:
+  // `scratch` is used for nothing else.
+  bool HasMoved(size_t row, TensorMemoryTable* scratch) const;
+
   explicit TensorTable(TensorReader reader) : reader_(std::move(reader)) {}
 
   TensorReader reader_;

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from torch_trackckpt import AutoTrackable
+from torch_trackckpt import AutoTrackable, Trackable, _native
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.keys import attribute_key, object_path
 from torch_trackckpt.graph.walk import capture, collect, discover
@@ -118,3 +118,57 @@ def test_a_module_knows_which_of_its_tensors_are_views_of_what_torch_would_save(
     graph = parse_object_graph(collect(capture({"net": module})).graph.record)
     full_names = [attribute.full_name for node in graph.nodes for attribute in node.attributes]
     assert sorted(filter(None, full_names)) == sorted(module.state_dict())
+
+
+class Odd(Trackable):
+    """Names its children, or its values, as it is told."""
+
+    def __init__(self, *, child: object = "fine", attribute: object = "fine") -> None:
+        self.child, self.attribute = child, attribute
+
+    def _trackable_children(self) -> Any:
+        return {self.child: torch.ones(1)}
+
+    def _serialize_to_tensors(self) -> Any:
+        return {self.attribute: torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (Odd(child="\udcff"), "one of its children has the name '\\\\udcff', which cannot be stored as text"),
+        (Odd(child=1), "one of its children has the name 1, of the type int; names are texts"),
+        (Odd(attribute="\udcff"), "one of its attributes has the name '\\\\udcff', which cannot be stored as text"),
+        (Odd(attribute=1), "one of its attributes has the name 1, of the type int; names are texts"),
+    ],
+    ids=["child", "child's number", "attribute", "attribute's number"],
+)
+def test_a_name_that_is_no_text_is_refused_with_whose_it_is(odd: Odd, told: str) -> None:
+    root = AutoTrackable()
+    root.thing = odd
+    with pytest.raises(UnsupportedValueError, match=rf"^\(root\)\.thing cannot be saved: {told}"):
+        collect(capture(root))
+
+
+def live_objects() -> _native.LiveObjects:
+    objects = _native.LiveObjects((torch.Tensor,))
+    objects.add_root(object(), 1, False)
+    objects.add_children(0, {"a": object()}, lambda value: (value, id(value), False))
+    return objects
+
+
+@pytest.mark.parametrize("number", [-1, 2, 10**6])
+def test_what_is_said_of_nodes_that_are_not_there_is_refused(number: int) -> None:
+    for arguments in (
+        ([(number, "x", b"1")], [], []),
+        ([], [(number, 2)], []),
+        ([], [], [(number, "s", [0], [torch.zeros(1)])]),
+        ([], [], [(0, "s", [number], [torch.zeros(1)])]),
+    ):
+        with pytest.raises(IndexError, match="no such node"):
+            live_objects().collect(*arguments, None)  # type: ignore[arg-type]
+
+
+def test_what_is_said_of_nodes_out_of_their_order_is_refused_and_not_left_out() -> None:
+    with pytest.raises(ValueError, match="not in the order of the nodes"):
+        live_objects().collect([(1, "x", b"1"), (0, "y", b"2")], [], [], None)

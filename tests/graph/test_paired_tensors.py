@@ -1,5 +1,6 @@
 """Which variables of a saved graph are paired with which live tensors, many at once."""
 
+import pytest
 import torch
 from graph_messages import encode_object_graph
 from torch import nn
@@ -110,3 +111,11 @@ def test_released_tensors_live_no_longer_than_their_owners() -> None:
     pairs.release()
     assert pairs.tensor(1) is None
     assert (1 in pairs, pairs.address(1), pairs.place(1)) == (True, address, (0, "a"))
+
+
+def test_tensors_that_were_released_take_no_attribute() -> None:
+    pairs = pairs_for({"a": variable("ka")})
+    pairs.pair(0, ({"a": torch.ones(1)},))
+    pairs.release()
+    with pytest.raises(ValueError, match="released"):
+        pairs.set_attribute("x", 1)

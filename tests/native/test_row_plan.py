@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import witness
 from native import crafted
 
-from torch_trackckpt._native import RowPlan, TensorTable
+from torch_trackckpt._native import RowPlan, TensorTable, crc32c
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -201,3 +202,50 @@ def test_there_is_a_key_for_each_row(prefix: Path) -> None:
     write(prefix, {"x": torch.rand(2)})
     with pytest.raises(ValueError, match="2 keys for 1 rows"):
         RowPlan(crafted.open_reader(prefix), ["x", "y"], TensorTable([torch.zeros(2)], TYPES))
+
+
+def lying_block(shown: list[tuple[bytes, bytes]], hidden: list[tuple[bytes, bytes]]) -> bytes:
+    """A block whose only restart point is within a value: who goes through it finds other records than who looks up."""
+    varint = crafted.varint
+
+    def record(key: bytes, value: bytes) -> bytes:
+        return varint(0) + varint(len(key)) + varint(len(value)) + key + value
+
+    inner = b"".join(record(*item) for item in hidden)
+    last = crafted.entry(crafted.FLOAT, [1], size=4) + crafted.message_field(15, inner)
+    content = b"".join(record(*item) for item in shown) + record(b"zzz", last)
+    return content + content.index(inner).to_bytes(4, "little") + (1).to_bytes(4, "little")
+
+
+def masked(content: bytes) -> int:
+    return int(witness.mask(crc32c(content)))
+
+
+@pytest.mark.parametrize("in_slices", [False, True], ids=["in one piece", "in slices"])
+def test_an_index_that_says_different_things_of_a_key_cannot_write_behind_a_tensor(
+    prefix: Path, in_slices: bool
+) -> None:
+    good, evil = np.zeros(2, np.float32).tobytes(), np.full(512, 666, np.float32).tobytes()
+    head = [(b"", crafted.ONE_SHARD)]
+    if in_slices:
+        halves = [((0, 256),), ((256, 256),)]
+        shown = [*head, (b"a", crafted.entry(crafted.FLOAT, [2], slices=[((0, 1),), ((1, 1),)]))]
+        stored = [
+            (
+                witness.slice_key(b"a", part),
+                crafted.entry(crafted.FLOAT, [256], 0, 8 + 1024 * i, 1024, masked(evil[:1024])),
+            )
+            for i, part in enumerate(halves)
+        ]
+        hidden = [*head, *sorted(stored), (b"a", crafted.entry(crafted.FLOAT, [512], slices=halves))]
+    else:
+        shown = [*head, (b"a", crafted.entry(crafted.FLOAT, [2], 0, 8, len(evil), masked(evil)))]
+        hidden = [*head, (b"a", crafted.entry(crafted.FLOAT, [2], 0, 0, 8, masked(good)))]
+    crafted.index_file(prefix).write_bytes(crafted.assemble([(b"zzz", lying_block(shown, hidden))]))
+    Path(f"{prefix}.data-00000-of-00001").write_bytes(good + evil)
+    memory = torch.zeros(1024)
+    plan = RowPlan(crafted.open_reader(prefix), ["a"], TensorTable([memory[:2]], TYPES))
+    assert plan.misfits() == []
+    with pytest.raises(DataLossError, match=r"Invalid size|several entries"):
+        plan.read(num_threads=1)
+    assert not memory.any()

@@ -93,6 +93,18 @@ def test_offsets_are_as_many_as_rows() -> None:
         table.relocated(0, column([0, 1]), [], [], object())
 
 
+def test_there_is_a_tensor_for_each_of_the_others() -> None:
+    table = made_of(torch.ones(4)[::2])
+    with pytest.raises(ValueError, match="a tensor for each of the others"):
+        table.relocated(0, column([0]), [0], [], object())
+
+
+def test_no_thread_is_one() -> None:
+    live, memory = torch.ones(4), torch.zeros(4)
+    _native.TensorCopy(made_of(live), column([0]), memory.data_ptr(), column([0]), memory).run(0)
+    assert torch.equal(live, memory)
+
+
 def test_a_relocated_table_has_the_same_rows_elsewhere_and_keeps_no_object() -> None:
     live = [
         torch.ones(2, 3),

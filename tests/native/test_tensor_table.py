@@ -108,3 +108,45 @@ def test_inference_tensors_and_what_is_no_tensor_have_no_version() -> None:
     with torch.inference_mode():
         inference = torch.zeros(2)
     assert table(torch.zeros(2), inference, None, torch.zeros(4)[::2]).unversioned() == [1, 2]
+
+
+class Foreign:
+    """Has an attribute of torch's name, with another meaning."""
+
+    def __init__(self, version: object) -> None:
+        self._version = version
+
+
+@pytest.mark.parametrize("version", ["1.2", None, 1 << 70])
+def test_a_version_that_is_no_number_is_none(version: object) -> None:
+    found = table(Foreign(version), torch.ones(1))
+    assert found.others() == [0]
+    assert found.unversioned() == [0]
+    assert found.changed() == []
+
+
+def test_a_foreign_attribute_of_the_exchange_s_name_tells_nothing() -> None:
+    class Odd(torch.Tensor):
+        __dlpack_c_exchange_api__ = 123
+
+    assert _native.TensorTable([torch.ones(1).as_subclass(Odd)], (Odd,)).others() == [0]
+
+
+def test_a_tensor_that_has_moved_has_changed() -> None:
+    live = torch.ones(3)
+    found = table(live, torch.ones(2))
+    live.data = torch.ones(3)
+    assert found.changed() == [0]
+
+
+def test_the_code_of_a_mode_may_change_what_is_asked_about() -> None:
+    live = torch.ones(3)
+
+    class Changing(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: object, types: object, args: tuple = (), kwargs: object = None) -> object:
+            live.resize_(7)
+            return func(*args)  # type: ignore[operator]
+
+    with Changing():
+        found = table(live)
+    assert found.sizes() == [12]

@@ -426,6 +426,13 @@ def released() -> torch.Tensor:
     return tensor
 
 
+def view_of_released() -> torch.Tensor:
+    tensor = torch.zeros(8)
+    view = tensor[4:]
+    tensor.untyped_storage().resize_(0)
+    return view
+
+
 class Wrapped(torch.Tensor):
     """A tensor whose values lie elsewhere, as those of distributed and quantised tensors do."""
 
@@ -443,10 +450,11 @@ class Wrapped(torch.Tensor):
     ("make", "reason"),
     [
         (released, "memory has been released"),
+        (view_of_released, "memory has been released"),
         (lambda: torch._efficientzerotensor(4), "memory has been released"),
         (Wrapped, "subclass Wrapped does not hold its values"),
     ],
-    ids=["released", "zero tensor", "wrapper"],
+    ids=["released", "view of released", "zero tensor", "wrapper"],
 )
 def test_a_tensor_without_memory_of_its_own_is_refused_in_both_directions(
     prefix: str, make: Callable[[], torch.Tensor], reason: str

@@ -1,13 +1,15 @@
 """A restore by several threads, from the outside: values, versions, and what is said of damage."""
 
+import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, Trackable
-from torch_trackckpt.errors import DataLossError, RestoreError
+from torch_trackckpt.errors import DataLossError, RestoreError, ValueChangedError
 from torch_trackckpt.restore import assign
 from torch_trackckpt.trackable import Value
 
@@ -70,10 +72,10 @@ def test_several_damaged_values_of_a_small_checkpoint_are_all_named_and_nothing_
     assert not any(tensor.any() for tensor in live.values())
 
 
-def test_torch_knows_of_the_change_before_the_first_value_is_written(
+def test_torch_knows_of_the_change_before_the_first_value_is_written_and_after_the_last(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """C056: who copies the tensors meanwhile, in another thread, notices."""
+    """C056: who copies the tensors meanwhile, in another thread, notices, whenever that began."""
     monkeypatch.setattr(assign, "PROGRESS_BYTES", 1000)
     written = values([1000] * 10)
     Checkpoint(**written).write(prefix, FAST)
@@ -84,10 +86,65 @@ def test_torch_knows_of_the_change_before_the_first_value_is_written(
     def look(done: int, total: int) -> None:
         know = all(tensor._version > before[name] for name, tensor in live.items())
         seen.append((know, all(tensor.any() for tensor in live.values())))
+        before.update({name: tensor._version for name, tensor in live.items()} if done == total else {})
 
     Checkpoint(**live).read(prefix, CheckpointOptions(progress=look))
     assert seen[0] == (True, False)
     assert seen[-1] == (True, True)
+    assert all(tensor._version > before[name] for name, tensor in live.items())
+
+
+def test_a_save_that_begins_during_a_restore_is_refused(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold some values of before and some of after."""
+    monkeypatch.setattr(assign, "PROGRESS_BYTES", 1000)
+    written = values([100_000] * 4)
+    Checkpoint(**written).write(prefix, FAST)
+    live = zeros_like(written)
+    has_begun, has_restored = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+
+    def save_progress(done: int, total: int) -> None:
+        has_begun.set()
+        assert has_restored.wait(60)
+
+    def save() -> None:
+        options = CheckpointOptions(durable=False, num_threads=1, progress=save_progress)
+        try:
+            Checkpoint(**live).write(tmp_path / "other", options)
+        except ValueChangedError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=save)
+
+    def restore_progress(done: int, total: int) -> None:
+        if not has_begun.is_set():
+            thread.start()
+            assert has_begun.wait(60)
+
+    Checkpoint(**live).read(prefix, CheckpointOptions(progress=restore_progress))
+    has_restored.set()
+    thread.join(60)
+    assert len(failures) == 1
+    assert not list(tmp_path.glob("other*"))
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_tensor_that_is_given_other_memory_by_who_is_told_of_the_progress_ends_the_restore(
+    size: int, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assign, "PROGRESS_BYTES", 1)
+    written = values([size] * 5)
+    Checkpoint(**written).write(prefix, FAST)
+    live = zeros_like(written)
+
+    def move(done: int, total: int) -> None:
+        for tensor in live.values():
+            tensor.data = torch.zeros_like(tensor)
+
+    with pytest.raises(RestoreError, match="was given other memory, or another shape, while"):
+        Checkpoint(**live).read(prefix, CheckpointOptions(progress=move))
 
 
 def test_two_tensors_with_memory_in_common_are_restored_without_a_false_alarm(prefix: str) -> None:

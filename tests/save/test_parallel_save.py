@@ -188,6 +188,23 @@ def test_progress_is_told_in_the_callers_thread_and_grows_to_the_total(
     assert len(told) > 5
 
 
+@pytest.mark.usefixtures("any_size_is_large")
+@pytest.mark.parametrize("num_elements", [10, 4_000_000], ids=["small", "large"])
+def test_a_tensor_that_is_given_other_memory_meanwhile_is_read_where_it_was_and_then_refused(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, num_elements: int
+) -> None:
+    monkeypatch.setattr("torch_trackckpt.save.staging.BATCH_BYTES", 1000)
+    live = {str(number): torch.ones(num_elements) for number in range(3)}
+
+    def move(done: int, total: int) -> None:
+        for tensor in live.values():
+            tensor.data = torch.zeros_like(tensor)
+
+    with pytest.raises(ValueChangedError, match="changed while they were being saved"):
+        Checkpoint(values=live).write(prefix, threads(1, progress=move))
+    assert not Path(f"{prefix}.index").exists()
+
+
 # -------------------------------------------------------------------------------------------------- failures
 
 

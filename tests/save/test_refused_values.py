@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "meta": (lambda: torch.zeros(4, device="meta"), "meta device .*materialise"),
     "meta, empty": (lambda: torch.zeros(0, device="meta"), "meta device"),
     "released": (lambda: released(torch.ones(4)), "memory has been released"),
+    "view of released": (lambda: view_of_released(), "memory has been released"),
     "zero tensor": (lambda: torch._efficientzerotensor((4,)), "memory has been released"),
 } | {
     str(dtype): ((lambda dtype=dtype: empty(dtype)), str(dtype).removeprefix("torch."))
@@ -65,6 +66,14 @@ VALUES: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
 def released(tensor: torch.Tensor) -> torch.Tensor:
     tensor.untyped_storage().resize_(0)
     return tensor
+
+
+def view_of_released() -> torch.Tensor:
+    """Its address is not 0, but the view's offset."""
+    whole = torch.ones(8)
+    view = whole[4:]
+    released(whole)
+    return view
 
 
 def test_the_list_of_dtypes_without_a_place_has_those_that_matter() -> None:

@@ -24,9 +24,18 @@ def memory_obstacle(tensor: torch.Tensor) -> str | None:
             f"a tensor of the subclass {type(tensor).__name__} does not hold its values itself; register an adapter "
             "for it (torch_trackckpt.register_adapter)."
         )
-    if tensor._is_zerotensor() or (tensor.numel() and tensor.data_ptr() == 0):
+    if tensor._is_zerotensor() or (tensor.numel() and not _is_inside_storage(tensor)):
         return "the tensor's memory has been released; give it values first."
     return None
+
+
+def _is_inside_storage(tensor: torch.Tensor) -> bool:
+    """Whether the memory is there. The address of a view is not 0 when its storage was released, but the offset."""
+    if tensor.data_ptr() == 0:
+        return False
+    reach = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + reach + 1) * tensor.element_size()
+    return end <= tensor.untyped_storage().nbytes()
 
 
 def row_major(tensor: torch.Tensor) -> torch.Tensor:

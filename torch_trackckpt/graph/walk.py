@@ -210,7 +210,12 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
     slots = live.slot_columns
     for slot_column in slots:
         _check_slots(live, *slot_column)
-    graph, values = live.objects.collect(attributes, versions, slots, known)
+    try:
+        graph, values = live.objects.collect(attributes, versions, slots, known)
+    except (UnicodeEncodeError, TypeError):
+        for number, name, _ in attributes:
+            _check_name(live, number, name, "attributes")
+        raise
     owners = tuple(trackable for _, trackable in live.objects.trackables() if isinstance(trackable, SlotOwner))
     return Snapshot(graph, values, _unreachable(live), owners)
 
@@ -278,11 +283,26 @@ def _children_of(live: LiveGraph, number: int, trackable: Trackable) -> Mapping[
 def _add_children(live: LiveGraph, number: int, children: Mapping[str, object], adapted: _Adapted) -> None:
     try:
         live.objects.add_children(number, children, adapted)
+    except (UnicodeEncodeError, TypeError):
+        for name in children:
+            _check_name(live, number, name, "children")
+        raise
+
+
+def _check_name(live: LiveGraph, number: int, name: object, what: str) -> None:
+    """Refuses what cannot be stored as a name."""
+    try:
+        encoded = name.encode() if isinstance(name, str) else None
     except UnicodeEncodeError as error:
         raise UnsupportedValueError(
-            f"{live.readable(number)} cannot be saved: one of its children has the name {error.object!r}, which "
-            f"cannot be stored as text ({error.reason}); give the child another name."
+            f"{live.readable(number)} cannot be saved: one of its {what} has the name {name!r}, which cannot be stored "
+            f"as text ({error.reason}); choose another name."
         ) from error
+    if encoded is None:
+        raise UnsupportedValueError(
+            f"{live.readable(number)} cannot be saved: one of its {what} has the name {name!r}, of the type "
+            f"{type(name).__name__}; names are texts."
+        )
 
 
 def _values_of(live: LiveGraph, number: int, trackable: Trackable) -> Mapping[str, Value]:

@@ -421,14 +421,27 @@ class _Destinations:
             raise loss from error
 
     def _read_planned(self, plan: _native.RowPlan, progress: _Progress) -> None:
-        """Reads ordinary tensors. Torch learns of it before, so that who copies them meanwhile notices."""
+        """Reads ordinary tensors. Torch learns of it before and after, so that who copies them meanwhile notices,
+        whenever that began."""
         left_out = {*self._single, *self._table.unversioned()}
         rows = range(len(self._table))
         written = self._values.tensors if not left_out else [self._values.tensors[i] for i in rows if i not in left_out]
         torch.autograd.graph.increment_version(written)
         max_bytes = PROGRESS_BYTES if progress.is_wanted else None
-        while num_bytes := self._read_some(plan, max_bytes):
-            progress.add(num_bytes)
+        try:
+            while num_bytes := self._read_some(plan, max_bytes):
+                progress.add(num_bytes)
+                self._check_not_moved(progress)
+        finally:
+            torch.autograd.graph.increment_version(written)
+
+    def _check_not_moved(self, progress: _Progress) -> None:
+        """Who is told of the progress may have given tensors other memory, and the plan knows where it was."""
+        if progress.is_wanted and (moved := self._table.moved()):
+            raise RestoreError(
+                f"{self._values.readable(moved[0])} was given other memory, or another shape, while it was being "
+                "restored. What is told of the progress must not change the program."
+            )
 
     def _read_some(self, plan: _native.RowPlan, max_bytes: int | None) -> int:
         with self._reader._telling_of_replacement():

@@ -32,6 +32,9 @@ from torch_trackckpt.trackable import Value
 
 __all__ = ["SavePlan", "WriteItem", "make_plan", "plan_of"]
 
+_HELD_BYTES = 64 << 10
+"""Smaller memory stays the process's when it is freed, so that reading it does no harm: the move is noticed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class WriteItem:
@@ -67,6 +70,8 @@ class SavePlan:
     """The bytes of each row."""
     shards: tuple[Column, ...]
     """The rows of each data file, in its order."""
+    held: Sequence[torch.Tensor] = ()
+    """Aliases of large tensors in plain memory: it stays also when a tensor gets other memory meanwhile."""
     late: LateCopy | None = None
     """The values that are not there yet, of an asynchronous save."""
 
@@ -131,7 +136,9 @@ def plan_of(
     is_plain[rows] = False
     sizes = np.array(table.sizes(), dtype=np.int64)
     sizes[rows] = [item.num_bytes for item in others.values()]
-    return SavePlan(keys, table, others, is_plain, sizes, shards or (np.arange(len(keys)),))
+    large = np.flatnonzero(is_plain & (sizes >= _HELD_BYTES)).tolist()
+    held = [value.detach() for value in map(table.value, large)]
+    return SavePlan(keys, table, others, is_plain, sizes, shards or (np.arange(len(keys)),), held)
 
 
 def _sharded(items: list[WriteItem], sharding: ShardingCallback) -> list[list[tuple[str, Value, TensorSlice | None]]]:

@@ -217,7 +217,7 @@ class StagingBuffer:
         }
         is_plain = np.ones(len(plan.keys), dtype=bool)
         is_plain[list(others)] = False
-        return dataclasses.replace(plan, table=table, others=others, is_plain=is_plain, late=late)
+        return dataclasses.replace(plan, table=table, others=others, is_plain=is_plain, held=(), late=late)
 
 
 def _allocate(num_bytes: int, *, is_pinned: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ __all__ = ["check_unchanged"]
 
 
 def check_unchanged(plan: SavePlan) -> None:
-    """Checks that no tensor has changed since the plan was made, as far as torch knows of it.
+    """Checks that no tensor has changed, or got other memory, since the plan was made, as far as torch knows of it.
 
     To be asked when all is written. What the program may change from then on is no part of the checkpoint.
 
