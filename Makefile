@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := torch==2.13.0
 TOOLS := 'ruff==0.17.*' 'mypy==2.*' 'clang-format==19.*' types-protobuf 'cmake>=3.20' ninja nanobind
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
 .PHONY: demo test check format bench bench-short bench-growth bench-page clean sanitize fuzz
 
@@ -22,7 +22,7 @@ check: $(VENV)/tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h %.cu,$(SOURCES))
 	$(BIN)/cmake -S csrc -B build/strict -G Ninja -DTRACKCKPT_WERROR=ON \
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -Wno-dev --log-level=WARNING
 	$(BIN)/cmake --build build/strict
@@ -30,7 +30,7 @@ check: $(VENV)/tools
 format: $(VENV)/tools
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(filter %.cpp %.h,$(SOURCES))
+	$(BIN)/clang-format -i $(filter %.cpp %.h %.cu,$(SOURCES))
 
 # All figures of docs/performance.md, in 20 minutes on a machine that does nothing else; smaller ones in three, to see
 # that all works; how cost grows, an hour. BENCH takes further arguments, such as --disk DIR (see --help).

@@ -4,8 +4,8 @@
 
 What is measured is the action alone: wall seconds, CPU seconds of this process and its children, and the peak of
 resident memory above what the process had with its live model. Before it, the same is done with a few kilobytes, so
-that no import and no first use is counted. After it, the values are checked bit for bit. The result is printed as
-JSON; `unavailable` in it says why a contender cannot take part.
+that no import and no first use is counted. After a restore, the values are checked bit for bit. The result is printed
+as JSON; `unavailable` in it says why a contender cannot take part.
 """
 
 from __future__ import annotations

@@ -55,6 +55,14 @@ class Results:
         found = self.values(figure, contender, metric)
         return statistics.median(found) if found else None
 
+    def is_wrong(self, figure: str, contender: str) -> bool:
+        """Whether any run had wrong values."""
+        return any(
+            run.get("wrong_pieces")
+            for run in self.data["runs"]
+            if run["figure"] == figure and run["contender"] == contender
+        )
+
     def others(self) -> str:
         """How much of the processors others used while this was measured: figures of a busy machine are noise."""
         shares = [run["others"] for run in self.data["runs"] if "others" in run]
@@ -85,10 +93,16 @@ class Results:
         return sorted((at, statistics.median(values)) for at, values in found.items())
 
     def outcome(self, target: Target) -> Outcome:
-        ours = self.median(target.figure, target.ours, target.metric)
+        # Whoever restores wrong values has met nothing, and is no peer.
+        is_sound = not self.is_wrong(target.figure, target.ours)
+        ours = self.median(target.figure, target.ours, target.metric) if is_sound else None
         if target.peers:
             measured = {peer: self.median(target.figure, peer, target.metric) for peer in target.peers}
-            present = {peer: value for peer, value in measured.items() if value is not None}
+            present = {
+                peer: value
+                for peer, value in measured.items()
+                if value is not None and not self.is_wrong(target.figure, peer)
+            }
             peer = min(present, key=present.__getitem__) if present else ""
             theirs = present.get(peer)
         elif target.reference:
@@ -98,7 +112,8 @@ class Results:
                 theirs += ALLOWANCE_BYTES
         else:
             peer, theirs = "", float(MEGABYTE)
-        ratio = ours / theirs if ours is not None and theirs else None
+        # What is lost is a difference, and noise may make it negative: that says nothing.
+        ratio = ours / theirs if ours is not None and theirs is not None and theirs > 0 else None
         return Outcome(target, peer, theirs if target.peers or target.reference else None, ours, ratio)
 
     def times_limit(self, outcome: Outcome) -> float | None:

@@ -13,8 +13,8 @@ PACKAGE = Path(torch_trackckpt.__file__).parent
 
 # Lower never imports higher; within a line, a unit imports only those written before it.
 LEVELS = (
-    ("errors", "trackable", "update_uid", "_native"),
-    ("storage", "bundle", "sharding", "options", "preemption", "metrics"),
+    ("errors", "trackable", "update_uid", "_native", "_cuda"),
+    ("devices", "storage", "bundle", "sharding", "options", "preemption", "metrics"),
     ("adapters",),
     ("tracking",),
     ("graph",),
@@ -31,13 +31,15 @@ LEVELS = (
         "data",
         "management",
     ),
-    ("inspection", "integrations"),
+    ("inspection", "integrations", "doctor", "__main__"),
 )
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}
 # The lines of the table that are narrower than their level.
 ONLY = {
     "adapters": {"errors", "options", "trackable", "update_uid", "_native"},
     "tracking": {"errors", "trackable", "adapters"},
+    "devices": {"_native", "_cuda"},
+    "__main__": {"doctor"},
     "inspection": {"trackable", "reading", "checkpoint", "state_file", "bundle", "graph", "storage", "errors"},
     # Of `restore`, the class of a status for an annotation.
     "integrations": {"data", "errors", "retention", "restore"},

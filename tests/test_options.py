@@ -125,5 +125,5 @@ def test_a_list_of_callbacks_that_changes_later_does_not_change_the_options() ->
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True])
 def test_a_number_of_threads_below_one_is_refused(number: int) -> None:
-    with pytest.raises(ValueError, match=f"num_threads must be None or a number of at least 1, not {number}"):
+    with pytest.raises(ValueError, match=f"num_threads must be None or a number from 1 to 1024, not {number}"):
         CheckpointOptions(num_threads=number)

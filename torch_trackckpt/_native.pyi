@@ -6,7 +6,7 @@ Failures raise the classes of `torch_trackckpt.errors`, or ``OSError`` with ``er
 where the operating system refused.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -72,6 +72,22 @@ class BundleWriter:
         """Appends rows of a table in the given order; ``keys`` has the key of every row of the table.
 
         Raises ``ValueError`` for a row that is not plain.
+        """
+
+    def add_parts(
+        self,
+        shard: int,
+        keys: list[str],
+        table: TensorTable,
+        rows: np.ndarray[Any, np.dtype[np.int64]],
+        begins: np.ndarray[Any, np.dtype[np.int64]],
+        sizes: np.ndarray[Any, np.dtype[np.int64]],
+        addresses: np.ndarray[Any, np.dtype[np.int64]],
+    ) -> None:
+        """Appends parts of rows, which lie at the given addresses instead of where the table says.
+
+        The parts of a row follow each other from front to back, in one call or several; nothing else may be added
+        before a row is complete. Raises ``ValueError`` otherwise.
         """
 
     def add_strings(self, shard: int, key: bytes, shape: tuple[int, ...], values: list[bytes]) -> None:
@@ -168,6 +184,9 @@ class BundleReader:
     def keys(self) -> list[str]:
         """The keys of `tensors`."""
 
+    def num_keys(self) -> int:
+        """How many there are."""
+
     def shapes(self) -> dict[str, list[int]]:
         """The shape of every tensor of `tensors` by its key, in their order."""
 
@@ -220,6 +239,7 @@ class V1Reader:
     def entries(self) -> list[BundleEntry]: ...
     def tensors(self) -> list[tuple[str, int, tuple[int, ...], int]]: ...
     def keys(self) -> list[str]: ...
+    def num_keys(self) -> int: ...
     def shapes(self) -> dict[str, list[int]]: ...
     def find(self, key: bytes) -> BundleEntry | None: ...
     def check(self, keys: list[bytes]) -> None:
@@ -239,38 +259,41 @@ class TensorTable:
     """Tensors as memory: where the bytes of each lie, how many there are, of which type and shape.
 
     A row is plain where the object is a tensor of exactly one of the given types in contiguous CPU memory, whose bytes
-    are what a file holds of it. All objects are kept alive. Not to be used by several threads at once.
+    are what a file holds of it. With ``with_devices``, rows of such tensors on CUDA devices are known as well, with or
+    without gaps between their elements. All objects are kept alive. Not to be used by several threads at once.
     """
 
-    def __init__(self, values: list[Any], types: tuple[type, ...]) -> None: ...
+    def __init__(self, values: list[Any], types: tuple[type, ...], with_devices: bool = False) -> None: ...
     def __len__(self) -> int: ...
     @property
     def nbytes(self) -> int:
-        """The bytes of all plain rows."""
+        """The bytes of all plain rows, and of those on devices."""
 
     def others(self) -> list[int]:
-        """The rows that are not plain, ascending."""
+        """The rows that are neither plain nor on a device, ascending."""
+
+    def on_devices(self) -> tuple[list[int], list[int]]:
+        """The rows of tensors on CUDA devices, ascending, and the number of the device of each."""
+
+    def strided(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """The rows on devices that have gaps between their elements: row, shape, strides in elements."""
 
     def sizes(self) -> list[int]:
-        """The bytes of each row; 0 for those that are not plain."""
+        """The bytes of each row; 0 for the others."""
 
     def addresses(self) -> list[int]:
-        """Where each row begins; 0 for those that are not plain."""
+        """Where each row begins; 0 for the others."""
 
     def value(self, row: int) -> Any: ...
     def relocated(
-        self,
-        address: int,
-        offsets: np.ndarray[Any, np.dtype[np.int64]],
-        others: list[int],
-        replaced: list[Any],
-        owner: object,
+        self, addresses: np.ndarray[Any, np.dtype[np.int64]], others: list[int], replaced: list[Any], owner: object
     ) -> TensorTable:
         """The same rows in other memory, without the objects.
 
         Args:
-            address, offsets: where copies of the plain rows lie: at the address plus the offset of each row.
-            others: rows that are not plain.
+            addresses: where copies of plain rows and of rows on devices lie, in memory of the processor; 0 for rows
+                that stay where they are.
+            others: further rows.
             replaced: tensors in their place.
             owner: kept alive by the new table.
         """
@@ -280,7 +303,7 @@ class TensorTable:
         have moved."""
 
     def moved(self) -> list[int]:
-        """The plain rows whose tensors have other memory, or another shape, than when the table was made."""
+        """The rows, but for the others, whose tensors have other memory, or another shape, than before."""
 
     def unversioned(self) -> list[int]:
         """The rows of objects without a version: inference tensors, and what is no tensor."""
@@ -309,15 +332,23 @@ class RowPlan:
     Calls from several threads take turns. Data files that were asked for stay open as long as the plan.
     """
 
-    def __init__(self, reader: BundleReader, keys: list[str], table: TensorTable) -> None:
-        """Finds the value of ``keys[i]`` for row i, in one pass over the index where there are many."""
+    def __init__(self, reader: BundleReader, keys: list[str], table: TensorTable, land: Sequence[int] = ()) -> None:
+        """Finds the value of ``keys[i]`` for row i, in one pass over the index where there are many.
+
+        Args:
+            land: rows, ascending, whose values `read_landing` puts into other memory; their type and shape are those of
+                the table, wherever they are.
+        """
 
     @property
     def nbytes(self) -> int:
         """The bytes of the rows that fit."""
 
     def misfits(self) -> list[int]:
-        """The plain rows whose key is not there, or holds another dtype or shape. With any, nothing can be read."""
+        """The rows in the plan whose key is not there, or holds another dtype or shape; with any, nothing is read."""
+
+    def left_out(self) -> list[int]:
+        """The rows that cannot land, because their values are stored in slices: they are not in the plan."""
 
     def check(self) -> None:
         """Checks that values lie inside of their files, as `BundleReader.check`."""
@@ -330,6 +361,17 @@ class RowPlan:
 
         The caller has seen to it that no tensor was moved (`TensorTable.moved`). Returns the bytes that were read; 0
         when all are. After a failure nothing more is read.
+        """
+
+    def read_landing(
+        self, *, num_threads: int, address: int, size: int
+    ) -> tuple[int, list[int], list[int], list[int], list[int]]:
+        """As `read`, with memory for those values that land, of at least 8 MiB; it reads no more than fits.
+
+        Returns:
+            The bytes that were read, and for each piece that has landed its row, its first byte in the row, its size,
+            and its offset from the address, a multiple of 64. The pieces of a row come in order. The checksum of a row
+            was checked when its last piece has landed.
         """
 
     def touched(self) -> list[int]:

@@ -18,6 +18,7 @@ from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
@@ -188,6 +189,7 @@ class Checkpoint(AutoTrackable):
 
         Raises:
             UnsupportedValueError: something cannot be saved; the text names it.
+            Exception: whatever a pending save failed with.
 
         Example:
             >>> import tempfile, torch
@@ -199,11 +201,33 @@ class Checkpoint(AutoTrackable):
             >>> checkpoint.sync()
         """
         options = options or CheckpointOptions()
-        with self._own.turn():
-            self._own.staging.prewarm(self._plan(self._walk(options), options), options.thread_count)
+        with self._own.turn(is_save=False):
+            plan = self._plan(self._walk(options), options)
+            self._own.staging.prewarm(plan, options.thread_count, options.device_snapshot_bytes)
+
+    def release_memory(self) -> None:
+        """Gives back the memory that is kept from save to save, ordinary and page-locked; the counterpart of `prewarm`.
+
+        Waits for a pending save. The next save that needs such memory takes it again. Not in TensorFlow.
+
+        Raises:
+            Exception: whatever a pending save failed with.
+
+        Example:
+            >>> import tempfile, torch
+            >>> from torch_trackckpt import Checkpoint, CheckpointOptions
+            >>> checkpoint = Checkpoint(model=torch.nn.Linear(2, 1))
+            >>> path = checkpoint.save(tempfile.mkdtemp() + "/ckpt", CheckpointOptions(enable_async=True))
+            >>> checkpoint.release_memory()
+        """
+        with self._own.turn(is_save=False):
+            self._own.staging.release()
+            self._own.devices.pool.release()
 
     def _plan(self, snapshot: Snapshot, options: CheckpointOptions) -> SavePlan:
-        return make_plan(snapshot.keys, snapshot.values, options.experimental_sharding_callback, options.thread_count)
+        self._own.devices.limit(options.page_locked_bytes)
+        sharding, num_threads = options.experimental_sharding_callback, options.thread_count
+        return make_plan(snapshot.keys, snapshot.values, sharding, num_threads, self._own.devices)
 
     def sync(self) -> None:
         """Waits until an asynchronous save is complete. TensorFlow's ``Checkpoint.sync``.
@@ -233,20 +257,32 @@ class Checkpoint(AutoTrackable):
         write = metrics.begin(path)
         snapshot = (walk or self._walk)(options)
         plan = self._plan(snapshot, options)
-        complete = functools.partial(_complete, write=write, options=options, updates_state=updates_state)
+        complete = functools.partial(
+            _complete, write=write, options=options, updates_state=updates_state, devices=self._own.devices
+        )
         if not _becomes_pending(path, options):
+            self._own.devices.follow(plan.devices)
             metrics.wrote(complete(plan, path), in_background=False)
             return
         owners = snapshot.slot_owners if options.async_copy == "overlapped" else ()
-        plan = self._own.staging.snapshot(plan, options.thread_count, rows_for_later(plan, owners))
+        later = rows_for_later(plan, owners)
+        plan = self._own.staging.snapshot(plan, options.thread_count, later, options.device_snapshot_bytes)
         # The program may change its directory meanwhile, and drop this checkpoint: the thread does not need it.
         place = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
-        if plan.late is not None:
-            plan.late.precede_steps_of(owners)
         pace = Pace()
-        self._own.pending = PendingSave(
+        pending = PendingSave(
             path, lambda: metrics.wrote(complete(plan, place, pace=pace), in_background=True), pace, plan.late
         )
+        try:
+            if plan.late is not None:
+                plan.late.precede_steps_of(owners)
+            self._own.pending = pending
+            pending.start()
+        except BaseException:
+            # An interrupt may come at any place. What has begun by then goes on, and is waited for.
+            if pending.abandon():
+                self._own.pending = None
+            raise
 
     def _walk(self, options: CheckpointOptions) -> Snapshot:
         live = capture(self._graph_root(), self._attached())
@@ -313,9 +349,10 @@ class Checkpoint(AutoTrackable):
     def _read(
         self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None = None
     ) -> LoadStatus:
+        self._own.devices.limit(options.page_locked_bytes)
         graph = read_object_graph(reader)
         if graph is not None:
-            restoration = Restoration(graph, reader, options, self)
+            restoration = Restoration(graph, reader, options, self, self._own.devices)
             with self._own.metrics.reading(reader.file_prefix) as transfer:
                 transfer.num_bytes = restoration.begin(self)
             return CheckpointLoadStatus(restoration, self._discover)
@@ -324,7 +361,7 @@ class Checkpoint(AutoTrackable):
             "once with Checkpoint to have them matched by object.",
             reader.file_prefix,
         )
-        by_names = NameBasedRestoration(reader, options, self)
+        by_names = NameBasedRestoration(reader, options, self, self._own.devices)
         with self._own.metrics.reading(reader.file_prefix) as transfer:
             transfer.num_bytes = by_names.run()
         return NameBasedLoadStatus(by_names, self, reader.file_prefix, optional)
@@ -435,6 +472,7 @@ def _complete(
     write: Transfer,
     options: CheckpointOptions,
     updates_state: bool,
+    devices: Devices,
     pace: Pace | None = None,
 ) -> Transfer:
     """Makes the files of a save, and then what names them; returns the write, with its size."""
@@ -450,6 +488,7 @@ def _complete(
         num_threads=options.thread_count,
         progress=options.progress,
         pace=pace,
+        devices=devices,
     )
     write.num_bytes = files.num_bytes
     commit(files, place, storage)
@@ -470,12 +509,13 @@ class _Own:
         self.turn_of: int | None = None
         """The thread that saves."""
         self.graph_record: _native.GraphRecord | None = None
-        self.staging = StagingBuffer()
+        self.devices = Devices()
+        self.staging = StagingBuffer(self.devices)
         self.pending: PendingSave | None = None
         self.metrics = CheckpointMetrics()
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, *, is_save: bool = True) -> Iterator[None]:
         """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write."""
         self._refuse_pending_save_itself()
         if self.turn_of == threading.get_ident():
@@ -483,7 +523,7 @@ class _Own:
             self.wait_for_pending()
             yield
             return
-        with self.metrics.stalling(), self.lock:
+        with self.metrics.stalling() if is_save else contextlib.nullcontext(), self.lock:
             self.turn_of = threading.get_ident()
             try:
                 self.wait_for_pending()

@@ -12,6 +12,8 @@ from torch_trackckpt.sharding import ShardingCallback
 
 __all__ = ["CheckpointOptions", "Progress"]
 
+_MOST_THREADS = 1024
+
 Progress = Callable[[int, int], Any]
 """Is told the bytes that are done, and the bytes of all."""
 
@@ -24,7 +26,8 @@ class CheckpointOptions:
 
     Raises:
         ValueError: for an unknown ``verify`` or ``async_copy``, a write callback that cannot be called with the path
-            alone, a sharding callback that is none, less than one thread, or a ``progress`` that cannot be called.
+            alone, a sharding callback that is none, no thread or more than 1024, a negative number of bytes, or a
+            ``progress`` that cannot be called.
         TypeError: for an option that does not exist.
 
     Example:
@@ -51,7 +54,8 @@ class CheckpointOptions:
 
     experimental_sharding_callback: ShardingCallback | None = None
     """Saving only: which values share a data file; see `torch_trackckpt.sharding`. None is one data file, and for a
-    checkpoint of 32 MiB and more one for each thread that writes; `ShardByTaskPolicy` is always one."""
+    checkpoint of 32 MiB and more up to one for each thread that writes, of at least 16 MiB each; `ShardByTaskPolicy`
+    is always one."""
 
     num_threads: int | None = None
     """How many threads write or read at once. None: as many as processors this process may use
@@ -73,7 +77,18 @@ class CheckpointOptions:
     """Asynchronous saving only: when the values are copied. ``"first"``: before the call returns. ``"overlapped"``: the
     call returns within milliseconds; parameters and slot variables of tracked optimizers are copied while the program
     goes forward and backward, and their next ``step()`` waits for the rest. ``docs/saving.md`` says what must not be
-    done until then. Values on devices are copied at once in any case."""
+    done until then."""
+
+    device_snapshot_bytes: int = 0
+    """Asynchronous saving only: how much memory of each CUDA device a copy of the values may take. Where they fit, and
+    so much is free, they are copied on the device, and the call returns at once, whatever ``async_copy`` says; the
+    memory is free again when the files are complete."""
+
+    page_locked_bytes: int | None = None
+    """Values on CUDA devices only: how much memory of the host may be page-locked for their way from and to the
+    devices, which nobody else can use then. None: 256 MiB for blocks that are used in turn, and for the copies of an
+    asynchronous save as much as they take; with a number, larger copies are made in ordinary memory, which takes
+    longer."""
 
     progress: Progress | None = None
     """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the
@@ -92,8 +107,14 @@ class CheckpointOptions:
             raise ValueError(f"verify must be 'during' or 'before', not {self.verify!r}.")
         if self.async_copy not in ("first", "overlapped"):
             raise ValueError(f"async_copy must be 'first' or 'overlapped', not {self.async_copy!r}.")
-        if self.num_threads is not None and (type(self.num_threads) is not int or self.num_threads < 1):
-            raise ValueError(f"num_threads must be None or a number of at least 1, not {self.num_threads!r}.")
+        count = self.num_threads
+        if count is not None and (type(count) is not int or not 1 <= count <= _MOST_THREADS):
+            raise ValueError(f"num_threads must be None or a number from 1 to {_MOST_THREADS}, not {count!r}.")
+        if type(self.device_snapshot_bytes) is not int or self.device_snapshot_bytes < 0:
+            raise ValueError(f"device_snapshot_bytes must be a number of bytes, not {self.device_snapshot_bytes!r}.")
+        locked = self.page_locked_bytes
+        if locked is not None and (type(locked) is not int or locked < 0):
+            raise ValueError(f"page_locked_bytes must be None or a number of bytes, not {locked!r}.")
         if self.progress is not None and not callable(self.progress):
             raise ValueError(f"progress must be a function of two numbers of bytes, not {self.progress!r}.")
         # A copy, so that a list that the caller goes on changing does not change what was checked.

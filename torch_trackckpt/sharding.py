@@ -92,7 +92,8 @@ class ShardingCallback(abc.ABC):
 
 
 class ShardByTaskPolicy(ShardingCallback):
-    """One data file for each process that saves: the default. TensorFlow's policy of this name.
+    """One data file for each process that saves: TensorFlow's policy of this name, and its default. Here a large
+    checkpoint has several by default; see `CheckpointOptions.experimental_sharding_callback`.
 
     Example:
         >>> from torch_trackckpt.sharding import ShardByTaskPolicy

@@ -342,12 +342,13 @@ class SlotOwner(Trackable):
         return []
 
     def _before_next_step(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Has a function called before its next step changes anything, in the thread that steps; once.
+        """Has a bound method called before its next step changes anything, in the thread that steps; once.
 
-        The step waits for it. Neither the owner nor what `callback` refers to lives longer because of that.
+        The step waits for it. Neither the owner nor the method's object lives longer because of that. Only an owner
+        that names stepped tensors is asked for it.
 
         Returns:
-            What has it not be called any more, to be called when no step is going on.
+            What has it not be called any more.
         """
         raise NotImplementedError
 

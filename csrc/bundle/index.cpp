@@ -90,17 +90,22 @@ std::vector<BundleEntry> BundleIndex::Entries() const {
   return entries;
 }
 
-EntryColumns BundleIndex::Columns() const {
-  EntryColumns columns;
+bool BundleIndex::ForEachUnsliced(const std::function<void(const BundleEntry& entry)>& visit) const {
   BundleEntry entry;
   bool has_slices = false;
   table_.ForEach([&](const std::string& key, std::string_view record) {
     if (key.empty() || has_slices) return;
     DecodeEntry(key, record, &entry);
     has_slices = !entry.slices.empty();
-    columns.Add(entry);
+    if (!has_slices) visit(entry);
   });
-  return has_slices ? EntryColumns(Entries()) : columns;
+  return !has_slices;
+}
+
+EntryColumns BundleIndex::Columns() const {
+  EntryColumns columns;
+  return ForEachUnsliced([&](const BundleEntry& entry) { columns.Add(entry); }) ? columns
+                                                                                : EntryColumns(Entries());
 }
 
 std::optional<BundleEntry> BundleIndex::Find(std::string_view key) const {

@@ -31,6 +31,9 @@ class BundleIndex {
   // In key order, without the header and without the entries of slices.
   std::vector<BundleEntry> Entries() const;
   EntryColumns Columns() const;
+  // The same, one after the other, each valid until `visit` returns. False where entries of slices are among them, which
+  // only Entries can tell from others: `visit` may have been called before that is known.
+  bool ForEachUnsliced(const std::function<void(const BundleEntry& entry)>& visit) const;
   std::optional<BundleEntry> Find(std::string_view key) const;
   // Calls `visit` with the position of each key, in order, and its entry, which is a null pointer where there is none
   // and valid until `visit` returns.

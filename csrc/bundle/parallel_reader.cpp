@@ -11,6 +11,7 @@
 #include "bundle/fixed_reader.h"
 #include "bundle/stored_value.h"
 #include "encoding/crc32c.h"
+#include "error.h"
 #include "io/parallel.h"
 
 namespace trackckpt {
@@ -77,6 +78,13 @@ uint64_t ChunkBytes(uint64_t num_bytes, size_t num_threads) {
   return std::clamp(share / kLeastChunkBytes * kLeastChunkBytes, kLeastChunkBytes, kMostChunkBytes);
 }
 
+uint64_t LandingBytes(uint64_t size) {
+  constexpr uint64_t kAlignment = ParallelReader::kLandingAlignment;
+  return (size + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+static_assert(ParallelReader::kLeastLandingBytes >= kMostChunkBytes);
+
 }  // namespace
 
 PlacedValue::PlacedValue(const BundleEntry& entry, std::string_view key, char* destination, size_t request)
@@ -104,11 +112,12 @@ BundleEntry PlacedValue::ToEntry() const {
 class ParallelReader::Pass {
  public:
   // Without `is_reading` nothing is written to any destination.
-  Pass(const ParallelReader& reader, bool is_reading, size_t num_threads, uint64_t max_group_bytes);
+  Pass(const ParallelReader& reader, bool is_reading, size_t num_threads, uint64_t max_group_bytes,
+       uint64_t landing_bytes = 0);
 
   bool is_done() const { return next_unit_ == units_.size(); }
-  // Does pieces of at least `max_bytes` together, or what is left. Returns their size.
-  uint64_t Run(size_t num_threads, uint64_t max_bytes);
+  // Does pieces of at least `max_bytes` together, or what is left, or what has room to land. Returns their size.
+  uint64_t Run(size_t num_threads, uint64_t max_bytes, const Landing& landing, std::vector<Landed>* landed);
   std::vector<size_t> Touched() const;
 
  private:
@@ -119,6 +128,7 @@ class ParallelReader::Pass {
     uint32_t end;
     uint64_t from;  // of a group in the file, of a chunk in its value; of parts, which
     uint64_t size;
+    char* landing = nullptr;  // where the first of it lands
   };
   // A value that is read in chunks.
   struct Large {
@@ -132,6 +142,8 @@ class ParallelReader::Pass {
   void AddValues(uint64_t max_group_bytes);
   uint32_t EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size) const;
   void AddChunks(uint32_t value);
+  uint64_t LandingBytesOf(const Unit& unit) const;
+  void AddLanded(const Unit& unit, const Landing& landing, std::vector<Landed>* landed) const;
 
   void Do(const Unit& unit);
   void DoGroup(const Unit& unit);
@@ -151,10 +163,12 @@ class ParallelReader::Pass {
 };
 
 ParallelReader::Pass::Pass(const ParallelReader& reader, bool is_reading, size_t num_threads,
-                           uint64_t max_group_bytes)
+                           uint64_t max_group_bytes, uint64_t landing_bytes)
     : reader_(reader),
       is_reading_(is_reading),
-      chunk_bytes_(ChunkBytes(reader.NumBytes(), num_threads)),
+      // All threads are to be busy with what lands at once, too.
+      chunk_bytes_(ChunkBytes(
+          std::min(reader.NumBytes(), landing_bytes == 0 ? UINT64_MAX : 2 * landing_bytes), num_threads)),
       touched_(is_reading ? reader.values_.size() + reader.sliced_.size() : 0) {
   AddValues(max_group_bytes);
   for (uint32_t i = 0; i < reader_.sliced_.size(); ++i) {
@@ -206,10 +220,53 @@ void ParallelReader::Pass::AddChunks(uint32_t value) {
   }
 }
 
-uint64_t ParallelReader::Pass::Run(size_t num_threads, uint64_t max_bytes) {
+uint64_t ParallelReader::Pass::LandingBytesOf(const Unit& unit) const {
+  if (unit.kind == Kind::kChunk) {
+    return reader_.values_[large_[unit.begin].value].lands ? LandingBytes(unit.size) : 0;
+  }
+  uint64_t num_bytes = 0;
+  if (unit.kind != Kind::kGroup) return num_bytes;
+  for (uint32_t i = unit.begin; i < unit.end; ++i) {
+    if (reader_.values_[i].lands) num_bytes += LandingBytes(reader_.values_[i].size);
+  }
+  return num_bytes;
+}
+
+void ParallelReader::Pass::AddLanded(const Unit& unit, const Landing& landing,
+                                     std::vector<Landed>* landed) const {
+  uint64_t offset = static_cast<uint64_t>(unit.landing - landing.memory);
+  if (unit.kind == Kind::kChunk) {
+    landed->push_back({reader_.values_[large_[unit.begin].value].request, unit.from, unit.size, offset});
+    return;
+  }
+  for (uint32_t i = unit.begin; i < unit.end; ++i) {
+    const PlacedValue& value = reader_.values_[i];
+    if (!value.lands) continue;
+    landed->push_back({value.request, 0, value.size, offset});
+    offset += LandingBytes(value.size);
+  }
+}
+
+uint64_t ParallelReader::Pass::Run(size_t num_threads, uint64_t max_bytes, const Landing& landing,
+                                   std::vector<Landed>* landed) {
   const size_t begin = next_unit_;
   uint64_t num_bytes = 0;
-  while (next_unit_ < units_.size() && num_bytes < max_bytes) num_bytes += units_[next_unit_++].size;
+  uint64_t num_landing = 0;
+  while (next_unit_ < units_.size() && num_bytes < max_bytes) {
+    Unit& unit = units_[next_unit_];
+    const uint64_t unit_landing = is_reading_ ? LandingBytesOf(unit) : 0;
+    if (unit_landing > landing.size - num_landing) {
+      if (next_unit_ > begin) break;
+      throw Error(ErrorKind::kInvalidArgument, "there is no room for what has to land");
+    }
+    if (unit_landing > 0) {
+      unit.landing = landing.memory + num_landing;
+      AddLanded(unit, landing, landed);
+    }
+    num_landing += unit_landing;
+    num_bytes += unit.size;
+    ++next_unit_;
+  }
   const size_t count = next_unit_ - begin;
   const size_t num_useful = reader_.has_shared_memory_ ? 1 : num_bytes / kLeastBytesPerThread + 1;
   try {
@@ -250,15 +307,18 @@ void ParallelReader::Pass::DoGroup(const Unit& unit) {
   const auto file = reader_.files_.Open(reader_.values_[unit.begin].shard_id);
   const Buffer buffer(&buffers_);
   file->Read(unit.from, buffer.data(), unit.size);
+  char* landing = unit.landing;
   for (uint32_t i = unit.begin; i < unit.end; ++i) {
     const PlacedValue& value = reader_.values_[i];
     const char* const p = buffer.data() + (value.offset - unit.from);
     const uint32_t crc = Crc32cExtend(0, p, value.size);
     if (crc != UnmaskCrc(value.crc32c)) CheckChecksum(crc, value.ToEntry(), *file);
     if (!is_reading_ || value.size == 0) continue;
+    char* const destination = value.lands ? landing : value.destination;
+    if (value.lands) landing += LandingBytes(value.size);
     touched_[i].store(true, std::memory_order_relaxed);
-    std::memcpy(value.destination, p, value.size);
-    ElementForm(value.dtype, reader_.order_).ToMemory(value.destination, value.size);
+    std::memcpy(destination, p, value.size);
+    ElementForm(value.dtype, reader_.order_).ToMemory(destination, value.size);
   }
 }
 
@@ -268,11 +328,12 @@ void ParallelReader::Pass::DoChunk(const Unit& unit) {
   const auto file = reader_.files_.Open(value.shard_id);
   const ElementForm form(value.dtype, reader_.order_);
   const std::unique_ptr<Buffer> buffer = is_reading_ ? nullptr : std::make_unique<Buffer>(&buffers_);
+  char* const destination = value.lands ? unit.landing : value.destination + unit.from;
   if (is_reading_) touched_[large.value].store(true, std::memory_order_relaxed);
   uint32_t crc = 0;
   for (uint64_t done = 0; done < unit.size;) {
     const uint64_t n = std::min(unit.size - done, kStepBytes);
-    char* const p = is_reading_ ? value.destination + unit.from + done : buffer->data();
+    char* const p = is_reading_ ? destination + done : buffer->data();
     file->Read(value.offset + unit.from + done, p, n);
     crc = Crc32cExtend(crc, p, n);
     if (is_reading_) form.ToMemory(p, n);
@@ -339,14 +400,21 @@ uint64_t ParallelReader::NumBytes() const {
 
 void ParallelReader::Verify(size_t num_threads) {
   Arrange();
-  Pass(*this, false, num_threads, kGroupBytes).Run(num_threads, UINT64_MAX);
+  Pass(*this, false, num_threads, kGroupBytes).Run(num_threads, UINT64_MAX, {}, nullptr);
 }
 
 uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes) {
+  return Read(num_threads, max_bytes, {}, nullptr);
+}
+
+uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes, const Landing& landing,
+                              std::vector<Landed>* landed) {
   Arrange();
-  if (reading_ == nullptr)
-    reading_ = std::make_shared<Pass>(*this, true, num_threads, std::min(kGroupBytes, max_bytes));
-  return reading_->Run(num_threads, max_bytes);
+  if (reading_ == nullptr) {
+    reading_ =
+        std::make_shared<Pass>(*this, true, num_threads, std::min(kGroupBytes, max_bytes), landing.size);
+  }
+  return reading_->Run(num_threads, max_bytes, landing, landed);
 }
 
 std::vector<size_t> ParallelReader::Touched() const {

@@ -7,6 +7,9 @@
 //    in slices        each stored part by itself, straight to its place in the tensor where it is contiguous there
 //    without a size   strings and variants, from front to back; they can only be checked
 //
+// What goes to a device lands in memory of the caller's on its way: the same, but that the destination is the next free
+// place there, and that a call reads no more than fits.
+//
 // A checksum is computed on bytes that are still in the cache of the processor that has just read them. An error stops
 // all threads, and it is known then which destinations were, or may have been, written to.
 #pragma once
@@ -35,6 +38,7 @@ struct PlacedValue {
   int32_t dtype = 0;
   uint32_t crc32c = 0;   // masked
   uint32_t request = 0;  // the caller's number for what this belongs to
+  bool lands = false;    // instead of a destination
 
   PlacedValue() = default;
   // Of an entry that has been checked with CheckStored.
@@ -44,8 +48,25 @@ struct PlacedValue {
   BundleEntry ToEntry() const;
 };
 
+// Memory in which values land.
+struct Landing {
+  char* memory = nullptr;
+  uint64_t size = 0;
+};
+
+// What has landed of a value: bytes from `begin` on, at an offset that is a multiple of kLandingAlignment.
+struct Landed {
+  size_t request;
+  uint64_t begin;
+  uint64_t size;
+  uint64_t offset;
+};
+
 class ParallelReader {
  public:
+  static constexpr uint64_t kLandingAlignment = 64;
+  // With so much memory, every call gets on.
+  static constexpr uint64_t kLeastLandingBytes = 8 << 20;
   static constexpr uint64_t kMaxBufferedBytes = 1 << 20;
 
   // `files` stays with the caller and outlives this. `order` is that of the data files.
@@ -66,6 +87,8 @@ class ParallelReader {
   // Reads about `max_bytes` of what has not been read yet, in the order of the files. Returns how many; 0 when all is
   // there. With an error, nothing more can be read.
   uint64_t Read(size_t num_threads, uint64_t max_bytes);
+  // The same, with a place for what lands, which is added to `landed`. Also for what does not.
+  uint64_t Read(size_t num_threads, uint64_t max_bytes, const Landing& landing, std::vector<Landed>* landed);
   // The requests whose destinations were, or may have been, written to; ascending.
   std::vector<size_t> Touched() const;
 

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,6 +45,9 @@ class BundleReader {
   // In key order, without the header and without the entries of slices.
   std::vector<BundleEntry> Entries() const { return index_.Entries(); }
   EntryColumns Columns() const { return index_.Columns(); }
+  bool ForEachUnsliced(const std::function<void(const BundleEntry& entry)>& visit) const {
+    return index_.ForEachUnsliced(visit);
+  }
   std::optional<BundleEntry> Find(std::string_view key) const { return index_.Find(key); }
 
   // Checks sizes against dtypes and shapes, that every value lies inside its data file, and that slices make up

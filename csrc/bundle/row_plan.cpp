@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "bundle/locator.h"
 #include "bundle/stored_value.h"
@@ -19,15 +20,21 @@ bool Fits(const BundleEntry& entry, const TensorMemoryTable& table, const Tensor
 }  // namespace
 
 RowPlan::RowPlan(const BundleIndex& index, const DataFileNames& names,
-                 const std::vector<std::string_view>& keys, const TensorMemoryTable& table)
-    : index_(index), keys_(keys), table_(table), files_(names), reader_(&files_, index.byte_order()) {
+                 const std::vector<std::string_view>& keys, const TensorMemoryTable& table,
+                 std::vector<size_t> land)
+    : index_(index),
+      keys_(keys),
+      table_(table),
+      land_(std::move(land)),
+      files_(names),
+      reader_(&files_, index.byte_order()) {
   if (keys.size() != table.rows.size()) {
     throw Error(ErrorKind::kInvalidArgument, "there are " + std::to_string(keys.size()) + " keys for " +
                                                  std::to_string(table.rows.size()) + " rows");
   }
   in_one_piece_.reserve(keys.size());
   index.FindMany(keys, [&](size_t row, const BundleEntry* entry) {
-    if (!table.rows[row].is_plain()) return;
+    if (!table.rows[row].is_plain() && !Lands(row)) return;
     if (entry == nullptr || !Fits(*entry, table, table.rows[row])) {
       misfits_.push_back(row);
     } else {
@@ -36,10 +43,20 @@ RowPlan::RowPlan(const BundleIndex& index, const DataFileNames& names,
   });
 }
 
+bool RowPlan::Lands(size_t row) const {
+  return !land_.empty() && std::binary_search(land_.begin(), land_.end(), row);
+}
+
 void RowPlan::Place(std::string_view key, const BundleEntry& entry, size_t row) {
+  const bool lands = Lands(row);
+  if (!entry.slices.empty() && lands) {
+    left_out_.push_back(row);
+    return;
+  }
   num_bytes_ += table_.rows[row].size;
   if (entry.slices.empty()) {
-    in_one_piece_.emplace_back(entry, key, table_.rows[row].data, row);
+    in_one_piece_.emplace_back(entry, key, lands ? nullptr : table_.rows[row].data, row);
+    in_one_piece_.back().lands = lands;
   } else {
     in_slices_.push_back(row);
   }
@@ -89,9 +106,10 @@ void RowPlan::Verify(size_t num_threads) {
   reader_.Verify(num_threads);
 }
 
-uint64_t RowPlan::Read(size_t num_threads, uint64_t max_bytes) {
+uint64_t RowPlan::Read(size_t num_threads, uint64_t max_bytes, const Landing& landing,
+                       std::vector<Landed>* landed) {
   Check();
-  return reader_.Read(num_threads, max_bytes);
+  return reader_.Read(num_threads, max_bytes, landing, landed);
 }
 
 std::vector<size_t> RowPlan::Touched() const { return reader_.Touched(); }

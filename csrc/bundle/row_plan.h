@@ -17,12 +17,15 @@ namespace trackckpt {
 // To be used by one thread at a time. Data files stay open from the first that is asked of them.
 class RowPlan {
  public:
-  // The value of keys[i] goes to row i of the table, if that row is plain. All stay with the caller and outlive this.
+  // The value of keys[i] goes to row i of the table, if that row is plain, or is one of those that `land` (ascending),
+  // whose values the caller takes on. All stay with the caller and outlive this.
   RowPlan(const BundleIndex& index, const DataFileNames& names, const std::vector<std::string_view>& keys,
-          const TensorMemoryTable& table);
+          const TensorMemoryTable& table, std::vector<size_t> land);
 
-  // The plain rows whose key is not there, or holds a value of another type or shape. With any, nothing is read.
+  // The rows in the plan whose key is not there, or holds a value of another type or shape. With any, nothing is read.
   const std::vector<size_t>& misfits() const { return misfits_; }
+  // The rows among those that would land that are not in the plan, because their values are stored in slices.
+  const std::vector<size_t>& left_out() const { return left_out_; }
   // Of the rows that fit.
   uint64_t num_bytes() const { return num_bytes_; }
 
@@ -31,11 +34,12 @@ class RowPlan {
   // Reads all values and checks their checksums; as all that follows, it does Check first.
   void Verify(size_t num_threads);
   // Reads about `max_bytes` of what has not been read yet, and returns how many; 0 when all is in memory.
-  uint64_t Read(size_t num_threads, uint64_t max_bytes);
+  uint64_t Read(size_t num_threads, uint64_t max_bytes, const Landing& landing, std::vector<Landed>* landed);
   // The rows whose memory was, or may have been, written to.
   std::vector<size_t> Touched() const;
 
  private:
+  bool Lands(size_t row) const;
   void Place(std::string_view key, const BundleEntry& entry, size_t row);
   void CheckPlace(const PlacedValue& value);
   void PlaceSlices(size_t row);
@@ -43,9 +47,11 @@ class RowPlan {
   const BundleIndex& index_;
   const std::vector<std::string_view>& keys_;
   const TensorMemoryTable& table_;
+  const std::vector<size_t> land_;
   DataFiles files_;
   ParallelReader reader_;
   std::vector<size_t> misfits_;
+  std::vector<size_t> left_out_;
   std::vector<PlacedValue> in_one_piece_;
   std::vector<size_t> in_slices_;  // rows
   uint64_t num_bytes_ = 0;

@@ -76,6 +76,25 @@ void ShardWriter::AddRow(std::string_view key, const TensorMemoryTable& table, c
   EndEntry(key, row.size, AppendChecked(0, row.data, row.size));
 }
 
+void ShardWriter::AddRowPiece(std::string_view key, const TensorMemoryTable& table, const RowPiece& piece) {
+  const TensorMemory& row = table.rows[piece.row];
+  const bool follows = partial_bytes_ == 0 || piece.row == partial_row_;
+  if (!follows || piece.begin != partial_bytes_ || piece.size > row.size - piece.begin) {
+    throw InvalidArgument("Key " + DisplayKey(key) + ": its pieces do not follow each other");
+  }
+  if (piece.begin == 0) {
+    BeginEntry(key, row.dtype);
+    entry_.shape.assign(table.Shape(row), table.Shape(row) + row.rank);
+    partial_row_ = piece.row;
+    partial_crc_ = 0;
+  }
+  partial_crc_ = AppendChecked(partial_crc_, piece.data, piece.size);
+  partial_bytes_ += piece.size;
+  if (partial_bytes_ < row.size) return;
+  partial_bytes_ = 0;
+  EndEntry(key, row.size, partial_crc_);
+}
+
 void ShardWriter::AddStrings(std::string_view key, std::vector<int64_t> shape,
                              const std::vector<std::string_view>& values) {
   if (CheckedNumElements(key, shape) != values.size()) {
@@ -108,6 +127,7 @@ void ShardWriter::AddStringsSlice(std::string key, std::vector<int64_t> shape, c
 
 void ShardWriter::Complete() {
   if (is_complete_) return;
+  CheckNotPartial();
   if (durable_) File().Sync();
   if (file_) file_->Close();
   is_complete_ = true;
@@ -129,9 +149,14 @@ WritableFile& ShardWriter::File() {
 
 void ShardWriter::BeginEntry(std::string_view key, int32_t dtype) {
   if (key.empty()) throw InvalidArgument("The empty key belongs to the header");
+  CheckNotPartial();
   entry_.dtype = dtype;
   entry_.shard_id = shard_id_;
   entry_.offset = offset_;
+}
+
+void ShardWriter::CheckNotPartial() const {
+  if (partial_bytes_ > 0) throw InvalidArgument("The tensor before has not got all of its pieces");
 }
 
 void ShardWriter::EndEntry(std::string_view key, uint64_t size, uint32_t crc) {

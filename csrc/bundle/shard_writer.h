@@ -51,6 +51,8 @@ class ShardWriter {
   void Add(const TensorBytes& tensor);
   // A row of a table that holds it, and is plain.
   void AddRow(std::string_view key, const TensorMemoryTable& table, const TensorMemory& row);
+  // Some of the bytes of a row, which need not be plain. The pieces of a row follow each other, from front to back.
+  void AddRowPiece(std::string_view key, const TensorMemoryTable& table, const RowPiece& piece);
   void AddStrings(std::string_view key, std::vector<int64_t> shape,
                   const std::vector<std::string_view>& values);
   void AddSlice(TensorBytes tensor, const TensorSlice& slice);
@@ -71,6 +73,7 @@ class ShardWriter {
  private:
   WritableFile& File();
   void BeginEntry(std::string_view key, int32_t dtype);
+  void CheckNotPartial() const;
   void EndEntry(std::string_view key, uint64_t size, uint32_t crc);
   void EnterSlice(const TensorSlice& slice, int32_t dtype, std::string* key, std::vector<int64_t>* shape);
   uint32_t AppendChecked(uint32_t crc, const void* data, uint64_t size);
@@ -86,6 +89,9 @@ class ShardWriter {
   int64_t offset_ = 0;
   BundleEntry entry_;  // of the tensor that is being written; kept, so that the next costs no allocation
   std::string record_;
+  size_t partial_row_ = 0;
+  uint64_t partial_bytes_ = 0;  // that there are of a row; 0 between rows
+  uint32_t partial_crc_ = 0;
   StringArray keys_;
   StringArray records_;
   SlicedTensors sliced_;

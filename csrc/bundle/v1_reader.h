@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -34,6 +35,10 @@ class V1Reader {
   // In key order. What places a value in a data file is 0.
   std::vector<BundleEntry> Entries() const;
   EntryColumns Columns() const { return EntryColumns(Entries()); }
+  bool ForEachUnsliced(const std::function<void(const BundleEntry& entry)>& visit) const {
+    for (const BundleEntry& entry : Entries()) visit(entry);
+    return true;
+  }
   std::optional<BundleEntry> Find(std::string_view key) const;
 
   // Checks that stored slices make up each tensor, and that their records exist, for which their blocks are read.

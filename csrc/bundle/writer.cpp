@@ -90,6 +90,13 @@ void BundleWriter::AddRows(size_t shard, const std::vector<std::string_view>& ke
   });
 }
 
+void BundleWriter::AddRowPieces(size_t shard, const std::vector<std::string_view>& keys,
+                                const TensorMemoryTable& table, const std::vector<RowPiece>& pieces) {
+  Run(shard, [&](ShardWriter* writer) {
+    for (size_t i = 0; i < pieces.size(); ++i) writer->AddRowPiece(keys[i], table, pieces[i]);
+  });
+}
+
 void BundleWriter::AddStrings(size_t shard, std::string_view key, std::vector<int64_t> shape,
                               const std::vector<std::string_view>& values) {
   Run(shard, [&](ShardWriter* writer) { writer->AddStrings(key, std::move(shape), values); });

@@ -45,6 +45,9 @@ class BundleWriter {
   // Rows of a table; `keys` has one for each of `rows`, all of which are plain.
   void AddRows(size_t shard, const std::vector<std::string_view>& keys, const TensorMemoryTable& table,
                const std::vector<size_t>& rows);
+  // Pieces of rows, which need not be plain; `keys` has one for each piece.
+  void AddRowPieces(size_t shard, const std::vector<std::string_view>& keys, const TensorMemoryTable& table,
+                    const std::vector<RowPiece>& pieces);
   void AddStrings(size_t shard, std::string_view key, std::vector<int64_t> shape,
                   const std::vector<std::string_view>& values);
 

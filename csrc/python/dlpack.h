@@ -11,7 +11,7 @@ constexpr uint32_t kMajorVersion = 1;
 constexpr const char* kAttribute = "__dlpack_c_exchange_api__";
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 
-constexpr int32_t kCpu = 1;  // device types
+constexpr int32_t kCpu = 1, kCuda = 2;  // device types
 
 enum TypeCode : uint8_t {
   kInt = 0,

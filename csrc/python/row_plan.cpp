@@ -57,15 +57,17 @@ class Keys {
 // A plan, with what it is about. Calls from several threads take turns.
 class PythonRowPlan {
  public:
-  PythonRowPlan(nb::handle_t<BundleReader> reader, const nb::list& keys, nb::handle_t<TensorTable> table)
+  PythonRowPlan(nb::handle_t<BundleReader> reader, const nb::list& keys, nb::handle_t<TensorTable> table,
+                const std::vector<size_t>& land)
       : reader_(nb::borrow(reader)), table_(nb::borrow(table)), keys_(keys) {
     const auto& bundle = *nb::inst_ptr<BundleReader>(reader);
     const auto& memory = nb::inst_ptr<TensorTable>(table)->memory();
     const nb::gil_scoped_release release;
-    plan_.emplace(bundle.index(), bundle.data_names(), keys_.views(), memory);
+    plan_.emplace(bundle.index(), bundle.data_names(), keys_.views(), memory, land);
   }
 
   std::vector<size_t> Misfits() const { return plan_->misfits(); }
+  std::vector<size_t> LeftOut() const { return plan_->left_out(); }
   uint64_t num_bytes() const { return plan_->num_bytes(); }
 
   void Check() {
@@ -80,7 +82,26 @@ class PythonRowPlan {
 
   uint64_t Read(size_t num_threads, std::optional<uint64_t> max_bytes) {
     const Turn turn(&mutex_);
-    return plan_->Read(num_threads, max_bytes.value_or(UINT64_MAX));
+    std::vector<Landed> landed;
+    return plan_->Read(num_threads, max_bytes.value_or(UINT64_MAX), {}, &landed);
+  }
+
+  // The bytes that were read, and what of them has landed: rows, first bytes, sizes, offsets.
+  nb::tuple ReadLanding(size_t num_threads, uint64_t address, uint64_t size) {
+    std::vector<Landed> landed;
+    uint64_t num_bytes;
+    {
+      const Turn turn(&mutex_);
+      num_bytes = plan_->Read(num_threads, size, {reinterpret_cast<char*>(address), size}, &landed);
+    }
+    nb::list columns[4];
+    for (const Landed& value : landed) {
+      columns[0].append(value.request);
+      columns[1].append(value.begin);
+      columns[2].append(value.size);
+      columns[3].append(value.offset);
+    }
+    return nb::make_tuple(num_bytes, columns[0], columns[1], columns[2], columns[3]);
   }
 
   std::vector<size_t> Touched() {
@@ -110,13 +131,16 @@ class PythonRowPlan {
 
 void DefineRowPlan(nb::module_& module) {
   nb::class_<PythonRowPlan>(module, "RowPlan", nb::is_final(), "Stored values and the tensors they go to.")
-      .def(nb::init<nb::handle_t<BundleReader>, const nb::list&, nb::handle_t<TensorTable>>(), "reader"_a,
-           "keys"_a, "table"_a)
+      .def(nb::init<nb::handle_t<BundleReader>, const nb::list&, nb::handle_t<TensorTable>,
+                    const std::vector<size_t>&>(),
+           "reader"_a, "keys"_a, "table"_a, "land"_a = std::vector<size_t>())
       .def_prop_ro("nbytes", &PythonRowPlan::num_bytes)
       .def("misfits", &PythonRowPlan::Misfits)
+      .def("left_out", &PythonRowPlan::LeftOut)
       .def("check", &PythonRowPlan::Check)
       .def("verify", &PythonRowPlan::Verify, nb::kw_only(), "num_threads"_a)
       .def("read", &PythonRowPlan::Read, nb::kw_only(), "num_threads"_a, "max_bytes"_a = nb::none())
+      .def("read_landing", &PythonRowPlan::ReadLanding, nb::kw_only(), "num_threads"_a, "address"_a, "size"_a)
       .def("touched", &PythonRowPlan::Touched);
 }
 

@@ -117,7 +117,9 @@ nb::list OwnersOf(const SavedGraph& self, bool of_slots) {
 class PairedTensors {
  public:
   PairedTensors(const SavedGraph& graph, const nb::tuple& types)
-      : graph_(graph), reader_(types), order_(static_cast<size_t>(graph.num_nodes()), -1) {}
+      : graph_(graph),
+        reader_(types, /*with_devices=*/true),
+        order_(static_cast<size_t>(graph.num_nodes()), -1) {}
 
   // Pairs children of a node that are variables and free with what is under their names in dicts, or under
   // their numbers in a sequence, where that is an ordinary tensor. The positions of all other children.
@@ -255,7 +257,7 @@ class PairedTensors {
   // False where the object is no tensor that takes values as they lie in a file, or takes others already.
   bool Take(int32_t parent, size_t position, const nb::object& live) {
     const uint64_t address = AddressOf(live);
-    if (addresses_.Find(address) >= 0 || !reader_.AddPlain(live.ptr(), &scratch_)) return false;
+    if (addresses_.Find(address) >= 0 || !reader_.Add(live.ptr(), &scratch_)) return false;
     scratch_.rows.clear();
     scratch_.dims.clear();
     const int32_t node = graph_.Children(parent)[position].node;

@@ -84,6 +84,9 @@ Borrow BorrowOf(nb::handle type) {
 // Below may be what is no address. What the system hands out is above as a rule, and what is not costs a closer look.
 constexpr uintptr_t kUsualAddresses = uintptr_t{1} << 40;
 
+// What is copied from devices with its gaps has no more.
+constexpr int32_t kMostDims = 8;
+
 constexpr size_t kBodyOffset = sizeof(PyObject), kPointerSize = sizeof(void*);
 
 nb::object Name(const char* name) { return nb::steal(PyUnicode_InternFromString(name)); }
@@ -98,8 +101,12 @@ bool CallPredicate(PyObject* object, const nb::object& name) {
 
 }  // namespace
 
-TensorReader::TensorReader(const nb::tuple& types)
-    : is_neg_(Name("is_neg")), is_conj_(Name("is_conj")), dtype_(Name("dtype")), version_(Name("_version")) {
+TensorReader::TensorReader(const nb::tuple& types, bool with_devices)
+    : with_devices_(with_devices),
+      is_neg_(Name("is_neg")),
+      is_conj_(Name("is_conj")),
+      dtype_(Name("dtype")),
+      version_(Name("_version")) {
   for (nb::handle type : types) {
     const bool has_body = nb::cast<size_t>(type.attr("__basicsize__")) >= kBodyOffset + kPointerSize;
     types_.push_back({reinterpret_cast<PyTypeObject*>(type.ptr()), BorrowOf(type), has_body});
@@ -158,7 +165,7 @@ int64_t TensorReader::Version(PyObject* tensor) const {
   return kNoVersion;
 }
 
-bool TensorReader::AddPlain(PyObject* object, TensorMemoryTable* table) const {
+bool TensorReader::Add(PyObject* object, TensorMemoryTable* table) const {
   const Type* const type = Find(object);
   if (type == nullptr || type->borrow == nullptr) return false;
   dlpack::Tensor tensor;
@@ -167,8 +174,12 @@ bool TensorReader::AddPlain(PyObject* object, TensorMemoryTable* table) const {
     return false;
   }
   const int32_t dtype = DataTypeOf(tensor.dtype);
-  if (dtype == 0 || tensor.device.type != dlpack::kCpu || !IsContiguous(tensor)) return false;
+  const bool is_on_device = with_devices_ && tensor.device.type == dlpack::kCuda;
+  if (dtype == 0 || (tensor.device.type != dlpack::kCpu && !is_on_device)) return false;
   TensorMemory row;
+  row.is_strided = !IsContiguous(tensor);
+  if (row.is_strided && (!is_on_device || tensor.ndim > kMostDims)) return false;
+  if (is_on_device) row.device = tensor.device.id;
   row.size = ItemSize(dtype);
   for (int32_t i = 0; i < tensor.ndim; ++i) row.size *= static_cast<uint64_t>(tensor.shape[i]);
   if (row.size > 0 && tensor.data == nullptr) return false;
@@ -177,6 +188,7 @@ bool TensorReader::AddPlain(PyObject* object, TensorMemoryTable* table) const {
   row.rank = static_cast<uint32_t>(tensor.ndim);
   row.first_dim = table->dims.size();
   table->dims.insert(table->dims.end(), tensor.shape, tensor.shape + tensor.ndim);
+  if (row.is_strided) table->dims.insert(table->dims.end(), tensor.strides, tensor.strides + tensor.ndim);
   // What was borrowed is no longer looked at: this may call code of Python.
   const bool may_be_released = row.size > 0 && reinterpret_cast<uintptr_t>(row.data) < kUsualAddresses;
   if (HasFlaggedSign(object, dtype) || IsNarrowInteger(object, dtype) ||

@@ -16,7 +16,7 @@ class TensorReader {
   static constexpr int64_t kNoVersion = -1;  // of inference tensors, and of what is no tensor
 
   // Only objects of exactly these classes are asked, which do not interfere with torch.
-  explicit TensorReader(const nanobind::tuple& types);
+  explicit TensorReader(const nanobind::tuple& types, bool with_devices = false);
 
   // Says that the object at a position will be asked for next. Most of the time that many tensors take is spent waiting
   // for memory; what is ahead of the position is waited for together.
@@ -28,8 +28,9 @@ class TensorReader {
   }
 
   bool IsOfType(PyObject* object) const { return Find(object) != nullptr; }
-  // Adds a row for a tensor of these classes in contiguous CPU memory; for every other object nothing.
-  bool AddPlain(PyObject* object, TensorMemoryTable* table) const;
+  // Adds a row for a tensor of these classes in contiguous memory of the processor or, `with_devices`, anyhow on a CUDA
+  // device; for every other object nothing.
+  bool Add(PyObject* object, TensorMemoryTable* table) const;
   // The counter by which torch notices changes in place.
   int64_t Version(PyObject* tensor) const;
 
@@ -47,6 +48,7 @@ class TensorReader {
   bool IsInsideStorage(PyObject* tensor, uint64_t size) const;
 
   std::vector<Type> types_;
+  bool with_devices_;
   nanobind::object is_neg_, is_conj_, dtype_, version_;  // names of methods, made once
 };
 

@@ -9,7 +9,26 @@ using namespace nb::literals;
 
 namespace trackckpt {
 
-TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) : reader_(types) {
+namespace {
+
+bool IsSame(const TensorMemoryTable& table, const TensorMemory& row, const TensorMemoryTable& other_table,
+            const TensorMemory& other) {
+  const size_t num_dims = row.rank * (row.is_strided ? 2 : 1);
+  return row.data == other.data && row.dtype == other.dtype && row.device == other.device &&
+         row.rank == other.rank && row.is_strided == other.is_strided &&
+         std::equal(table.Shape(row), table.Shape(row) + num_dims, other_table.Shape(other));
+}
+
+nb::tuple TupleOf(const int64_t* numbers, uint32_t count) {
+  nb::list list;
+  for (uint32_t i = 0; i < count; ++i) list.append(numbers[i]);
+  return nb::tuple(list);
+}
+
+}  // namespace
+
+TensorTable::TensorTable(const nb::list& values, const nb::tuple& types, bool with_devices)
+    : reader_(types, with_devices) {
   objects_.reserve(values.size());
   versions_.reserve(values.size());
   memory_.rows.reserve(values.size());
@@ -18,30 +37,32 @@ TensorTable::TensorTable(const nb::list& values, const nb::tuple& types) : reade
   for (size_t i = 0; i < all.size(); ++i) {
     const nb::handle value = all[i];
     reader_.Approach(i, all.size(), [&](size_t at) { return nb::handle(all[at]).ptr(); });
-    if (!reader_.AddPlain(value.ptr(), &memory_)) memory_.rows.emplace_back();
+    if (!reader_.Add(value.ptr(), &memory_)) memory_.rows.emplace_back();
     const bool is_tensor = reader_.IsOfType(value.ptr()) || nb::hasattr(value, "_version");
     versions_.push_back(is_tensor ? reader_.Version(value.ptr()) : TensorReader::kNoVersion);
     objects_.push_back(nb::borrow(value));
   }
 }
 
-TensorTable TensorTable::Relocated(uint64_t address, const Column& offsets, const nb::list& others,
-                                   const nb::list& replaced, nb::object owner) const {
-  if (offsets.shape(0) != size()) throw nb::value_error("there is not an offset for each row");
+TensorTable TensorTable::Relocated(const Column& addresses, const nb::list& others, const nb::list& replaced,
+                                   nb::object owner) const {
+  if (addresses.shape(0) != size()) throw nb::value_error("there is not an address for each row");
   if (others.size() != replaced.size()) throw nb::value_error("there is not a tensor for each of the others");
   TensorTable copy(reader_);
   copy.memory_ = memory_;
   copy.owner_ = std::move(owner);
   for (size_t i = 0; i < size(); ++i) {
     TensorMemory& row = copy.memory_.rows[i];
-    if (row.is_plain())
-      row.data = reinterpret_cast<char*>(address + static_cast<uint64_t>(offsets.data()[i]));
+    if (row.dtype == 0 || addresses.data()[i] == 0) continue;
+    row.data = reinterpret_cast<char*>(static_cast<uintptr_t>(addresses.data()[i]));
+    row.device = kHost;
+    row.is_strided = false;
   }
   for (size_t i = 0; i < others.size(); ++i) {
     const auto row = nb::cast<size_t>(others[i]);
     if (row >= size()) throw nb::index_error();
     TensorMemoryTable one;
-    if (!reader_.AddPlain(replaced[i].ptr(), &one)) continue;
+    if (!reader_.Add(replaced[i].ptr(), &one)) continue;
     one.rows[0].first_dim = copy.memory_.dims.size();
     copy.memory_.rows[row] = one.rows[0];
     copy.memory_.dims.insert(copy.memory_.dims.end(), one.dims.begin(), one.dims.end());
@@ -58,9 +79,30 @@ uint64_t TensorTable::num_bytes() const {
 nb::list TensorTable::Others() const {
   nb::list others;
   for (size_t i = 0; i < memory_.rows.size(); ++i) {
-    if (!memory_.rows[i].is_plain()) others.append(i);
+    if (!memory_.rows[i].is_plain() && !memory_.rows[i].is_on_device()) others.append(i);
   }
   return others;
+}
+
+nb::tuple TensorTable::OnDevices() const {
+  nb::list rows, devices;
+  for (size_t i = 0; i < memory_.rows.size(); ++i) {
+    if (!memory_.rows[i].is_on_device()) continue;
+    rows.append(i);
+    devices.append(memory_.rows[i].device);
+  }
+  return nb::make_tuple(rows, devices);
+}
+
+nb::list TensorTable::Strided() const {
+  nb::list strided;
+  for (size_t i = 0; i < memory_.rows.size(); ++i) {
+    const TensorMemory& row = memory_.rows[i];
+    if (!row.is_strided) continue;
+    const int64_t* const dims = memory_.Shape(row);
+    strided.append(nb::make_tuple(i, TupleOf(dims, row.rank), TupleOf(dims + row.rank, row.rank)));
+  }
+  return strided;
 }
 
 nb::list TensorTable::Sizes() const {
@@ -104,13 +146,10 @@ nb::list TensorTable::Moved() const {
 
 bool TensorTable::HasMoved(size_t row, TensorMemoryTable* scratch) const {
   const TensorMemory& before = memory_.rows[row];
-  if (!before.is_plain()) return false;
+  if (!before.is_plain() && !before.is_on_device()) return false;
   scratch->rows.clear();
   scratch->dims.clear();
-  if (!reader_.AddPlain(objects_[row].ptr(), scratch)) return true;
-  const TensorMemory& now = scratch->rows[0];
-  return now.data != before.data || now.dtype != before.dtype || now.rank != before.rank ||
-         !std::equal(scratch->Shape(now), scratch->Shape(now) + now.rank, memory_.Shape(before));
+  return !reader_.Add(objects_[row].ptr(), scratch) || !IsSame(*scratch, scratch->rows[0], memory_, before);
 }
 
 nb::list TensorTable::Unversioned() const {
@@ -123,15 +162,17 @@ nb::list TensorTable::Unversioned() const {
 
 void DefineTensorTable(nb::module_& module) {
   nb::class_<TensorTable>(module, "TensorTable", nb::is_final(), "Tensors as memory.")
-      .def(nb::init<const nb::list&, const nb::tuple&>(), "values"_a, "types"_a)
+      .def(nb::init<const nb::list&, const nb::tuple&, bool>(), "values"_a, "types"_a,
+           "with_devices"_a = false)
       .def("__len__", &TensorTable::size)
       .def_prop_ro("nbytes", &TensorTable::num_bytes)
       .def("others", &TensorTable::Others)
+      .def("on_devices", &TensorTable::OnDevices)
+      .def("strided", &TensorTable::Strided)
       .def("sizes", &TensorTable::Sizes)
       .def("addresses", &TensorTable::Addresses)
       .def("value", &TensorTable::Value, "row"_a)
-      .def("relocated", &TensorTable::Relocated, "address"_a, "offsets"_a, "others"_a, "replaced"_a,
-           "owner"_a)
+      .def("relocated", &TensorTable::Relocated, "addresses"_a, "others"_a, "replaced"_a, "owner"_a)
       .def("changed", &TensorTable::Changed)
       .def("moved", &TensorTable::Moved)
       .def("unversioned", &TensorTable::Unversioned);

@@ -74,6 +74,24 @@ def test_a_first_call_is_compared_with_later_ones_and_memory_with_a_number() -> 
     assert peak.is_met
 
 
+def test_what_is_lost_may_be_less_than_nothing_which_says_nothing() -> None:
+    for theirs in (-0.003, 0.0):
+        data = canned()
+        for run in data["runs"]:
+            if run["contender"] == "safetensors":
+                run["wall"] = theirs
+        assert Results(data).outcome(target_of("save W1, tmpfs")).is_met is None
+
+
+@pytest.mark.parametrize("wrong", ["torch_trackckpt", "safetensors"])
+def test_who_restores_wrong_values_has_met_nothing_and_is_no_peer(wrong: str) -> None:
+    data = canned()
+    for run in data["runs"]:
+        if run["contender"] == wrong and run["figure"] == "save/W1/tmpfs":
+            run["wrong_pieces"] = 1
+    assert Results(data).outcome(target_of("save W1, tmpfs")).is_met is None
+
+
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     assert Results(canned()).outcome(target_of("cold restore W1, disk")).is_met is None
 

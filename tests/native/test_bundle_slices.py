@@ -540,3 +540,16 @@ def test_more_slices_than_the_index_can_have_entries_for_are_refused(prefix: Pat
     assert os.path.getsize(f"{prefix}.index") < 40_000
     with pytest.raises(DataLossError, match="unable to parse the entry of key x"):
         crafted.open_reader(prefix).find(b"x")
+
+
+def test_a_tensor_in_slices_is_listed_once_beside_others_however_it_is_asked_for(prefix: Path) -> None:
+    bundle = crafted.Bundle()
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    bundle.add_array(b"a", crafted.FLOAT, array)
+    bundle.add_slices(b"m", crafted.FLOAT, array, [((0, 3), (0, 2)), ((0, 3), (2, 2))])
+    bundle.add_array(b"z", crafted.FLOAT, array[:1])
+    reader = bundle.write(prefix)
+    assert reader.keys() == ["a", "m", "z"]
+    assert reader.num_keys() == 3
+    assert reader.shapes() == {"a": [3, 4], "m": [3, 4], "z": [1, 4]}
+    assert [key for key, *_ in reader.tensors()] == ["a", "m", "z"]

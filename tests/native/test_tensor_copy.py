@@ -89,14 +89,14 @@ def test_offsets_are_as_many_as_rows() -> None:
     table = made_of(torch.ones(1))
     with pytest.raises(ValueError, match="not an offset for each row"):
         _native.TensorCopy(table, column([0]), 0, column([]), object())
-    with pytest.raises(ValueError, match="not an offset for each row"):
-        table.relocated(0, column([0, 1]), [], [], object())
+    with pytest.raises(ValueError, match="not an address for each row"):
+        table.relocated(column([0, 1]), [], [], object())
 
 
 def test_there_is_a_tensor_for_each_of_the_others() -> None:
     table = made_of(torch.ones(4)[::2])
     with pytest.raises(ValueError, match="a tensor for each of the others"):
-        table.relocated(0, column([0]), [0], [], object())
+        table.relocated(column([0]), [0], [], object())
 
 
 def test_no_thread_is_one() -> None:
@@ -116,7 +116,8 @@ def test_a_relocated_table_has_the_same_rows_elsewhere_and_keeps_no_object() -> 
     slot = memory[64:112].view(torch.float32).view(3, 4)
     table = made_of(*live)
     assert table.others() == [1, 2]
-    copied = table.relocated(memory.data_ptr(), column([0, 64, 128, 128]), [1], [slot], memory)
+    begin = memory.data_ptr()
+    copied = table.relocated(column([begin, 0, 0, begin + 128]), [1], [slot], memory)
     assert len(copied) == 4
     assert copied.others() == [2]
     assert copied.sizes() == [24, 48, 0, 10]

@@ -21,7 +21,7 @@ from sharded import Words, contents, files
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, CheckpointReader, load_checkpoint
 from torch_trackckpt.bundle.writer import BundleWriter
-from torch_trackckpt.errors import ValueChangedError
+from torch_trackckpt.errors import ValueChangedError, WriterClosedError
 from torch_trackckpt.save import balance
 from torch_trackckpt.save.at_once import at_once
 from torch_trackckpt.save.staging import BATCH_BYTES, StagingMemory, stage
@@ -85,7 +85,7 @@ def test_without_a_number_there_are_as_many_threads_as_processors_but_at_most_ei
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "2", True])
 def test_a_number_of_threads_that_is_none_is_refused(count: object) -> None:
-    with pytest.raises(ValueError, match="num_threads must be None or a number of at least 1, not "):
+    with pytest.raises(ValueError, match="num_threads must be None or a number from 1 to 1024, not "):
         CheckpointOptions(num_threads=count)  # type: ignore[arg-type]
 
 
@@ -235,6 +235,23 @@ def test_an_error_in_one_of_several_threads_is_raised_and_leaves_nothing(
     assert threading.active_count() == num_threads
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_of_several_errors_the_one_that_caused_the_others_is_raised(which: int) -> None:
+    """Whichever thread is the first to say so."""
+    is_stopped = threading.Event()
+
+    def work(number: int) -> Iterator[int]:
+        if number == which:
+            # Tells of it last.
+            is_stopped.wait(60)
+            raise OSError(errno.ENOSPC, "the disk is full")
+        raise WriterClosedError("it failed")
+        yield 0
+
+    with pytest.raises(OSError, match="full"):
+        list(at_once([work(number) for number in range(3)], 3, stop=is_stopped.set))
+
+
 @pytest.mark.usefixtures("any_size_is_large")
 def test_an_interrupt_from_the_keyboard_ends_all_threads_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +263,9 @@ def test_an_interrupt_from_the_keyboard_ends_all_threads_and_leaves_nothing(
     def held_up(writer: BundleWriter, *columns: object, shard: int = 0) -> None:
         if shard == 0:
             os.kill(os.getpid(), signal.SIGINT)
+            # Python loses an interrupt that comes in a callback of a weak reference.
+            if not interrupted.wait(10):
+                os.kill(os.getpid(), signal.SIGINT)
         # No thread is done before the main thread has been told.
         assert interrupted.wait(60)
         add_rows(writer, *columns, shard=shard)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -12,10 +13,16 @@ from torch_trackckpt.save.pending import PendingSave, can_be_pending
 PATIENCE_SECONDS = 60
 
 
+def started(path: str, complete: Callable[[], None]) -> PendingSave:
+    pending = PendingSave(path, complete)
+    pending.start()
+    return pending
+
+
 def test_a_pending_save_is_completed_by_a_thread_that_the_interpreter_waits_for() -> None:
     """C327, C330"""
     threads: list[threading.Thread] = []
-    pending = PendingSave("ckpt-1", lambda: threads.append(threading.current_thread()))
+    pending = started("ckpt-1", lambda: threads.append(threading.current_thread()))
     pending.wait()
     assert threads[0] is not threading.current_thread()
     assert not threads[0].daemon
@@ -30,7 +37,7 @@ def test_making_one_does_not_wait_for_it_but_waiting_does() -> None:
         assert gate.wait(PATIENCE_SECONDS)
         done.append("done")
 
-    pending = PendingSave("ckpt-1", complete)
+    pending = started("ckpt-1", complete)
     assert done == []
     gate.set()
     pending.wait()
@@ -44,7 +51,7 @@ def test_an_error_is_raised_once_with_the_path_and_logged_at_once(caplog: pytest
     def fail() -> None:
         raise failure
 
-    pending = PendingSave("run/ckpt-7", fail)
+    pending = started("run/ckpt-7", fail)
     pending.join()
     assert "The asynchronous save to 'run/ckpt-7' failed." in caplog.text
     assert "no space" in caplog.text
@@ -64,7 +71,7 @@ def test_an_exit_asked_for_in_the_thread_reaches_who_waits(
         raise error
 
     with pytest.raises(error), caplog.at_level(logging.CRITICAL):
-        PendingSave("ckpt-1", fail).wait()
+        started("ckpt-1", fail).wait()
 
 
 def test_an_error_is_raised_to_one_of_several_that_wait(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,7 +82,7 @@ def test_an_error_is_raised_to_one_of_several_that_wait(caplog: pytest.LogCaptur
         assert gate.wait(PATIENCE_SECONDS)
         raise OSError("no space")
 
-    pending = PendingSave("ckpt-1", fail)
+    pending = started("ckpt-1", fail)
     outcomes: list[str] = []
 
     def wait() -> None:
@@ -103,7 +110,7 @@ def test_it_knows_its_own_thread() -> None:
         assert gate.wait(PATIENCE_SECONDS)
         answers.append(pending.is_this_thread)
 
-    pending = PendingSave("ckpt-1", complete)
+    pending = started("ckpt-1", complete)
     gate.set()
     pending.wait()
     assert answers == [True]

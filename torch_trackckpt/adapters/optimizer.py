@@ -37,7 +37,7 @@ from torch_trackckpt.adapters.param_groups import (
 )
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
-from torch_trackckpt.adapters.step_hook import BeforeNextStep
+from torch_trackckpt.adapters.step_hook import StepHook, running_steps
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner, Waiting
 
@@ -146,14 +146,19 @@ class OptimizerAdapter(Adapter, SlotOwner):
         self.adapted.state[variable].update(slots)
 
     def _stepped_tensors(self) -> list[torch.Tensor]:
-        if not _has_hooks(self.adapted):
+        members = self._members()
+        # A step that is running, and has called this in its closure, tells nobody before it changes them.
+        changing = {id(member) for optimizer in running_steps() for member in _members_of(optimizer)}
+        if not _has_hooks(self.adapted) or any(id(member) in changing for member in members):
             return []
-        members = itertools.chain.from_iterable(group["params"] for group in self.adapted.param_groups)
         slots = itertools.chain.from_iterable(self._slot_variables().values())
         return [*members, *(slot for _, slot in slots)]
 
     def _before_next_step(self, callback: Callable[[], None]) -> Callable[[], None]:
-        return BeforeNextStep(self.adapted, callback).cancel if _has_hooks(self.adapted) else lambda: None
+        return StepHook.shared().add(self._members(), callback)
+
+    def _members(self) -> list[torch.Tensor]:
+        return _members_of(self.adapted)
 
     def _group_of(self, variable: torch.Tensor) -> dict[str, Any] | None:
         return self._groups_by_member.get(id(variable))
@@ -319,6 +324,10 @@ def _on_device_of(live: Any, value: Any) -> Any:
         for key, item in value.items():
             value[key] = _on_device_of(live.get(key), item)
     return value
+
+
+def _members_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [member for group in optimizer.param_groups for member in group["params"]]
 
 
 def _has_hooks(optimizer: Optimizer) -> bool:

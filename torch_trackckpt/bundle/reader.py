@@ -202,7 +202,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         return iter(self._bundle.keys())
 
     def __len__(self) -> int:
-        return len(self._bundle.keys())
+        return self._bundle.num_keys()
 
     # Two readers are equal only if they are the same: comparing every value would be a surprise.
     __eq__ = object.__eq__
@@ -275,12 +275,13 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             raise ValueError(f"{key} is no variant tensor but {data_type_of_number(entry.dtype)}; use get_tensor.")
         return self._bundle.read_variants(entry.key)
 
-    def _plan(self, keys: list[str], table: _native.TensorTable) -> _native.RowPlan | None:
-        """How the values of keys get into the plain rows of a table; None for the older format, which has no plans."""
+    def _plan(self, keys: list[str], table: _native.TensorTable, land: Sequence[int] = ()) -> _native.RowPlan | None:
+        """How the values of keys get into the plain rows of a table, and into memory of the caller's for those that
+        land; None for the older format, which has no plans."""
         if isinstance(self._bundle, _native.V1Reader):
             return None
         with self._telling_of_replacement():
-            return _native.RowPlan(self._bundle, keys, table)
+            return _native.RowPlan(self._bundle, keys, table, land)
 
     def _read_into(self, requests: Sequence[tuple[str, torch.Tensor]], num_threads: int) -> None:
         """Reads values straight into contiguous CPU tensors, which the caller has found to be of their dtype and shape.

@@ -17,6 +17,8 @@ from torch_trackckpt.errors import UnsupportedValueError
 
 __all__ = ["BundleWriter"]
 
+_Column = np.ndarray[Any, np.dtype[np.int64]]
+
 
 class BundleWriter:
     """Writes tensors, in the order given, into data files and their index.
@@ -81,15 +83,39 @@ class BundleWriter:
             ],
         )
 
-    def add_rows(
-        self, keys: list[str], table: _native.TensorTable, rows: np.ndarray[Any, np.dtype[np.int64]], *, shard: int = 0
-    ) -> None:
+    def add_rows(self, keys: list[str], table: _native.TensorTable, rows: _Column, *, shard: int = 0) -> None:
         """Appends plain rows of a table, whose keys are in a column beside it; nothing is done for each in Python.
 
         Raises:
             ValueError: one of the rows is not plain, or not there.
         """
         self._writer.add_rows(shard, keys, table, rows)
+
+    def add_parts(
+        self,
+        keys: list[str],
+        table: _native.TensorTable,
+        rows: _Column,
+        begins: _Column,
+        sizes: _Column,
+        addresses: _Column,
+        *,
+        shard: int = 0,
+    ) -> None:
+        """Appends parts of rows of a table that lie in other memory than the table says.
+
+        Args:
+            keys: those of all rows of the table.
+            table: what the rows are.
+            rows: the row of each part. Those of one row follow each other from front to back, in one call or several.
+            begins, sizes: which bytes of the row.
+            addresses: where they are.
+            shard: the data file.
+
+        Raises:
+            ValueError: a part does not follow the one before it.
+        """
+        self._writer.add_parts(shard, keys, table, rows, begins, sizes, addresses)
 
     def add_slice(
         self,

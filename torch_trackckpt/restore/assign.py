@@ -3,15 +3,16 @@
 collect   what goes where, in columns; shapes and dtypes that do not fit are all reported in one error
 verify    structure, offsets and file lengths; and all checksums, where asked for or cheap
 read      values that objects decode themselves; they are decoded before anything changes
-assign    python states, then tensors in place: file bytes go straight into contiguous CPU memory, and through
-          a bounded number of staging tensors to every other destination; what modules have computed comes last
+assign    python states, then tensors in place: file bytes go straight into contiguous CPU memory, to devices by way
+          of page-locked memory (`land`), and through a bounded number of staging tensors to every other destination;
+          what modules have computed comes last
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -21,6 +22,8 @@ from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
+from torch_trackckpt.devices.access import Devices
+from torch_trackckpt.devices.pieces import sharing_memory
 from torch_trackckpt.errors import (
     DataLossError,
     MismatchError,
@@ -31,6 +34,7 @@ from torch_trackckpt.errors import (
     UnsupportedValueError,
 )
 from torch_trackckpt.options import CheckpointOptions, Progress
+from torch_trackckpt.restore.land import read_landing
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared
 from torch_trackckpt.update_uid import set_update_uid, set_update_uids
@@ -79,8 +83,14 @@ class _HandedOver:
     stored: dict[str, StoredTensor]
 
 
-def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOptions) -> int:
+def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOptions, devices: Devices) -> int:
     """Gives every matched live object its stored values.
+
+    Args:
+        match: which object takes what.
+        reader: the checkpoint.
+        options: those of the restore.
+        devices: the links to devices.
 
     Returns:
         How many bytes of values were read.
@@ -91,7 +101,7 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
         TensorNotFoundError: the object graph names a value that the checkpoint does not hold.
     """
     values, computed, handed_over = _collect(match, reader)
-    destinations = _Destinations(values, reader, options.thread_count)
+    destinations = _Destinations(values, reader, options.thread_count, devices)
     _check_fit([*destinations.to_compare(), *computed, *_unmade(match, reader)], reader)
     keys = [stored.key for item in handed_over for stored in item.stored.values()]
     if options.verify == "before" or destinations.nbytes <= VERIFIED_BEFORE_BYTES:
@@ -320,25 +330,35 @@ class _Progress:
 class _Destinations:
     """Live tensors and what is stored for them; it knows which of them have changed when something fails.
 
-    Ordinary tensors in contiguous CPU memory, which are most, go through one native plan. All others, and all where the
-    file is of the older format, are single items here.
+    Ordinary tensors in contiguous CPU memory and on devices, which are most, go through one native plan. All others,
+    and all where the file is of the older format, are single items here.
 
     Args:
         values: what goes where.
         reader: the checkpoint.
         num_threads: how many read at once.
+        devices: the links to devices.
     """
 
-    def __init__(self, values: PlainValues, reader: CheckpointReader, num_threads: int) -> None:
+    def __init__(self, values: PlainValues, reader: CheckpointReader, num_threads: int, devices: Devices) -> None:
         self._values = values
         self._reader = reader
         self._num_threads = num_threads
+        self._devices = devices
         self._look()
 
     def _look(self) -> None:
-        self._table = _native.TensorTable(self._values.tensors, PLAIN_TYPES)
-        self._plan = self._reader._plan(self._values.keys, self._table)
-        rows = range(len(self._table)) if self._plan is None else self._table.others()
+        self._table = _native.TensorTable(self._values.tensors, PLAIN_TYPES, with_devices=True)
+        self._on_devices = self._devices.rows(self._table)
+        if shared := [row for of_device in self._on_devices for row in sharing_memory(of_device)]:
+            self._on_devices = self._devices.rows(self._table, leave_out=shared)
+        land = sorted(row for of_device in self._on_devices for row in of_device.rows.tolist())
+        self._plan = self._reader._plan(self._values.keys, self._table, land)
+        if self._plan is None:
+            rows: Iterable[int] = range(len(self._table))
+        else:
+            without_link = set(self._table.on_devices()[0]).difference(land)
+            rows = sorted({*self._table.others(), *without_link, *self._plan.left_out()})
         self._single = {row: self._item(row) for row in rows}
 
     def _item(self, row: int) -> _InPlace:
@@ -427,6 +447,9 @@ class _Destinations:
         rows = range(len(self._table))
         written = self._values.tensors if not left_out else [self._values.tensors[i] for i in rows if i not in left_out]
         torch.autograd.graph.increment_version(written)
+        if self._on_devices:
+            read_landing(functools.partial(self._read_landing, plan), self._on_devices, self._devices, progress.add)
+            return
         max_bytes = PROGRESS_BYTES if progress.is_wanted else None
         try:
             while num_bytes := self._read_some(plan, max_bytes):
@@ -446,6 +469,12 @@ class _Destinations:
     def _read_some(self, plan: _native.RowPlan, max_bytes: int | None) -> int:
         with self._reader._telling_of_replacement():
             return plan.read(num_threads=self._num_threads, max_bytes=max_bytes)
+
+    def _read_landing(
+        self, plan: _native.RowPlan, address: int, size: int
+    ) -> tuple[int, list[int], list[int], list[int], list[int]]:
+        with self._reader._telling_of_replacement():
+            return plan.read_landing(num_threads=self._num_threads, address=address, size=size)
 
     def _read_direct(self, items: list[_InPlace], changed: list[str]) -> None:
         # Autograd learns of the change, as it would from copy_().

@@ -22,6 +22,7 @@ from torch_trackckpt.adapters import adapt, is_trackable
 from torch_trackckpt.adapters.late_children import RegistrationHooks, is_unmade
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.bundle.reader import CheckpointReader
+from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.graph.walk import live_object
 from torch_trackckpt.options import CheckpointOptions
@@ -83,15 +84,22 @@ class Restoration:
         reader: the checkpoint.
         options: those of the restore.
         holder: the object whose attributes count as children of node 0 without being the root, if there is one.
+        devices: the links to devices.
     """
 
     def __init__(
-        self, graph: ObjectGraph, reader: CheckpointReader, options: CheckpointOptions, holder: Holder
+        self,
+        graph: ObjectGraph,
+        reader: CheckpointReader,
+        options: CheckpointOptions,
+        holder: Holder,
+        devices: Devices,
     ) -> None:
         self.uid = new_uid()
         self.graph = graph
         self.reader = reader
         self.options = options
+        self._devices = devices
         self._holder: weakref.ref[Any] = weakref.ref(holder)
         # Not a method, so that this object is no part of a cycle, and goes as soon as nobody needs it.
         self.bindings = Bindings(self.uid, functools.partial(_at_root, self._holder))
@@ -254,7 +262,7 @@ class Restoration:
                 self._make(matcher, device, undo)
             matcher.pair_slots(self._slots_to_pair(match.bound.keys()))
             matcher.try_again(self._left_over)
-            num_bytes = assign_values(match, self.reader, self.options)
+            num_bytes = assign_values(match, self.reader, self.options, self._devices)
             undo.pop_all()
         for waiting, name, value in self._accept(match):
             # Where another restore waits for the same object, it is offered that as well; the latest wins.

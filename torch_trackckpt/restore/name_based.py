@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor
+from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.graph.object_graph import Attribute, Child, Node, ObjectGraph, SlotVariable
 from torch_trackckpt.graph.walk import LiveGraph, LiveNode, discover, live_object
 from torch_trackckpt.options import CheckpointOptions
@@ -62,11 +63,13 @@ class NameBasedRestoration:
         reader: the checkpoint, which has no object graph.
         options: those of the restore.
         holder: the object whose attributes are children of the root that are not known to it.
+        devices: the links to devices.
     """
 
-    def __init__(self, reader: CheckpointReader, options: CheckpointOptions, holder: Holder) -> None:
+    def __init__(self, reader: CheckpointReader, options: CheckpointOptions, holder: Holder, devices: Devices) -> None:
         self._uid = new_uid()
         self._reader, self._options = reader, options
+        self._devices = devices
         self._holder = weakref.ref(holder)
         self._given: set[tuple[str, int]] = set()
         """The names that have been restored, and the places in memory of the objects that were."""
@@ -90,7 +93,7 @@ class NameBasedRestoration:
         matcher.start(root, holder._attached())
         with torch.inference_mode(False):
             matcher.pair_slots(slots_of(graph))
-            num_bytes = assign_values(matcher.match, self._reader, self._options)
+            num_bytes = assign_values(matcher.match, self._reader, self._options, self._devices)
         self._given = {(name, id(value)) for value, name in _variables_of(live) if update_uid(value) >= self._uid}
         told = [node.trackable for node in live.nodes.values()]
         if isinstance(holder, AutoTrackable):

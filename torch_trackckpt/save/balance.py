@@ -5,11 +5,11 @@ The system lets one thread at a time write to a file, so that a second thread ne
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-__all__ = ["SHARD_BYTES", "Column", "balanced"]
+from torch_trackckpt.devices.pieces import Column
+
+__all__ = ["SHARD_BYTES", "balanced"]
 
 SHARD_BYTES = 16 << 20
 """How many bytes of tensors a data file beside others has at least. Two files of half the size already pay, but what is
@@ -17,9 +17,6 @@ below twice this much is written in about 15 ms anyhow, and one file is what Ten
 
 _LARGE = 64
 """What is more than this part of a file's share is placed by itself; the rest fills up what is left."""
-
-Column = np.ndarray[Any, np.dtype[np.int64]]
-"""A number for each row, or the numbers of rows."""
 
 
 def balanced(sizes: Column, strings: Column, num_threads: int) -> tuple[Column, ...]:

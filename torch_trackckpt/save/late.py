@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from torch_trackckpt import _native
+from torch_trackckpt.devices.link import Ticket
 from torch_trackckpt.errors import ValueChangedError
 from torch_trackckpt.trackable import SlotOwner
 
@@ -37,7 +39,8 @@ def rows_for_later(plan: SavePlan, owners: Iterable[SlotOwner]) -> list[int]:
     """
     stepped = {id(tensor) for owner in owners for tensor in owner._stepped_tensors()}
     unversioned = set(plan.table.unversioned()) if stepped else set()
-    large = np.flatnonzero(plan.is_plain & (plan.sizes >= _LEAST_BYTES)) if stepped else np.array([], dtype=np.int64)
+    is_known = _is_known(plan)
+    large = np.flatnonzero(is_known & (plan.sizes >= _LEAST_BYTES)) if stepped else np.array([], dtype=np.int64)
     rows = [row for row in large.tolist() if id(plan.table.value(row)) in stepped and row not in unversioned]
     return _without_neighbours(plan, rows) if rows else []
 
@@ -45,7 +48,12 @@ def rows_for_later(plan: SavePlan, owners: Iterable[SlotOwner]) -> list[int]:
 def _without_neighbours(plan: SavePlan, rows: list[int]) -> list[int]:
     """Those of the rows whose memory is not that of any other row as well."""
     begins = np.array(plan.table.addresses(), dtype=np.int64)
-    ends = begins + np.where(plan.is_plain, plan.sizes, 0)
+    ends = begins + np.where(_is_known(plan), plan.sizes, 0)
+    for row, item in plan.others.items():
+        if isinstance(item.value, torch.Tensor):
+            # With gaps between its elements, it may be anywhere in what it is a view of.
+            storage = item.value.untyped_storage()
+            begins[row], ends[row] = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
     others = np.setdiff1d(np.flatnonzero(ends > begins), rows, assume_unique=True)
     others = others[np.argsort(begins[others], kind="stable")]
     # The furthest end of all others that begin before a place.
@@ -53,6 +61,15 @@ def _without_neighbours(plan: SavePlan, rows: list[int]) -> list[int]:
     number_before = np.searchsorted(begins[others], ends[rows], side="left")
     is_alone = reached[number_before] <= begins[rows]
     return [row for row, alone in zip(rows, is_alone.tolist(), strict=True) if alone]
+
+
+def _is_known(plan: SavePlan) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each row whether it is known where its bytes are: in plain memory, or on a device, without gaps."""
+    is_known = plan.is_plain.copy()
+    for of_device in plan.devices:
+        is_known[of_device.rows] = True
+        is_known[list(of_device.strides)] = False
+    return is_known
 
 
 class LateCopy:
@@ -65,26 +82,33 @@ class LateCopy:
         table: aliases of them.
         copy: what copies them.
         num_threads: how many threads copy when somebody waits for it.
+        tickets: copies from devices, which have begun.
     """
 
-    def __init__(self, keys: list[str], table: _native.TensorTable, copy: _native.TensorCopy, num_threads: int) -> None:
+    def __init__(
+        self,
+        keys: list[str],
+        table: _native.TensorTable,
+        copy: _native.TensorCopy,
+        num_threads: int,
+        tickets: Sequence[Ticket] = (),
+    ) -> None:
         self._keys = keys
         self._table: _native.TensorTable | None = table
         self._copy: _native.TensorCopy | None = copy
         self._num_threads = num_threads
+        self._tickets = tickets
         self._changed: list[int] = []
+        self._is_given_up = False
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._unhook: list[Callable[[], None]] = []
 
     def precede_steps_of(self, owners: Iterable[SlotOwner]) -> None:
-        """Has the next step of each of them wait until there are copies of all values."""
-        try:
-            for owner in owners:
+        """Has the next step of each of them wait until there are copies of all values; `unhook` undoes it."""
+        for owner in owners:
+            if owner._stepped_tensors():
                 self._unhook.append(owner._before_next_step(self.before_step))
-        except BaseException:
-            self.unhook()
-            raise
 
     def unhook(self) -> None:
         """Has no step wait any more."""
@@ -97,8 +121,11 @@ class LateCopy:
 
         Raises:
             ValueChangedError: a value has changed already.
+            RuntimeError: a device has failed.
         """
         self.hasten()
+        for ticket in self._tickets:
+            ticket.wait()
         self.check(is_last=False)
 
     def hasten(self) -> None:
@@ -107,9 +134,11 @@ class LateCopy:
             copy.run(self._num_threads)
 
     def before_step(self) -> None:
-        """Returns when the values may change."""
+        """Returns when the values may change; those on devices by what their devices are asked from now on."""
         # A forked child has no thread that copies.
         if os.getpid() == self._process:
+            for ticket in self._tickets:
+                ticket.hold_back()
             self.hasten()
             self._look(is_last=True)
 
@@ -123,6 +152,8 @@ class LateCopy:
         Raises:
             ValueChangedError: one has.
         """
+        if self._is_given_up:
+            raise RuntimeError("The save was given up before its values were copied. No checkpoint has been made.")
         self._look(is_last)
         if self._changed:
             raise ValueChangedError(
@@ -136,6 +167,8 @@ class LateCopy:
         """Lets go of the values; a step waits for nothing."""
         # A forked child may have the lock, but nobody who gives it back.
         with self._lock if os.getpid() == self._process else contextlib.nullcontext():
+            # What is settled has been copied, and is not given up any more.
+            self._is_given_up |= self._table is not None
             self._table = self._copy = None
 
     def _look(self, is_last: bool) -> None:

@@ -24,7 +24,8 @@ def can_be_pending() -> bool:
 class PendingSave:
     """Runs the rest of a save in a thread that outlives its maker and that the interpreter waits for at its exit.
 
-    After a fork it is the parent's; the child finds it complete.
+    Whoever made it calls `start`, and `abandon` where that, or anything before it, was interrupted. After a fork it is
+    the parent's; the child finds it complete.
 
     Args:
         path: what is being saved, for messages.
@@ -42,15 +43,33 @@ class PendingSave:
         self._saved_in = os.getpid(), threading.get_ident()
         self._pace = pace or Pace()
         self._late = late
+        self._may_begin = threading.Event()
+        self._has_begun = False
+        self._is_abandoned = False
         # A daemon thread would be stopped in the middle of a file when the interpreter exits.
         self._thread = threading.Thread(target=self._run, args=(complete,), name=f"save {path}", daemon=False)
-        try:
-            self._thread.start()
-        except BaseException:
-            self._forget_late()
-            raise
+
+    def start(self) -> None:
+        """Has the thread begin. It waits for the end of this call, which an interrupt may cut short at any place."""
+        self._thread.start()
+        self._may_begin.set()
+
+    def abandon(self) -> bool:
+        """Has a thread that has not begun do nothing, and no step wait for it. Whether there was time for that."""
+        with self._lock:
+            if self._has_begun:
+                return False
+            self._is_abandoned = True
+        self._may_begin.set()
+        self._forget_late()
+        return True
 
     def _run(self, complete: Callable[[], None]) -> None:
+        self._may_begin.wait()
+        with self._lock:
+            if self._is_abandoned:
+                return
+            self._has_begun = True
         try:
             complete()
         except BaseException as error:

@@ -18,8 +18,10 @@ from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, DataType, data_type_of_torch
 from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
+from torch_trackckpt.devices.access import Devices
+from torch_trackckpt.devices.pieces import Column, DeviceRows
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.save.balance import Column, balanced
+from torch_trackckpt.save.balance import balanced
 from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.validate import validate_shards
 from torch_trackckpt.sharding import (
@@ -62,14 +64,16 @@ class SavePlan:
     table: _native.TensorTable
     """Where tensors in plain memory lie, and whether any tensor has changed since the plan was made."""
     others: Mapping[int, WriteItem]
-    """The rows that are looked at one by one, ascending: strings, parts of tensors, and tensors on devices or with gaps
-    between their elements."""
+    """The rows that are looked at one by one, ascending: strings, parts of tensors, tensors with gaps between their
+    elements, and tensors on devices to which there is no link."""
     is_plain: np.ndarray[Any, np.dtype[np.bool_]]
-    """For each row, whether it is not among the others."""
+    """For each row, whether it is in plain memory: neither among the others nor on a device."""
     sizes: Column
     """The bytes of each row."""
     shards: tuple[Column, ...]
     """The rows of each data file, in its order."""
+    devices: tuple[DeviceRows, ...] = ()
+    """The rows of tensors on devices, by device."""
     held: Sequence[torch.Tensor] = ()
     """Aliases of large tensors in plain memory: it stays also when a tensor gets other memory meanwhile."""
     late: LateCopy | None = None
@@ -82,7 +86,11 @@ class SavePlan:
 
 
 def make_plan(
-    keys: Sequence[str], values: Sequence[Value], sharding: ShardingCallback | None = None, num_threads: int = 1
+    keys: Sequence[str],
+    values: Sequence[Value],
+    sharding: ShardingCallback | None = None,
+    num_threads: int = 1,
+    devices: Devices | None = None,
 ) -> SavePlan:
     """Plans shards that hold every value, in the order in which they are given and the callback leaves them.
 
@@ -90,17 +98,18 @@ def make_plan(
         keys, values: what is to be saved.
         sharding: the policy; None is one shard, or for a large checkpoint one for each thread.
         num_threads: how many threads are going to write.
+        devices: the links to devices; without, tensors on devices are looked at one by one.
 
     Raises:
         UnsupportedValueError: a value cannot be written; the text names its key. No file exists yet.
         ShardingError: a callback of the user's did not hand back what it got.
     """
     if sharding is None:
-        plan = plan_of(keys, values)
+        plan = plan_of(keys, values, devices=devices)
         strings = np.array([row for row, item in plan.others.items() if item.dtype is STRING], dtype=np.int64)
         return dataclasses.replace(plan, shards=balanced(plan.sizes, strings, num_threads))
     if type(sharding) is ShardByTaskPolicy:
-        return plan_of(keys, values)
+        return plan_of(keys, values, devices=devices)
     shards = _sharded([_item(key, value) for key, value in zip(keys, values, strict=True)], sharding)
     placed = [value for shard in shards for value in shard]
     ends = np.cumsum([len(shard) for shard in shards])
@@ -109,6 +118,7 @@ def make_plan(
         [value for _, value, _ in placed],
         {row: part for row, (_, _, part) in enumerate(placed) if part is not None},
         tuple(np.split(np.arange(len(placed)), ends[:-1])),
+        devices,
     )
 
 
@@ -117,6 +127,7 @@ def plan_of(
     values: Sequence[Value],
     parts: Mapping[int, TensorSlice] | None = None,
     shards: tuple[Column, ...] | None = None,
+    devices: Devices | None = None,
 ) -> SavePlan:
     """A plan of given shards, or of one.
 
@@ -124,21 +135,31 @@ def plan_of(
         keys, values: the columns.
         parts: for rows that are parts of tensors, which.
         shards: the rows of each data file.
+        devices: the links to devices.
 
     Raises:
         UnsupportedValueError: a value cannot be written; the text names its key.
     """
     keys, values, parts = list(keys), list(values), parts or {}
-    table = _native.TensorTable(values, PLAIN_TYPES)
-    rows = sorted({*table.others(), *parts})
+    table = _native.TensorTable(values, PLAIN_TYPES, with_devices=devices is not None)
+    on_devices = () if devices is None else devices.rows(table, leave_out=list(parts))
+    rows = sorted({*table.others(), *parts, *_without_link(table, on_devices)})
     others = {row: _item(keys[row], values[row], parts.get(row)) for row in rows}
     is_plain = np.ones(len(keys), dtype=bool)
     is_plain[rows] = False
+    for of_device in on_devices:
+        is_plain[of_device.rows] = False
     sizes = np.array(table.sizes(), dtype=np.int64)
     sizes[rows] = [item.num_bytes for item in others.values()]
     large = np.flatnonzero(is_plain & (sizes >= _HELD_BYTES)).tolist()
     held = [value.detach() for value in map(table.value, large)]
-    return SavePlan(keys, table, others, is_plain, sizes, shards or (np.arange(len(keys)),), held)
+    return SavePlan(keys, table, others, is_plain, sizes, shards or (np.arange(len(keys)),), on_devices, held)
+
+
+def _without_link(table: _native.TensorTable, on_devices: tuple[DeviceRows, ...]) -> set[int]:
+    """The rows on devices that cannot be copied by a link."""
+    rows, _ = table.on_devices()
+    return set(rows).difference(*(of_device.rows.tolist() for of_device in on_devices)) if rows else set()
 
 
 def _sharded(items: list[WriteItem], sharding: ShardingCallback) -> list[list[tuple[str, Value, TensorSlice | None]]]:

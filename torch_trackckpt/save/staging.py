@@ -2,6 +2,7 @@
 
 A synchronous save stages a tensor in plain memory as it is: its bytes go to the file from there. Others are copied, a
 bounded number of bytes at a time: a batch is made when the writer asks for it, and gone when it asks for the next.
+Those on devices come through page-locked memory (`drain`).
 
 An asynchronous save lets the program go on, so every value is copied first, into one buffer that is kept for the next
 save. Memory that was never touched costs about ten times as much to fill as memory that was.
@@ -14,7 +15,7 @@ import dataclasses
 import mmap
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.memory import PLAIN_TYPES, row_major, takes_file_bytes
-from torch_trackckpt.save.balance import Column
+from torch_trackckpt.devices.access import Devices
+from torch_trackckpt.devices.pieces import ALIGNMENT, Column
+from torch_trackckpt.save.device_copies import DeviceCopier, DeviceCopies
+from torch_trackckpt.save.drain import Parts, drain
 from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.plan import SavePlan, WriteItem
 from torch_trackckpt.save.unchanged import check_unchanged
@@ -32,8 +36,8 @@ __all__ = ["Batch", "StagingBuffer", "StagingMemory", "stage"]
 BATCH_BYTES = 64 << 20
 """How much is handed to the writer at once, and how much copies take up at one time (one value may be larger)."""
 
-ALIGNMENT = 64
-"""Where values begin in the buffer: at cache lines, which are multiples of every element size."""
+_SMALL_BYTES = 64 << 10
+"""Smaller rows of plain memory are no reason for those on devices before and behind them not to come together."""
 
 SLACK_BYTES = 1 << 20
 """How much a checkpoint may grow before it takes another buffer. Memory that is never touched is none."""
@@ -48,13 +52,15 @@ _ADVICE = (mmap.MADV_HUGEPAGE, _WIPE_ON_FORK) if sys.platform == "linux" else ()
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Values that lie one after the other in a data file. Either they are rows, or items."""
+    """Values that lie one after the other in a data file. Either they are rows, or parts of rows, or items."""
 
     num_bytes: int
     rows: Column | None = None
     """Plain rows of the plan."""
+    parts: Parts | None = None
+    """What has arrived of rows on a device, and small plain rows between them."""
     items: tuple[WriteItem, ...] = ()
-    """What is not plain; its tensors are contiguous and on the CPU."""
+    """What is neither; its tensors are contiguous and on the CPU."""
 
 
 class StagingMemory:
@@ -80,19 +86,56 @@ class StagingMemory:
                 self._changed.notify_all()
 
 
-def stage(plan: SavePlan, shard: int, memory: StagingMemory, batch_bytes: int | None = None) -> Iterator[Batch]:
-    """The values of a shard in order and in batches; live tensors stay as they are."""
+def stage(
+    plan: SavePlan,
+    shard: int,
+    memory: StagingMemory,
+    batch_bytes: int | None = None,
+    devices: Devices | None = None,
+) -> Generator[Batch]:
+    """The values of a shard in order and in batches; live tensors stay as they are.
+
+    Args:
+        plan, shard: what is staged.
+        memory: what copies may take.
+        batch_bytes: the size of a batch of plain rows.
+        devices: those of the plan.
+    """
     batch_bytes = batch_bytes or BATCH_BYTES
     rows = plan.shards[shard]
-    for run in np.split(rows, np.flatnonzero(np.diff(plan.is_plain[rows])) + 1):
-        if plan.is_plain[run[:1]].any():
+    kinds = _with_small_neighbours(_kinds(plan)[rows], plan.sizes[rows])
+    begins = np.flatnonzero(np.diff(kinds, prepend=_NONE))
+    for kind, run in zip(kinds[begins].tolist(), np.split(rows, begins)[1:], strict=True):
+        if kind == _PLAIN:
             for batch in _cut(run, plan.sizes, batch_bytes):
                 yield Batch(int(plan.sizes[batch].sum()), rows=batch)
-            continue
-        for batch in _cut(run, plan.sizes, memory.batch_bytes):
-            items = [plan.others[row] for row in batch.tolist()]
-            with memory.taking(sum(item.num_bytes for item in items if _is_copied(item))):
-                yield Batch(int(plan.sizes[batch].sum()), items=tuple(map(_staged, items)))
+        elif kind == _OTHER:
+            for batch in _cut(run, plan.sizes, memory.batch_bytes):
+                items = [plan.others[row] for row in batch.tolist()]
+                with memory.taking(sum(item.num_bytes for item in items if _is_copied(item))):
+                    yield Batch(int(plan.sizes[batch].sum()), items=tuple(map(_staged, items)))
+        else:
+            assert devices is not None
+            for parts in drain(plan, run, plan.devices[kind], devices):
+                yield Batch(int(parts.sizes.sum()), parts=parts)
+
+
+_PLAIN, _OTHER, _NONE = -1, -2, -3
+
+
+def _kinds(plan: SavePlan) -> Column:
+    """For each row where it is: in plain memory, on which of the plan's devices, or elsewhere."""
+    kinds = np.where(plan.is_plain, _PLAIN, _OTHER)
+    for number, of_device in enumerate(plan.devices):
+        kinds[of_device.rows] = number
+    return kinds
+
+
+def _with_small_neighbours(kinds: Column, sizes: Column) -> Column:
+    """The same, but small rows in plain memory go with what is before them: optimizers keep numbers there."""
+    is_small = (kinds == _PLAIN) & (sizes <= _SMALL_BYTES)
+    before = np.maximum.accumulate(np.where(is_small, 0, np.arange(len(kinds))))
+    return np.where(is_small & (kinds[before] >= 0), kinds[before], kinds)
 
 
 def _cut(rows: Column, sizes: Column, limit: int) -> Iterator[Column]:
@@ -114,39 +157,54 @@ def _staged(item: WriteItem) -> WriteItem:
 
 
 class StagingBuffer:
-    """CPU memory for the values of one save at a time; as large as a checkpoint, and allocated when first needed."""
+    """CPU memory for the values of one save at a time; as large as a checkpoint, and allocated when first needed.
 
-    def __init__(self) -> None:
+    Args:
+        devices: the links to devices.
+    """
+
+    def __init__(self, devices: Devices | None = None) -> None:
         self._memory = _allocate(0, is_pinned=False)
+        self._device_copier = DeviceCopier(devices or Devices())
 
     @property
     def num_bytes(self) -> int:
         """How much it holds on to."""
-        return self._memory.nbytes
+        return self._memory.nbytes + self._device_copier.num_bytes
 
-    def snapshot(self, plan: SavePlan, num_threads: int = 1, later: Sequence[int] = ()) -> SavePlan:
+    def snapshot(
+        self, plan: SavePlan, num_threads: int = 1, later: Sequence[int] = (), max_device_bytes: int = 0
+    ) -> SavePlan:
         """The same plan with copies of all values that could change; they are good until the next call.
 
         Args:
             plan: of live values.
             num_threads: how many threads copy.
-            later: plain rows that are copied by `SavePlan.late` of the new plan.
+            later: rows, plain or on devices, that are copied by `SavePlan.late` of the new plan.
+            max_device_bytes: how much of the memory of each device copies may take.
 
         Raises:
             ValueChangedError: another thread changed a tensor meanwhile.
         """
         # Slots and copies have to be of use, and to be as they are, whatever mode the caller is in.
         with torch.inference_mode(False), torch.no_grad():
+            copies = self._device_copier.copy(plan.devices, later, max_device_bytes)
             offsets = self._make_room(plan)
             slots = self._slots(plan, offsets)
             self._copy(plan, offsets, slots, num_threads, later)
-            late = self._late_copy(plan, offsets, num_threads, later) if later else None
+            late = self._late_copy(plan, offsets, num_threads, later, copies) if later else None
         check_unchanged(plan)
-        return self._relocated(plan, offsets, slots, late)
+        return self._relocated(plan, offsets, slots, late, copies)
 
-    def prewarm(self, plan: SavePlan, num_threads: int) -> None:
+    def release(self) -> None:
+        """Lets go of the memory."""
+        self._memory = _allocate(0, is_pinned=False)
+        self._device_copier.release()
+
+    def prewarm(self, plan: SavePlan, num_threads: int, max_device_bytes: int = 0) -> None:
         """Makes ready for snapshots of this size: the memory is there, and was touched."""
         with torch.inference_mode(False), torch.no_grad():
+            self._device_copier.copy(plan.devices, (), max_device_bytes)
             offsets = self._make_room(plan)
             self._copy(plan, offsets, self._slots(plan, offsets), num_threads)
 
@@ -154,6 +212,8 @@ class StagingBuffer:
         """Where each row begins in the buffer, which is made as large as that takes."""
         spans = -(-plan.sizes // ALIGNMENT) * ALIGNMENT
         spans[[row for row, item in plan.others.items() if not isinstance(item.value, torch.Tensor)]] = 0
+        for of_device in plan.devices:
+            spans[of_device.rows] = 0
         num_bytes = int(spans.sum())
         is_pinned = any(isinstance(item.value, torch.Tensor) and item.value.is_cuda for item in plan.others.values())
         fits = num_bytes <= self._memory.nbytes <= max(2 * num_bytes, num_bytes + SLACK_BYTES)
@@ -181,12 +241,15 @@ class StagingBuffer:
         later: Sequence[int] = (),
     ) -> None:
         """Copies all rows but those that come later: what lies in plain memory by native code, the rest by torch."""
-        foreign = [row for row in plan.table.others() if row in slots]
+        foreign = [row for row in (*plan.table.others(), *plan.table.on_devices()[0]) if row in slots]
         streams = _begin_copying([(plan.others[row].value, slots[row]) for row in foreign])
-        is_plain = np.ones(len(plan.keys), dtype=bool)
-        is_plain[plan.table.others()] = False
-        is_plain[list(later)] = False
-        rows = np.flatnonzero(is_plain)
+        is_copied = np.ones(len(plan.keys), dtype=bool)
+        is_copied[plan.table.others()] = False
+        is_copied[list(later)] = False
+        is_copied[plan.table.on_devices()[0]] = False
+        for of_device in plan.devices:
+            is_copied[of_device.rows] = False
+        rows = np.flatnonzero(is_copied)
         self._native_copy(plan.table, rows, offsets[rows]).run(num_threads)
         for stream in streams:
             stream.synchronize()
@@ -194,21 +257,30 @@ class StagingBuffer:
     def _native_copy(self, table: _native.TensorTable, rows: Column, offsets: Column) -> _native.TensorCopy:
         return _native.TensorCopy(table, rows, self._memory.data_ptr(), offsets, self._memory)
 
-    def _late_copy(self, plan: SavePlan, offsets: Column, num_threads: int, later: Sequence[int]) -> LateCopy:
+    def _late_copy(
+        self, plan: SavePlan, offsets: Column, num_threads: int, later: Sequence[int], copies: DeviceCopies
+    ) -> LateCopy:
         # An alias has the version of its tensor, and goes on having the memory when the tensor gets another one.
         aliases: list[object] = [plan.table.value(row).detach() for row in later]
         table = _native.TensorTable(aliases, PLAIN_TYPES)
-        copy = self._native_copy(table, np.arange(len(later)), offsets[list(later)])
-        return LateCopy([plan.keys[row] for row in later], table, copy, num_threads)
+        on_host = np.flatnonzero(plan.is_plain[list(later)])
+        copy = self._native_copy(table, on_host, offsets[list(later)][on_host])
+        return LateCopy([plan.keys[row] for row in later], table, copy, num_threads, copies.tickets)
 
     def _relocated(
-        self, plan: SavePlan, offsets: Column, slots: Mapping[int, torch.Tensor], late: LateCopy | None
+        self,
+        plan: SavePlan,
+        offsets: Column,
+        slots: Mapping[int, torch.Tensor],
+        late: LateCopy | None,
+        copies: DeviceCopies,
     ) -> SavePlan:
-        """The plan of the copies. Nothing is done in Python for what lies in plain memory."""
-        foreign = [row for row in plan.table.others() if row in slots]
-        table = plan.table.relocated(
-            self._memory.data_ptr(), offsets, foreign, [slots[row] for row in foreign], self._memory
-        )
+        """The plan of the copies. Nothing is done in Python for what lies in plain memory, or comes from devices."""
+        foreign = [row for row in (*plan.table.others(), *plan.table.on_devices()[0]) if row in slots]
+        addresses = copies.address_of(len(plan.keys))
+        addresses[plan.is_plain] = self._memory.data_ptr() + offsets[plan.is_plain]
+        owners = (self._memory, *copies.owners)
+        table = plan.table.relocated(addresses, foreign, [slots[row] for row in foreign], owners)
         remaining = set(table.others())
         others = {
             row: _copied(item, slots.get(row))
@@ -217,7 +289,11 @@ class StagingBuffer:
         }
         is_plain = np.ones(len(plan.keys), dtype=bool)
         is_plain[list(others)] = False
-        return dataclasses.replace(plan, table=table, others=others, is_plain=is_plain, held=(), late=late)
+        for of_device in copies.on_devices:
+            is_plain[of_device.rows] = False
+        return dataclasses.replace(
+            plan, table=table, others=others, is_plain=is_plain, devices=copies.on_devices, held=(), late=late
+        )
 
 
 def _allocate(num_bytes: int, *, is_pinned: bool) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.bundle.writer import BundleWriter
+from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.at_once import at_once
 from torch_trackckpt.save.background import Pace
@@ -49,6 +50,7 @@ def write_shards(
     num_threads: int = 1,
     progress: Progress | None = None,
     pace: Pace | None = None,
+    devices: Devices | None = None,
 ) -> WrittenFiles:
     """Writes the data file of each shard, and one index for all.
 
@@ -63,6 +65,7 @@ def write_shards(
         progress: called in this thread about every 64 MiB with the bytes written so far and those of all values
             together, and once when both are equal.
         pace: when threads write and when they rest, where the program goes on meanwhile.
+        devices: those that the plan has values on; they follow the program up to the moment whose values are wanted.
 
     Raises:
         ValueChangedError: a tensor changed.
@@ -74,7 +77,8 @@ def write_shards(
     done_bytes, told_bytes, total_bytes = 0, 0, plan.num_bytes
     with BundleWriter([temporary for temporary, _ in files.data], files.index[0], durable=durable) as writer:
         memory = StagingMemory(num_threads)
-        works = [_write_shard(writer, plan, shard, memory, pace) for shard in range(len(plan.shards))]
+        _wait_for_streams(plan)
+        works = [_write_shard(writer, plan, shard, memory, pace, devices) for shard in range(len(plan.shards))]
         with contextlib.closing(at_once(works, num_threads, stop=writer.abandon)) as written:
             for num_bytes in written:
                 done_bytes += num_bytes
@@ -100,23 +104,40 @@ def _files(prefix: str, num_shards: int) -> WrittenFiles:
 
 
 def _write_shard(
-    writer: BundleWriter, plan: SavePlan, shard: int, memory: StagingMemory, pace: Pace | None
+    writer: BundleWriter,
+    plan: SavePlan,
+    shard: int,
+    memory: StagingMemory,
+    pace: Pace | None,
+    devices: Devices | None,
 ) -> Generator[int]:
     """Writes one data file; yields the bytes of each batch when it has been written."""
     writer.expect(int(plan.sizes[plan.shards[shard]].sum()), shard=shard)
-    for batch in stage(plan, shard, memory, None if pace is None else _PACED_BYTES):
-        if pace is not None:
-            pace.rest()
-        _write_batch(writer, plan, shard, batch)
-        num_bytes = batch.num_bytes
-        del batch  # Its copies go before those of the next are made.
-        yield num_bytes
+    batch_bytes = None if pace is None else _PACED_BYTES
+    with contextlib.closing(stage(plan, shard, memory, batch_bytes, devices)) as batches:
+        for batch in batches:
+            if pace is not None:
+                pace.rest()
+            _write_batch(writer, plan, shard, batch)
+            num_bytes = batch.num_bytes
+            del batch  # Its copies go before those of the next are made.
+            yield num_bytes
     writer.finish_shard(shard)
+
+
+def _wait_for_streams(plan: SavePlan) -> None:
+    """Tensors on devices without a link are copied by torch, in other threads, which do not wait for this one's
+    streams."""
+    tensors = (item.value for item in plan.others.values() if isinstance(item.value, torch.Tensor))
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _write_batch(writer: BundleWriter, plan: SavePlan, shard: int, batch: Batch) -> None:
     if batch.rows is not None:
         writer.add_rows(plan.keys, plan.table, batch.rows, shard=shard)
+    if (parts := batch.parts) is not None:
+        writer.add_parts(plan.keys, plan.table, parts.rows, parts.begins, parts.sizes, parts.addresses, shard=shard)
     _write_items(writer, shard, iter(batch.items))
 
 

@@ -1,0 +1,30 @@
+// Failures of CUDA as errors that say what was being done.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+
+namespace trackckpt::cuda {
+
+class Failure : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Throws a Failure unless a call succeeded. `what` completes "CUDA cannot ...".
+void Check(cudaError_t status, const char* what);
+
+// Makes a device the current one of this thread for as long as this lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int device);
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  ~OnDevice();
+
+ private:
+  int before_ = 0;
+};
+
+}  // namespace trackckpt::cuda

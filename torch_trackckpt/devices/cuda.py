@@ -1,0 +1,203 @@
+"""CUDA devices: copies by our own module `_cuda`, on a stream of their own, beside what the program does.
+
+torch keeps the device's memory and makes the streams and events; to native code they are numbers. Without `_cuda` there
+are no links, and torch copies tensors one by one.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torch_trackckpt.devices.link import HostMemory, Link, Links, Ticket
+from torch_trackckpt.devices.pieces import ALIGNMENT, DeviceRows, Pieces, Window, windows
+
+if TYPE_CHECKING:
+    from torch_trackckpt._cuda import PieceCopy
+
+__all__ = ["CudaLinks", "cuda_module", "find_links"]
+
+_SCRATCH_BYTES = 8 << 20
+"""Device memory in which small tensors gather."""
+
+
+def cuda_module() -> Any | None:
+    """The native module, where it was built."""
+    try:
+        from torch_trackckpt import _cuda
+    except ImportError:
+        return None
+    return _cuda
+
+
+def find_links() -> Links | None:
+    """The links of this process: none without a CUDA device that torch can use, or without `_cuda`."""
+    if not torch.cuda.is_available():
+        return None
+    module = cuda_module()
+    return None if module is None else CudaLinks(module)
+
+
+class CudaLinks:
+    """One link for each device that is asked for.
+
+    Args:
+        module: the native module.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._links: dict[int, CudaLink] = {}
+        self._process = os.getpid()
+
+    def of(self, device: int) -> Link:
+        """The link to a device, by the number that it has in this process."""
+        if os.getpid() != self._process:
+            # What the parent has of the device is not the child's.
+            raise RuntimeError(
+                "A process that was forked cannot copy from or to CUDA devices of its parent. Use a process that was "
+                "spawned, or save in the parent."
+            )
+        if device not in self._links:
+            self._links[device] = CudaLink(self._module, device)
+        return self._links[device]
+
+
+@dataclasses.dataclass
+class _InFlight:
+    """What a copy needs until it is done."""
+
+    event: torch.cuda.Event
+    needed: tuple[object, ...]
+
+
+class CudaLink:
+    """One device.
+
+    Args:
+        module: the native module.
+        device: the number of the device in this process.
+    """
+
+    def __init__(self, module: Any, device: int) -> None:
+        self._module = module
+        self._device = torch.device("cuda", device)
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._scratch: torch.Tensor | None = None
+        self._in_flight: collections.deque[_InFlight] = collections.deque()
+
+    def follow(self) -> None:
+        self._check_not_recording()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+
+    def to_host(self, window: Window, memory: HostMemory) -> Ticket:
+        copy = self._copy(Pieces.of(window))
+        return self._begin(copy, copy.to_host, window, memory)
+
+    def from_host(self, window: Window, memory: HostMemory) -> Ticket:
+        copy = self._copy(Pieces.of(window))
+        return self._begin(copy, copy.from_host, window, memory)
+
+    def _begin(
+        self,
+        copy: PieceCopy,
+        begin: Callable[[int, int, int, int, int], None],
+        window: Window,
+        memory: HostMemory,
+    ) -> Ticket:
+        description, scratch = self._description(copy), self._scratch_of(copy)
+        begin(memory.address, scratch.data_ptr(), scratch.nbytes, description.data_ptr(), self._stream.cuda_stream)
+        return _CudaTicket(self._remember(self._stream, copy, description, window, memory), self._device)
+
+    def snapshot(self, rows: DeviceRows, max_bytes: int) -> DeviceRows | None:
+        self._check_not_recording()
+        spans = -(-rows.sizes // ALIGNMENT) * ALIGNMENT
+        num_bytes = int(spans.sum())
+        if num_bytes > min(max_bytes, self._free_bytes()):
+            return None
+        (window,) = windows(rows, max(num_bytes, ALIGNMENT))
+        copy = self._copy(Pieces.of(window))
+        description = self._description(copy)
+        stream = torch.cuda.current_stream(self._device)
+        try:
+            memory = self._device_memory(num_bytes)
+            scratch = self._device_memory(copy.least_scratch_nbytes)
+        except torch.cuda.OutOfMemoryError:
+            return None
+        copy.snapshot(memory.data_ptr(), scratch.data_ptr(), scratch.nbytes, description.data_ptr(), stream.cuda_stream)
+        self._remember(stream, copy, description, window)
+        return dataclasses.replace(
+            rows, addresses=memory.data_ptr() + window.offsets, strides={}, owner=(memory, rows.owner)
+        )
+
+    def host_memory(self, num_bytes: int) -> HostMemory:
+        memory: HostMemory = self._module.PinnedMemory(num_bytes, self._device.index)
+        return memory
+
+    def _check_not_recording(self) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "A CUDA graph is being captured, which would record the copies of a checkpoint and make them at each "
+                "replay. Save and restore outside of torch.cuda.graph()."
+            )
+
+    def _copy(self, pieces: Pieces) -> PieceCopy:
+        copy: PieceCopy = self._module.PieceCopy(
+            pieces.device,
+            pieces.addresses,
+            pieces.begins,
+            pieces.sizes,
+            pieces.offsets,
+            pieces.layout_of,
+            pieces.layouts,
+        )
+        return copy
+
+    def _description(self, copy: PieceCopy) -> torch.Tensor:
+        """Memory of the host for what the device has to know; torch keeps such memory for the next time."""
+        return torch.empty(max(1, copy.description_nbytes), dtype=torch.uint8, device="cpu", pin_memory=True)
+
+    def _scratch_of(self, copy: PieceCopy) -> torch.Tensor:
+        """The scratch memory. Copies use it in turn, because they are in one stream."""
+        needed = copy.description_nbytes + _SCRATCH_BYTES
+        if self._scratch is None or self._scratch.nbytes < max(needed, copy.least_scratch_nbytes):
+            with torch.cuda.stream(self._stream):
+                self._scratch = self._device_memory(max(2 * needed, copy.least_scratch_nbytes))
+        return self._scratch
+
+    def _device_memory(self, num_bytes: int) -> torch.Tensor:
+        with torch.inference_mode(False):
+            return torch.empty(max(1, num_bytes), dtype=torch.uint8, device=self._device)
+
+    def _free_bytes(self) -> int:
+        """What the device has, and what torch has of it without using it."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return free + unused
+
+    def _remember(self, stream: torch.cuda.Stream, *needed: object) -> torch.cuda.Event:
+        """Keeps what a copy needs, and lets go of what copies needed that are done."""
+        while self._in_flight and self._in_flight[0].event.query():  # type: ignore[no-untyped-call]
+            self._in_flight.popleft()
+        # Who waits for it sleeps, and leaves the processor to others.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(stream)
+        self._in_flight.append(_InFlight(event, needed))
+        return event
+
+
+class _CudaTicket:
+    def __init__(self, event: torch.cuda.Event, device: torch.device) -> None:
+        self._event = event
+        self._device = device
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def hold_back(self) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self._event)
