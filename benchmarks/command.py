@@ -97,10 +97,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _growth(arguments: argparse.Namespace) -> None:
+    before = _stored(arguments.results)
+
+    def keep(runs: list[dict[str, Any]], left_out: dict[str, str]) -> None:
+        _store(before | {"growth": runs, "growth_left_out": left_out}, arguments.results)
+
     with tempfile.TemporaryDirectory(dir=arguments.tmpfs) as directory:
-        runs, left_out = measure_growth(Path(directory), arguments.rounds, arguments.largest)
-    results = _stored(arguments.results) | {"growth": runs, "growth_left_out": left_out}
-    _store(results, arguments.results)
+        runs, left_out = measure_growth(Path(directory), arguments.rounds, arguments.largest, keep=keep)
+    keep(runs, left_out)
     for place, why in left_out.items():
         print(f"{place}: left out: {why}")
 

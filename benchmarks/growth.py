@@ -52,9 +52,21 @@ def points(largest: float = 1.0) -> Iterator[Point]:
 
 
 def measure_growth(
-    directory: Path, rounds: int, largest: float, tell: Callable[[str], object] = print
+    directory: Path,
+    rounds: int,
+    largest: float,
+    tell: Callable[[str], object] = print,
+    keep: Callable[[list[Run], dict[str, str]], object] = lambda runs, left_out: None,
 ) -> tuple[list[Run], dict[str, str]]:
-    """Runs all points, round by round; what a contender cannot do is not tried with more of it."""
+    """Runs all points, round by round; what a contender cannot do is not tried with more of it.
+
+    Args:
+        directory: where the files are made.
+        rounds: how often.
+        largest: the share of the largest sizes that is wanted.
+        tell: gets a line for each point.
+        keep: gets what there is after each point: whoever stops the run finds that.
+    """
     runs: list[Run] = []
     left_out: dict[str, str] = {}
     for number in range(rounds):
@@ -73,6 +85,7 @@ def measure_growth(
             runs.append({**dataclasses.asdict(point), "round": number, **measured})
             seconds = "  ".join(f"{action} {measured[action] * 1e3:9.1f} ms" for action in ("save", "load"))
             tell(f"{place:40}{point.at:>12g}  {seconds}")
+            keep(runs, left_out)
     return runs, left_out
 
 
