@@ -108,9 +108,12 @@ class SimulatedLink:
 
     # The link.
 
-    def follow(self) -> None:
+    def check(self) -> None:
         if self.has_to_refuse:
             raise RuntimeError(self.has_to_refuse)
+
+    def follow(self) -> None:
+        self.check()
         self.log.append("follow")
         marker = Task(lambda: None)
         self._program.add(marker)
@@ -183,12 +186,14 @@ class Queue:
 
 
 def copy_pieces(pieces: Pieces, packed: int, *, to_packed: bool) -> None:
-    """What native code does on a device."""
+    """What native code does on a device. The bytes up to where the next piece may begin are anything afterwards."""
     for address, begin, size, offset in zip(
         pieces.addresses.tolist(), pieces.begins.tolist(), pieces.sizes.tolist(), pieces.offsets.tolist(), strict=True
     ):
         tensor, place = address + begin, packed + offset
         ctypes.memmove(place if to_packed else tensor, tensor if to_packed else place, size)
+        if to_packed:
+            ctypes.memset(place + size, 0xEE, -size % ALIGNMENT)
 
 
 class SimulatedDevices(Devices):

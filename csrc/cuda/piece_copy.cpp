@@ -19,6 +19,8 @@ constexpr uint32_t kFewBlocks = 32;
 constexpr uint32_t kAllBlocks = 4096;
 // What begins in the description, and in the packed memory behind it.
 constexpr uint64_t kAlignment = 256;
+// What lies between two pieces that are each at a multiple of this, if it is less, is nobody's.
+constexpr uint64_t kNoGap = 64;
 
 uint64_t Aligned(uint64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -76,10 +78,12 @@ std::vector<PieceCopy::Run> PieceCopy::Runs(uint64_t area) const {
     size_t end = i + 1;
     const bool is_packed = IsPacked(pieces_[i]);
     if (is_packed) {
-      const auto fits = [&](const Piece& piece) {
-        return IsPacked(piece) && piece.offset + piece.size - pieces_[i].offset <= area;
+      // The next one, where nothing else can lie between it and the one before.
+      const auto follows = [&](const Piece& piece, const Piece& before) {
+        return IsPacked(piece) && piece.offset - (before.offset + before.size) < kNoGap &&
+               piece.offset + piece.size - pieces_[i].offset <= area;
       };
-      while (end < pieces_.size() && fits(pieces_[end])) ++end;
+      while (end < pieces_.size() && follows(pieces_[end], pieces_[end - 1])) ++end;
     }
     // A single contiguous piece gains nothing by being gathered.
     runs.push_back({i, end, is_packed && !(end == i + 1 && pieces_[i].layout == kContiguous)});

@@ -29,7 +29,8 @@ class PieceCopy {
   // A larger piece that is contiguous is copied by itself.
   static constexpr uint64_t kPackedBytes = 512 << 10;
 
-  // Pieces by ascending offset; they do not overlap in the contiguous memory.
+  // Pieces by ascending offset; they do not overlap in the contiguous memory. Less than 64 bytes between two of them may
+  // be overwritten with anything; more are left alone.
   PieceCopy(int device, std::vector<Piece> pieces, std::vector<Layout> layouts);
 
   // What the description of the pieces takes, on either side.

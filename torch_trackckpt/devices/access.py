@@ -54,6 +54,15 @@ class Devices:
             found.append(DeviceRows(device, chosen, sizes[chosen], addresses[chosen], strides, owner=table))
         return tuple(found)
 
+    def check(self, rows: Sequence[DeviceRows]) -> None:
+        """Checks that copies from and to these devices can be begun now.
+
+        Raises:
+            RuntimeError: one cannot.
+        """
+        for of_device in rows:
+            self.link(of_device.device).check()
+
     def limit(self, max_bytes: int | None) -> None:
         """Says how much page-locked memory there may be, for blocks as for copies; None for the usual."""
         self.pool.budget = BUDGET_BYTES if max_bytes is None else max_bytes

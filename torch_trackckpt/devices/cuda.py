@@ -91,6 +91,9 @@ class CudaLink:
         self._scratch: torch.Tensor | None = None
         self._in_flight: collections.deque[_InFlight] = collections.deque()
 
+    def check(self) -> None:
+        self._check_not_recording()
+
     def follow(self) -> None:
         self._check_not_recording()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -111,8 +114,14 @@ class CudaLink:
         memory: HostMemory,
     ) -> Ticket:
         description, scratch = self._description(copy), self._scratch_of(copy)
-        begin(memory.address, scratch.data_ptr(), scratch.nbytes, description.data_ptr(), self._stream.cuda_stream)
-        return _CudaTicket(self._remember(self._stream, copy, description, window, memory), self._device)
+        needed = (copy, description, scratch, window, memory)
+        try:
+            begin(memory.address, scratch.data_ptr(), scratch.nbytes, description.data_ptr(), self._stream.cuda_stream)
+            return _CudaTicket(self._remember(self._stream, *needed), self._device)
+        except BaseException:
+            # Some of it may have begun, and needs its memory.
+            self._stream.synchronize()
+            raise
 
     def snapshot(self, rows: DeviceRows, max_bytes: int) -> DeviceRows | None:
         self._check_not_recording()
@@ -131,9 +140,7 @@ class CudaLink:
             return None
         copy.snapshot(memory.data_ptr(), scratch.data_ptr(), scratch.nbytes, description.data_ptr(), stream.cuda_stream)
         self._remember(stream, copy, description, window)
-        return dataclasses.replace(
-            rows, addresses=memory.data_ptr() + window.offsets, strides={}, owner=(memory, rows.owner)
-        )
+        return dataclasses.replace(rows, addresses=memory.data_ptr() + window.offsets, strides={}, owner=memory)
 
     def host_memory(self, num_bytes: int) -> HostMemory:
         memory: HostMemory = self._module.PinnedMemory(num_bytes, self._device.index)
@@ -180,24 +187,26 @@ class CudaLink:
         unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return free + unused
 
-    def _remember(self, stream: torch.cuda.Stream, *needed: object) -> torch.cuda.Event:
+    def _remember(self, stream: torch.cuda.Stream, *needed: object) -> _InFlight:
         """Keeps what a copy needs, and lets go of what copies needed that are done."""
         while self._in_flight and self._in_flight[0].event.query():  # type: ignore[no-untyped-call]
             self._in_flight.popleft()
         # Who waits for it sleeps, and leaves the processor to others.
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(stream)
-        self._in_flight.append(_InFlight(event, needed))
-        return event
+        in_flight = _InFlight(event, needed)
+        self._in_flight.append(in_flight)
+        return in_flight
 
 
 class _CudaTicket:
-    def __init__(self, event: torch.cuda.Event, device: torch.device) -> None:
-        self._event = event
+    def __init__(self, in_flight: _InFlight, device: torch.device) -> None:
+        self._in_flight = in_flight
         self._device = device
 
     def wait(self) -> None:
-        self._event.synchronize()
+        self._in_flight.event.synchronize()
+        self._in_flight.needed = ()
 
     def hold_back(self) -> None:
-        torch.cuda.current_stream(self._device).wait_event(self._event)
+        torch.cuda.current_stream(self._device).wait_event(self._in_flight.event)

@@ -40,12 +40,19 @@ class Ticket(Protocol):
 class Link(Protocol):
     """One device. To be used by one thread at a time; threads may take turns."""
 
-    def follow(self) -> None:
-        """Has copies that begin from now on see what the program has asked of the device so far, and no less.
+    def check(self) -> None:
+        """Checks that copies can be begun now.
 
         Raises:
             RuntimeError: the program is recording what it asks, to have it done later, or is a fork of the one that the
                 device knows.
+        """
+
+    def follow(self) -> None:
+        """Has copies that begin from now on see what the program has asked of the device so far, and no less.
+
+        Raises:
+            RuntimeError: as `check`.
         """
 
     def to_host(self, window: Window, memory: HostMemory) -> Ticket:

@@ -62,21 +62,24 @@ class PinnedPool:
         """
         count = min(count, max(1, self.budget // num_bytes))
         wanted = count * num_bytes
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken_bytes or self._taken_bytes + wanted <= self.budget)
-            self._taken_bytes += wanted
-            blocks = [block for block in self._free if block.nbytes == num_bytes][:count]
-            # Others stay as far as there is room.
-            kept = [block for block in self._free if block not in blocks]
-            while kept and self._taken_bytes + sum(block.nbytes for block in kept) > self.budget:
-                kept.pop(0)
-            self._free = kept
+        blocks: list[HostMemory] = []
+        taken = 0
         try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._taken_bytes or self._taken_bytes + wanted <= self.budget)
+                taken = wanted
+                self._taken_bytes += wanted
+                blocks = [block for block in self._free if block.nbytes == num_bytes][:count]
+                # Others stay as far as there is room.
+                kept = [block for block in self._free if block not in blocks]
+                while kept and self._taken_bytes + sum(block.nbytes for block in kept) > self.budget:
+                    kept.pop(0)
+                self._free = kept
             blocks += [self.allocated(num_bytes, allocate) for _ in range(count - len(blocks))]
             yield blocks
         finally:
             with self._changed:
-                self._taken_bytes -= wanted
+                self._taken_bytes -= taken
                 self._free += blocks
                 self._changed.notify_all()
 

@@ -352,6 +352,7 @@ class _Destinations:
         self._on_devices = self._devices.rows(self._table)
         if shared := [row for of_device in self._on_devices for row in sharing_memory(of_device)]:
             self._on_devices = self._devices.rows(self._table, leave_out=shared)
+        self._devices.check(self._on_devices)
         land = sorted(row for of_device in self._on_devices for row in of_device.rows.tolist())
         self._plan = self._reader._plan(self._values.keys, self._table, land)
         if self._plan is None:
@@ -447,14 +448,17 @@ class _Destinations:
         rows = range(len(self._table))
         written = self._values.tensors if not left_out else [self._values.tensors[i] for i in rows if i not in left_out]
         torch.autograd.graph.increment_version(written)
-        if self._on_devices:
-            read_landing(functools.partial(self._read_landing, plan), self._on_devices, self._devices, progress.add)
-            return
         max_bytes = PROGRESS_BYTES if progress.is_wanted else None
+
+        def tell(num_bytes: int) -> None:
+            progress.add(num_bytes)
+            self._check_not_moved(progress)
+
         try:
+            if self._on_devices:
+                read_landing(functools.partial(self._read_landing, plan), self._on_devices, self._devices, tell)
             while num_bytes := self._read_some(plan, max_bytes):
-                progress.add(num_bytes)
-                self._check_not_moved(progress)
+                tell(num_bytes)
         finally:
             torch.autograd.graph.increment_version(written)
 

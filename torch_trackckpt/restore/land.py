@@ -55,7 +55,7 @@ def read_landing(
                 num_bytes, *landed = read_some(block.address, block.nbytes)
                 if not num_bytes:
                     break
-                tickets += _sent(rows, [np.array(column, dtype=np.int64) for column in landed], block, devices)
+                _send(rows, [np.array(column, dtype=np.int64) for column in landed], block, devices, tickets)
                 tell(num_bytes)
                 number += 1
             for tickets in on_their_way:
@@ -69,10 +69,11 @@ def read_landing(
                     ticket.wait()
 
 
-def _sent(rows: Sequence[DeviceRows], landed: list[Column], block: HostMemory, devices: Devices) -> list[Ticket]:
-    """Sends what has landed to its devices."""
+def _send(
+    rows: Sequence[DeviceRows], landed: list[Column], block: HostMemory, devices: Devices, tickets: list[Ticket]
+) -> None:
+    """Sends what has landed to its devices, and adds the tickets as they come."""
     landed_rows, begins, sizes, offsets = landed
-    tickets = []
     for of_device in rows:
         here = np.flatnonzero(np.isin(landed_rows, of_device.rows))
         if not len(here):
@@ -81,4 +82,3 @@ def _sent(rows: Sequence[DeviceRows], landed: list[Column], block: HostMemory, d
         window = Window(of_device.at(places), 0, begins[here], sizes[here], offsets[here])
         with devices.lock:
             tickets.append(devices.link(of_device.device).from_host(window, block))
-    return tickets

@@ -94,8 +94,11 @@ class DeviceCopier:
             copy = link.snapshot(rows, max_device_bytes) if max_device_bytes else None
             if copy is not None:
                 return DeviceCopies(on_devices=(copy,))
-            memory, whole = self._room_for(rows)
             waits = np.isin(rows.rows, later)
+            # What is copied first lies together: a copy may take what is between its pieces along.
+            order = np.argsort(waits, kind="stable")
+            rows, waits = rows.at(order), waits[order]
+            memory, whole = self._room_for(rows)
             first, last = _part(whole, ~waits), _part(whole, waits)
             tickets = [link.to_host(first, memory)]
             if later:

@@ -49,10 +49,12 @@ def _without_neighbours(plan: SavePlan, rows: list[int]) -> list[int]:
     """Those of the rows whose memory is not that of any other row as well."""
     begins = np.array(plan.table.addresses(), dtype=np.int64)
     ends = begins + np.where(_is_known(plan), plan.sizes, 0)
-    for row, item in plan.others.items():
-        if isinstance(item.value, torch.Tensor):
-            # With gaps between its elements, it may be anywhere in what it is a view of.
-            storage = item.value.untyped_storage()
+    with_gaps = {row: item.value for row, item in plan.others.items()}
+    with_gaps |= {row: plan.table.value(row) for of_device in plan.devices for row in of_device.strides}
+    for row, value in with_gaps.items():
+        if isinstance(value, torch.Tensor):
+            # It may be anywhere in what it is a view of.
+            storage = value.untyped_storage()
             begins[row], ends[row] = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
     others = np.setdiff1d(np.flatnonzero(ends > begins), rows, assume_unique=True)
     others = others[np.argsort(begins[others], kind="stable")]

@@ -189,6 +189,8 @@ class StagingBuffer:
         # Slots and copies have to be of use, and to be as they are, whatever mode the caller is in.
         with torch.inference_mode(False), torch.no_grad():
             copies = self._device_copier.copy(plan.devices, later, max_device_bytes)
+            there = {row for of_device in copies.on_devices for row in of_device.rows.tolist()}
+            later = [row for row in later if row not in there]
             offsets = self._make_room(plan)
             slots = self._slots(plan, offsets)
             self._copy(plan, offsets, slots, num_threads, later)
