@@ -90,3 +90,17 @@ def test_ordinary_memory_serves_where_the_driver_refuses_and_that_is_said_once(
     (record,) = caplog.records
     assert "no page-locked memory" in record.getMessage()
     assert "no more" in record.getMessage()
+
+
+def test_an_interrupt_at_the_wrong_moment_costs_no_budget() -> None:
+    pool = PinnedPool(1024)
+    with pool.taking(2, 512, Driver()):
+        pass
+
+    def interrupted(num_bytes: int) -> Memory:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pool.taking(4, 256, interrupted):
+        pass
+    with pool.taking(4, 256, Driver()) as blocks:
+        assert len(blocks) == 4

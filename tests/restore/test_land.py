@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simulated_device import DeviceFailedError, SimulatedDevices, SimulatedLink, sleeping
 
 from torch_trackckpt import Checkpoint, CheckpointOptions
-from torch_trackckpt.errors import DataLossError
+from torch_trackckpt.errors import DataLossError, RestoreError
 from torch_trackckpt.restore import land
 
 PLAIN = CheckpointOptions(durable=False)
@@ -197,3 +197,51 @@ def test_a_refusal_of_the_device_changes_nothing(tmp_path: Path, link: Simulated
     with pytest.raises(RuntimeError, match="captured"):
         on_simulated(live, SimulatedDevices([link], [list(live.values())])).read(path)
     assert same(live, zeros_like(values))
+
+
+class State:
+    """Takes its state at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number = state["number"]
+
+
+def test_a_refusal_of_the_device_comes_before_any_object_takes_its_state(tmp_path: Path, link: SimulatedLink) -> None:
+    values, state = numbers(10), State()
+    state.number = 7
+    Checkpoint(values=values, state=state).write(tmp_path / "ckpt", PLAIN)
+    live, other = zeros_like(values), State()
+    checkpoint = Checkpoint(values=live, state=other)
+    checkpoint._own.devices = SimulatedDevices([link], [list(live.values())])
+    link.has_to_refuse = "a graph is being captured"
+    with pytest.raises(RuntimeError, match="captured"):
+        checkpoint.read(tmp_path / "ckpt")
+    assert other.number == 0
+    link.has_to_refuse = ""
+    checkpoint.read(tmp_path / "ckpt").assert_consumed()
+    assert other.number == 7
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_tensor_that_moves_while_it_is_restored_ends_the_restore_and_torch_knows_of_all_changes(
+    tmp_path: Path, link: SimulatedLink
+) -> None:
+    values = numbers(2_000_000, 2_000_000)
+    path = saved(tmp_path, values)
+    live = zeros_like(values)
+    devices = SimulatedDevices([link], [list(live.values())])
+
+    def move(done: int, total: int) -> None:
+        live["t1"].data = torch.zeros_like(live["t1"])
+
+    version = live["t0"]._version
+    with pytest.raises(RestoreError, match="was given other memory"):
+        on_simulated(live, devices).read(path, CheckpointOptions(progress=move))
+    assert live["t0"]._version == version + 2
+    assert not link.is_copying

@@ -359,3 +359,35 @@ def test_several_devices_are_saved_together(tmp_path: Path) -> None:
     finally:
         for link in links:
             link.close()
+
+
+def test_what_is_copied_first_and_what_is_copied_later_do_not_lie_between_each_other(
+    tmp_path: Path, link: SimulatedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy may take along what is between its pieces."""
+    training = Training(link, tmp_path)
+    windows: list[tuple[int, int]] = []
+    to_host = link.to_host
+
+    def noted(window: Any, memory: Any) -> Any:
+        if len(window.offsets):
+            windows.append((int(window.offsets[0]), int((window.offsets + window.sizes)[-1])))
+        return to_host(window, memory)
+
+    monkeypatch.setattr(link, "to_host", noted)
+    training.checkpoint.write(tmp_path / "ckpt", OVERLAPPED)
+    training.checkpoint.sync()
+    (_, first_end), (second_begin, _) = sorted(windows)
+    assert first_end <= second_begin
+
+
+@pytest.mark.parametrize("mode", ["first", "overlapped"])
+def test_copies_on_the_device_are_not_watched_until_the_step(mode: str, tmp_path: Path, link: SimulatedLink) -> None:
+    training = Training(link, tmp_path)
+    options = dataclasses.replace(MODES[mode], device_snapshot_bytes=1 << 30)
+    training.checkpoint.write(tmp_path / "ckpt", options)
+    link.synchronize()
+    with torch.no_grad():
+        training.model[0].weight.add_(1)
+    training.checkpoint.sync()
+    assert training.saved() == [0.5, 0.0]
