@@ -56,9 +56,11 @@ def test_module_driver_and_devices_are_described(driver: int, said: str, monkeyp
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
     assert line_of("CUDA module") == "built with CUDA 12.4"
     assert line_of("CUDA driver") == said
     assert line_of("CUDA device 0") == "H200, 141 GiB, near memory node 1"
+    assert ("none: _cuda was built with CUDA 12" in diagnosis()) is (driver == 0)
     assert line_of("page-locked memory").startswith("refused: CUDA cannot lock memory of the host")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.threads import num_threads
-from torch_trackckpt.devices.cuda import cuda_module
+from torch_trackckpt.devices.cuda import cuda_module, misfit
 from torch_trackckpt.devices.pinned import BUDGET_BYTES
 
 __all__ = ["diagnosis"]
@@ -57,8 +57,11 @@ def _cuda() -> Iterator[tuple[str, str]]:
         node = -1 if module is None else module.numa_node(number)
         near = "" if node < 0 else f", near memory node {node}"
         yield f"CUDA device {number}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB{near}"
-    if module is not None:
-        yield "page-locked memory", _page_locked(module)
+    if module is None:
+        return
+    if obstacle := misfit(module):
+        yield "CUDA links", f"none: {obstacle}; tensors on devices are copied by torch"
+    yield "page-locked memory", _page_locked(module)
 
 
 def _page_locked(module: object) -> str:

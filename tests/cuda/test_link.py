@@ -38,9 +38,9 @@ LAYOUTS: dict[str, Callable[[], torch.Tensor]] = {
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:
-    """On the device with the same strides."""
-    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
-    return moved.copy_(tensor)
+    """On the device with the same strides, from the same element of its storage on."""
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return whole.to("cuda").as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 def rows_of(tensors: list[torch.Tensor]) -> DeviceRows:
@@ -81,7 +81,7 @@ def test_tensors_of_every_kind_arrive_bit_for_bit(window_bytes: int, link: CudaL
 @pytest.mark.parametrize("window_bytes", [4096, 1 << 20, 1 << 27])
 def test_tensors_of_every_kind_are_filled_bit_for_bit(window_bytes: int, link: CudaLink) -> None:
     sources = [make() for make in LAYOUTS.values()]
-    targets = [on_device(torch.zeros_like(source)) for source in sources]
+    targets = [on_device(source).zero_() for source in sources]
     memory = link.host_memory(window_bytes)
     link.follow()
     for window in windows(rows_of(targets), window_bytes):

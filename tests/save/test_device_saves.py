@@ -338,7 +338,10 @@ def test_page_locked_memory_can_be_bounded_and_given_back(tmp_path: Path, link: 
     assert locked == []
     checkpoint.write(tmp_path / "second", CheckpointOptions(durable=False, page_locked_bytes=1000))
     assert locked == [drain.BLOCK_BYTES]
-    for name in ("first", "second"):
+    checkpoint.write(tmp_path / "third", FIRST)
+    checkpoint.sync()
+    assert locked[1:] == [weight.nbytes + (1 << 20)]
+    for name in ("first", "second", "third"):
         assert torch.equal(load_checkpoint(tmp_path / name).get_tensor(key("values/weight")), weight)
     checkpoint.release_memory()
     assert checkpoint._own.staging.num_bytes + checkpoint._own.devices.pool.num_bytes == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,12 @@ from torch_trackckpt.devices.pieces import ALIGNMENT, DeviceRows, Pieces, Window
 if TYPE_CHECKING:
     from torch_trackckpt._cuda import PieceCopy
 
-__all__ = ["CudaLinks", "cuda_module", "find_links"]
+__all__ = ["LEAST_CAPABILITY", "CudaLinks", "cuda_module", "find_links", "misfit"]
+
+_logger = logging.getLogger("torch_trackckpt")
+
+LEAST_CAPABILITY = (8, 0)
+"""What csrc/cuda/CMakeLists.txt builds for at least."""
 
 _SCRATCH_BYTES = 8 << 20
 """Device memory in which small tensors gather."""
@@ -36,11 +42,30 @@ def cuda_module() -> Any | None:
 
 
 def find_links() -> Links | None:
-    """The links of this process: none without a CUDA device that torch can use, or without `_cuda`."""
+    """The links of this process: none without a CUDA device that torch can use, or without a `_cuda` that fits."""
     if not torch.cuda.is_available():
         return None
     module = cuda_module()
-    return None if module is None else CudaLinks(module)
+    if module is None:
+        return None
+    if obstacle := misfit(module):
+        _logger.warning("Tensors on CUDA devices are copied by torch, one by one: %s.", obstacle)
+        return None
+    return CudaLinks(module)
+
+
+def misfit(module: Any) -> str | None:
+    """Why the native module cannot be used with this driver and these devices, if it cannot."""
+    driver, runtime = module.versions()
+    if driver // 1000 < runtime // 1000:
+        return f"_cuda was built with CUDA {runtime // 1000}, and the driver is for CUDA {driver // 1000}"
+    for device in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(device)
+        if capability < LEAST_CAPABILITY:
+            least = ".".join(map(str, LEAST_CAPABILITY))
+            found = ".".join(map(str, capability))
+            return f"_cuda has code for compute capability {least} and newer, and device {device} has {found}"
+    return None
 
 
 class CudaLinks:

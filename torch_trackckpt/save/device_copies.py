@@ -54,6 +54,8 @@ class DeviceCopier:
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
         self._memory: dict[int, HostMemory] = {}
+        self._limit: int | None = None
+        """The bound that the memory was taken under."""
 
     @property
     def num_bytes(self) -> int:
@@ -109,6 +111,9 @@ class DeviceCopier:
     def _room_for(self, rows: DeviceRows) -> tuple[HostMemory, Window]:
         """Memory for all of these tensors, and their places in it."""
         num_bytes = int((-(-rows.sizes // ALIGNMENT) * ALIGNMENT).sum())
+        if self._limit != self._devices.max_copy_bytes:
+            self._memory.clear()
+            self._limit = self._devices.max_copy_bytes
         memory = self._memory.get(rows.device)
         if memory is None or not num_bytes <= memory.nbytes <= max(2 * num_bytes, num_bytes + SLACK_BYTES):
             # The old memory goes first: there are never two copies of a checkpoint.
