@@ -102,10 +102,19 @@ inline void ReadRows(const BundleReader& reader, const std::vector<BundleEntry>&
   }
   for (size_t i = 0; i < memory.size(); ++i) table.rows[i].data = memory[i].data();
   Attempt([&] {
-    RowPlan plan(reader.index(), reader.data_names(), keys, table);
+    // Every second row lands elsewhere.
+    std::vector<size_t> land;
+    for (size_t i = 1; i < keys.size(); i += 2) land.push_back(i);
+    std::vector<char> memory_to_land(ParallelReader::kLeastLandingBytes + kGuardBytes, '\x5a');
+    RowPlan plan(reader.index(), reader.data_names(), keys, table, land);
     if (!plan.misfits().empty()) return;
     plan.Verify(num_threads);
-    while (plan.Read(num_threads, 1 << 12) > 0) {
+    std::vector<Landed> landed;
+    const Landing landing{memory_to_land.data(), ParallelReader::kLeastLandingBytes};
+    while (plan.Read(num_threads, 1 << 12, landing, &landed) > 0) {
+    }
+    for (size_t i = ParallelReader::kLeastLandingBytes; i < memory_to_land.size(); ++i) {
+      FUZZ_CHECK(memory_to_land[i] == '\x5a');
     }
   });
   for (size_t i = 0; i < memory.size(); ++i) {
