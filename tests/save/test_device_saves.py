@@ -394,3 +394,21 @@ def test_copies_on_the_device_are_not_watched_until_the_step(mode: str, tmp_path
         training.model[0].weight.add_(1)
     training.checkpoint.sync()
     assert training.saved() == [0.5, 0.0]
+
+
+def test_what_has_no_room_on_its_device_is_there_although_everything_that_may_be_late_had(tmp_path: Path) -> None:
+    links = [SimulatedLink(), SimulatedLink(sleeping(0.3))]
+    try:
+        training = Training(links[0], tmp_path)
+        mean: Any = training.model[1].running_mean
+        parameters = list(training.model.parameters())
+        devices = SimulatedDevices(links, [parameters, [mean]])
+        links[1].free_bytes = 0
+        on_simulated(training.checkpoint, devices)
+        options = dataclasses.replace(OVERLAPPED, device_snapshot_bytes=1 << 30)
+        training.checkpoint.write(tmp_path / "ckpt", options)
+        training.checkpoint.sync()
+        assert training.saved() == [0.5, 0.0]
+    finally:
+        for link in links:
+            link.close()

@@ -191,6 +191,10 @@ class StagingBuffer:
             copies = self._device_copier.copy(plan.devices, later, max_device_bytes)
             there = {row for of_device in copies.on_devices for row in of_device.rows.tolist()}
             later = [row for row in later if row not in there]
+            if not later:
+                # Nobody waits for what other devices have begun.
+                for ticket in copies.tickets:
+                    ticket.wait()
             offsets = self._make_room(plan)
             slots = self._slots(plan, offsets)
             self._copy(plan, offsets, slots, num_threads, later)
