@@ -136,6 +136,10 @@ class SimulatedLink:
         self._program.add(Task(lambda: copy_pieces(pieces, memory.address, to_packed=True), needed=(memory, rows)))
         return dataclasses.replace(rows, addresses=memory.address + window.offsets, strides={}, owner=memory)
 
+    def settle(self) -> None:
+        for task in list(self._begun):
+            assert task.done.wait(60)
+
     def host_memory(self, num_bytes: int) -> HostMemory:
         if num_bytes > self.host_bytes:
             raise RuntimeError("the simulated driver refuses")

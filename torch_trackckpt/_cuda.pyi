@@ -16,6 +16,13 @@ def versions() -> tuple[int, int]:
 def numa_node(device: int) -> int:
     """The node of memory that is nearest to a device, or -1 where the system does not say."""
 
+def exchange_capture_mode(mode: int) -> int:
+    """Says what this thread may ask of devices while another one captures a graph, and returns what it might before.
+
+    Args:
+        mode: 2 for everything; 0 and 1 for nothing that could end up in the graph.
+    """
+
 @final
 class PinnedMemory:
     """Page-locked memory of the host, near to a device where that is known; freed with the object."""

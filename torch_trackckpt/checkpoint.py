@@ -225,7 +225,7 @@ class Checkpoint(AutoTrackable):
             self._own.devices.pool.release()
 
     def _plan(self, snapshot: Snapshot, options: CheckpointOptions) -> SavePlan:
-        self._own.devices.limit(options.page_locked_bytes)
+        self._own.devices.pool.bound(options.page_locked_bytes)
         sharding, num_threads = options.experimental_sharding_callback, options.thread_count
         return make_plan(snapshot.keys, snapshot.values, sharding, num_threads, self._own.devices)
 
@@ -349,7 +349,7 @@ class Checkpoint(AutoTrackable):
     def _read(
         self, reader: CheckpointReader, options: CheckpointOptions, optional: torch.Tensor | None = None
     ) -> LoadStatus:
-        self._own.devices.limit(options.page_locked_bytes)
+        self._own.devices.pool.bound(options.page_locked_bytes)
         graph = read_object_graph(reader)
         if graph is not None:
             restoration = Restoration(graph, reader, options, self, self._own.devices)

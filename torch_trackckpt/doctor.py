@@ -11,7 +11,7 @@ import torch
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.devices.cuda import cuda_module, misfit
-from torch_trackckpt.devices.pinned import BUDGET_BYTES
+from torch_trackckpt.devices.pinned import BLOCK_BUDGET_BYTES
 
 __all__ = ["diagnosis"]
 
@@ -66,10 +66,10 @@ def _cuda() -> Iterator[tuple[str, str]]:
 
 def _page_locked(module: object) -> str:
     try:
-        module.PinnedMemory(BUDGET_BYTES, 0)  # type: ignore[attr-defined]
+        module.PinnedMemory(BLOCK_BUDGET_BYTES, 0)  # type: ignore[attr-defined]
     except RuntimeError as error:
         return f"refused: {error}; copies go through ordinary memory, which takes longer (see `ulimit -l`)"
-    return f"{BUDGET_BYTES >> 20} MiB can be had"
+    return f"{BLOCK_BUDGET_BYTES >> 20} MiB can be had"
 
 
 def _version(number: int) -> str:

@@ -87,8 +87,8 @@ class CheckpointOptions:
     page_locked_bytes: int | None = None
     """Values on CUDA devices only: how much memory of the host may be page-locked for their way from and to the
     devices, which nobody else can use then. None: 256 MiB for blocks that are used in turn, and for the copies of an
-    asynchronous save as much as they take; with a number, larger copies are made in ordinary memory, which takes
-    longer."""
+    asynchronous save as much as they take. A number is for both together, but for one block: copies that are larger
+    are made in ordinary memory, which takes longer."""
 
     progress: Progress | None = None
     """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the

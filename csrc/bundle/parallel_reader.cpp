@@ -83,6 +83,8 @@ uint64_t LandingBytes(uint64_t size) {
   return (size + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+uint64_t LandingBytes(const PlacedValue& value) { return value.lands ? LandingBytes(value.size) : 0; }
+
 static_assert(ParallelReader::kLeastLandingBytes >= kMostChunkBytes);
 
 }  // namespace
@@ -199,12 +201,16 @@ uint32_t ParallelReader::Pass::EndOfGroup(uint32_t begin, uint64_t max_bytes, ui
   const std::vector<PlacedValue>& values = reader_.values_;
   const PlacedValue& first = values[begin];
   uint64_t group_end = first.end();
+  uint64_t num_landing = LandingBytes(first);
   uint32_t end = begin + 1;
   for (; end < values.size(); ++end) {
     const PlacedValue& next = values[end];
+    num_landing += LandingBytes(next);
     const bool is_near = next.shard_id == first.shard_id && next.offset >= first.offset &&
                          next.offset <= group_end + kMaxGapBytes;
     if (!is_near || next.size > max_bytes || next.end() - first.offset > max_bytes) break;
+    // Tiny values take more room where they land, and values of several keys may be the same bytes of the file.
+    if (num_landing > kLeastLandingBytes) break;
     group_end = std::max(group_end, next.end());
   }
   *size = group_end - first.offset;
@@ -226,9 +232,7 @@ uint64_t ParallelReader::Pass::LandingBytesOf(const Unit& unit) const {
   }
   uint64_t num_bytes = 0;
   if (unit.kind != Kind::kGroup) return num_bytes;
-  for (uint32_t i = unit.begin; i < unit.end; ++i) {
-    if (reader_.values_[i].lands) num_bytes += LandingBytes(reader_.values_[i].size);
-  }
+  for (uint32_t i = unit.begin; i < unit.end; ++i) num_bytes += LandingBytes(reader_.values_[i]);
   return num_bytes;
 }
 

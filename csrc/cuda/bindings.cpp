@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -92,6 +93,23 @@ void BeginFromHost(const PieceCopy& self, uint64_t from, uint64_t scratch, uint6
   self.FromHost(reinterpret_cast<const char*>(from), memory, StreamOf(stream));
 }
 
+// Unlocks memory without the interpreter lock: that takes as long as to lock it did.
+class Memory {
+ public:
+  Memory(size_t size, int device) : memory_(std::make_unique<PinnedMemory>(size, device)) {}
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  ~Memory() {
+    const nb::gil_scoped_release release;
+    memory_.reset();
+  }
+
+  const PinnedMemory& operator*() const { return *memory_; }
+
+ private:
+  std::unique_ptr<PinnedMemory> memory_;
+};
+
 // CUDA's numbers: 13000 is 13.0; 0 where there is no driver.
 std::pair<int, int> Versions() {
   int driver = 0;
@@ -99,6 +117,14 @@ std::pair<int, int> Versions() {
   if (cudaDriverGetVersion(&driver) != cudaSuccess) cudaGetLastError();
   if (cudaRuntimeGetVersion(&runtime) != cudaSuccess) cudaGetLastError();
   return {driver, runtime};
+}
+
+// What this thread may do while another one captures a graph: 0 and 1 nothing that could end up in it, 2 everything.
+// Returns what it was.
+int ExchangeCaptureMode(int mode) {
+  auto exchanged = static_cast<cudaStreamCaptureMode>(mode);
+  Check(cudaThreadExchangeStreamCaptureMode(&exchanged), "say what a thread does while a graph is captured");
+  return static_cast<int>(exchanged);
 }
 
 }  // namespace
@@ -113,11 +139,12 @@ NB_MODULE(_cuda, module) {
 #endif
   module.def("versions", &cuda::Versions);
   module.def("numa_node", &cuda::NumaNodeOf, "device"_a);
-  nb::class_<cuda::PinnedMemory>(module, "PinnedMemory", nb::is_final())
+  module.def("exchange_capture_mode", &cuda::ExchangeCaptureMode, "mode"_a);
+  nb::class_<cuda::Memory>(module, "PinnedMemory", nb::is_final())
       .def(nb::init<size_t, int>(), "size"_a, "device"_a, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("address",
-                   [](const cuda::PinnedMemory& self) { return reinterpret_cast<uintptr_t>(self.data()); })
-      .def_prop_ro("nbytes", &cuda::PinnedMemory::size);
+                   [](const cuda::Memory& self) { return reinterpret_cast<uintptr_t>((*self).data()); })
+      .def_prop_ro("nbytes", [](const cuda::Memory& self) { return (*self).size(); });
   nb::class_<cuda::PieceCopy>(module, "PieceCopy", nb::is_final())
       .def(nb::new_(&cuda::MakePieceCopy), "device"_a, "addresses"_a, "begins"_a, "sizes"_a, "offsets"_a,
            "layout_of"_a, "layouts"_a)

@@ -50,8 +50,9 @@ int NumaNodeOf(int device) {
   return file ? node : -1;
 }
 
-PinnedMemory::PinnedMemory(size_t size, int device) : size_(size), process_(getpid()) {
+PinnedMemory::PinnedMemory(size_t size, int device) : size_(size), device_(device), process_(getpid()) {
   if (size == 0) return;
+  const OnDevice on_device(device);
   void* const memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw Failure("the system has no " + std::to_string(size) + " bytes of memory");
   PreferNode(memory, size, NumaNodeOf(device));
@@ -71,9 +72,13 @@ PinnedMemory::PinnedMemory(size_t size, int device) : size_(size), process_(getp
 PinnedMemory::~PinnedMemory() {
   // A forked child has neither the memory nor the device.
   if (data_ == nullptr || process_ != getpid()) return;
-  // At the exit of the process the device may be gone already; the memory is unlocked then.
-  cudaHostUnregister(data_);
-  cudaGetLastError();
+  try {
+    const OnDevice on_device(device_);
+    cudaHostUnregister(data_);
+    cudaGetLastError();
+  } catch (const Failure&) {
+    // At the exit of the process the device may be gone already; the memory is unlocked then.
+  }
   munmap(data_, size_);
 }
 

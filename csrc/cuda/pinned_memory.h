@@ -23,6 +23,7 @@ class PinnedMemory {
  private:
   char* data_ = nullptr;
   size_t size_;
+  int device_;
   int process_;
 };
 

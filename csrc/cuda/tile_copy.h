@@ -59,10 +59,20 @@ TRACKCKPT_DEVICE uint32_t CopyUnits(char* to, const char* from, uint32_t n, uint
   const uint32_t count = n / sizeof(Unit);
   auto* const target = reinterpret_cast<Unit*>(to);
   const auto* const source = reinterpret_cast<const Unit*>(from);
-#ifdef __CUDA_ARCH__
-#pragma unroll 4
-#endif
-  for (uint32_t i = thread; i < count; i += num_threads) target[i] = source[i];
+  // Four loads are under way before the first is waited for. A compiler does not do that by itself: for all it knows,
+  // the first store might change what is loaded next.
+  uint32_t i = thread;
+  for (; i < count && count - i > 3 * num_threads; i += 4 * num_threads) {
+    const Unit first = source[i];
+    const Unit second = source[i + num_threads];
+    const Unit third = source[i + 2 * num_threads];
+    const Unit fourth = source[i + 3 * num_threads];
+    target[i] = first;
+    target[i + num_threads] = second;
+    target[i + 2 * num_threads] = third;
+    target[i + 3 * num_threads] = fourth;
+  }
+  for (; i < count; i += num_threads) target[i] = source[i];
   return count * static_cast<uint32_t>(sizeof(Unit));
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,14 @@ HARNESS = """
 #include <vector>
 #include "cuda/pack.h"
 #include "cuda/piece_copy.h"
+#include "cuda/status.h"
 
 using namespace trackckpt::cuda;
 
-namespace { int num_copies = 0; }
+namespace { int num_copies = 0; int current = 0; }
 
-cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { *device = current; return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { current = device; return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorName(cudaError_t) { return ""; }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
@@ -85,6 +87,23 @@ extern "C" int copy(int how, const int64_t* columns, int64_t count, char* memory
   if (how == 2) copy.Snapshot(memory, given, nullptr);
   return num_copies;
 }
+"""
+
+HARNESS += """
+// The current device meanwhile and afterwards, as two digits.
+extern "C" int visit(int before, int device) {
+  current = before;
+  int meanwhile;
+  {
+    const OnDevice on_device(device);
+    meanwhile = current;
+  }
+  return 10 * meanwhile + current;
+}
+"""
+
+DRIVER = """
+extern "C" int cuDevicePrimaryCtxGetState(int device, unsigned*, int* active) { *active = device == 3; return 0; }
 """
 
 pytestmark = pytest.mark.skipif(COMPILER is None or not SOURCES.exists(), reason="needs a C++ compiler and the sources")
@@ -169,3 +188,23 @@ def test_many_small_tensors_need_one_copy_and_large_ones_one_each(library: ctype
     assert Tensors([MIB, 2 * MIB], [0, 1]).copy(library, 0) == 2
     assert Tensors([1000] * 10 + [MIB] + [1000] * 10, list(range(21))).copy(library, 0) == 4
     assert Tensors([1000], [0]).copy(library, 0) == 1
+
+
+def test_a_thread_goes_back_to_the_device_that_it_came_from_unless_the_process_has_not_used_that(
+    library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    """To begin with a device takes some hundred MiB of its memory."""
+    assert library.visit(2, 2) == 22
+    # Nothing tells which devices are in use.
+    assert library.visit(3, 5) == 55
+    (tmp_path / "driver.cpp").write_text(DRIVER)
+    flags = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([str(COMPILER), *flags, "driver.cpp", "-o", "driver.so"], cwd=tmp_path, check=True)
+    script = f"""
+import ctypes
+ctypes.CDLL({str(tmp_path / "driver.so")!r}, ctypes.RTLD_GLOBAL)
+library = ctypes.CDLL({library._name!r})
+print(library.visit(3, 5), library.visit(0, 5))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["53", "55"]

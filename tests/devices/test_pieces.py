@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,6 +120,28 @@ def test_tensors_that_share_memory_are_found(placed: list[tuple[int, int]], shar
         np.array([address for address, _ in placed], dtype=np.int64),
     )
     assert sharing_memory(rows) == shared
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "overlaps"),
+    [
+        ((3, 4), (4, 1), False),
+        ((4, 3), (1, 4), False),
+        ((3, 4), (10, 2), False),
+        ((1, 4), (0, 1), False),
+        ((3, 4), (0, 1), True),
+        # A sliding window.
+        ((5, 3), (1, 1), True),
+        ((5, 3), (2, 1), True),
+        ((2, 2, 2), (3, 2, 1), True),
+        ((2, 2, 2), (4, 2, 1), False),
+    ],
+)
+def test_a_tensor_whose_elements_may_lie_on_each_other_shares_its_own_memory(
+    shape: tuple[int, ...], strides: tuple[int, ...], overlaps: bool
+) -> None:
+    rows = DeviceRows(0, np.array([3]), np.array([4 * math.prod(shape)]), np.array([0]), {3: (shape, strides)})
+    assert sharing_memory(rows) == ([3] if overlaps else [])
 
 
 def test_gaps_count_as_memory_and_an_expanded_tensor_shares_its_own() -> None:

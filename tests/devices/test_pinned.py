@@ -6,6 +6,8 @@ import logging
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from simulated_device import Memory
 
 from torch_trackckpt.devices.pinned import PageableMemory, PinnedPool
@@ -104,3 +106,62 @@ def test_an_interrupt_at_the_wrong_moment_costs_no_budget() -> None:
         pass
     with pool.taking(4, 256, Driver()) as blocks:
         assert len(blocks) == 4
+
+
+def test_what_is_kept_for_an_owner_is_there_until_other_memory_takes_its_place() -> None:
+    pool, driver = PinnedPool(1024), Driver()
+    assert pool.kept(0) is None
+    first = pool.keep(0, 10_000, driver)
+    pool.keep(1, 500, driver)
+    assert pool.kept(0) is first
+    assert pool.num_bytes == 10_500
+    pool.keep(0, 20_000, driver)
+    assert pool.num_bytes == 20_500
+    pool.release()
+    assert (pool.kept(0), pool.num_bytes) == (None, 0)
+
+
+def test_a_bound_is_for_blocks_and_what_is_kept_together() -> None:
+    pool, driver = PinnedPool(1024), Driver()
+    pool.bound(1000)
+    with pool.taking(3, 250, driver):
+        # Beside blocks that are in use there is no room for it.
+        assert isinstance(pool.keep(0, 500, driver), PageableMemory)
+    assert pool.num_bytes == 750
+    assert isinstance(pool.keep(0, 600, driver), Memory)
+    assert pool.num_bytes == 850
+    with pool.taking(3, 250, driver) as blocks:
+        assert len(blocks) == 1
+        assert pool.num_bytes == 850
+    assert isinstance(pool.keep(1, 500, driver), PageableMemory)
+
+
+def test_another_bound_gives_back_what_is_kept() -> None:
+    pool, driver = PinnedPool(1024), Driver()
+    pool.keep(0, 10_000, driver)
+    pool.bound(5000)
+    assert (pool.kept(0), pool.num_bytes) == (None, 0)
+    assert isinstance(pool.keep(0, 10_000, driver), PageableMemory)
+    pool.bound(None)
+    assert isinstance(pool.keep(0, 10_000, driver), Memory)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["keep", "take", "bound"]), st.integers(0, 2), st.sampled_from([100, 250, 900])),
+        max_size=30,
+    )
+)
+def test_there_is_never_more_than_the_bound_and_one_block(steps: list[tuple[str, int, int]]) -> None:
+    pool, driver, bound = PinnedPool(1024), Driver(), 1000
+    pool.bound(bound)
+    for what, number, num_bytes in steps:
+        if what == "keep":
+            pool.keep(number, num_bytes, driver)
+        elif what == "take":
+            with pool.taking(1 + number, num_bytes, driver):
+                assert pool.num_bytes <= bound + num_bytes
+        else:
+            bound = num_bytes
+            pool.bound(bound)
+        assert pool.num_bytes <= bound + 900

@@ -171,6 +171,15 @@ def test_many_small_values_land_together(prefix: Path) -> None:
     assert landed(plan, 5000, LEAST, 2) == [value.numpy().tobytes() for value in values.values()]
 
 
+def test_tiny_values_take_more_room_where_they_land_than_in_the_file(prefix: Path) -> None:
+    values = {f"{i:06}": torch.tensor([float(i)]) for i in range(140_000)}
+    reader = stored(prefix, values)
+    table = TensorTable([torch.zeros(1) for _ in values], TYPES)
+    plan = RowPlan(reader, list(values), table, range(len(values)))
+    found = landed(plan, len(values), LEAST, 2)
+    assert found == [value.numpy().tobytes() for value in values.values()]
+
+
 def test_without_room_nothing_lands(prefix: Path) -> None:
     values = {"a": torch.rand(1000)}
     reader = stored(prefix, values)

@@ -367,7 +367,8 @@ def test_a_value_of_one_chunk_is_never_half_written(prefix: str, damage: Damage)
     damage(prefix, key("b"))
     live = {"a": torch.zeros(4), "b": torch.zeros(MIB // 4), "c": torch.zeros(4)}
     with pytest.raises(DataLossError) as caught:
-        Checkpoint(**live).read(prefix)
+        # With several threads the last value may be there before the damage is found.
+        Checkpoint(**live).read(prefix, CheckpointOptions(num_threads=1))
     assert [line.strip() for line in str(caught.value).splitlines()[2:]] == ["(root).a"]
     assert torch.equal(live["a"], torch.ones(4))
     assert not live["b"].any()
@@ -381,7 +382,7 @@ def test_a_damaged_value_that_was_staged_is_not_among_the_overwritten(prefix: st
     damage(prefix, key("b"))
     live = {"a": torch.zeros(4), "b": torch.zeros(2 * MIB // 2)[::2], "c": torch.zeros(8)[::2]}
     with pytest.raises(DataLossError) as caught:
-        Checkpoint(**live).read(prefix)
+        Checkpoint(**live).read(prefix, CheckpointOptions(num_threads=1))
     assert [line.strip() for line in str(caught.value).splitlines()[2:]] == ["(root).a"]
     assert not live["b"].any()
     assert not live["c"].any()

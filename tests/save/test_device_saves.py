@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from simulated_device import DeviceFailedError, SimulatedDevices, SimulatedLink, sleeping
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, load_checkpoint
+from torch_trackckpt.devices.link import HostMemory
+from torch_trackckpt.devices.pieces import Window
 from torch_trackckpt.save import drain
 from torch_trackckpt.save.staging import StagingBuffer
 
@@ -248,8 +250,10 @@ def test_a_copy_on_the_device_needs_room_and_leave(tmp_path: Path, link: Simulat
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("failing", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("mode", "failing"),
+    [*((mode, 0) for mode in MODES), *((mode, copy) for mode in ("synchronous", "on the device") for copy in (1, 7))],
+)
 def test_a_device_that_fails_leaves_no_checkpoint_and_what_was_there(
     mode: str, failing: int, tmp_path: Path, link: SimulatedLink
 ) -> None:
@@ -266,11 +270,6 @@ def test_a_device_that_fails_leaves_no_checkpoint_and_what_was_there(
 
     link._delay = fail
     weight += 1
-    num_copies = {"synchronous": 8, "on the device": 8}.get(mode, 1)
-    if failing >= num_copies:
-        checkpoint.write(tmp_path / "ckpt", MODES[mode])
-        checkpoint.sync()
-        return
 
     def save() -> None:
         checkpoint.write(tmp_path / "ckpt", MODES[mode])
@@ -279,6 +278,43 @@ def test_a_device_that_fails_leaves_no_checkpoint_and_what_was_there(
     with pytest.raises(DeviceFailedError):
         save()
     assert files(tmp_path) == before
+
+
+def test_a_device_that_fails_at_a_late_copy_leaves_no_checkpoint_and_lets_the_step_go_on(
+    tmp_path: Path, link: SimulatedLink
+) -> None:
+    training = Training(link, tmp_path)
+
+    def fail(number: int) -> None:
+        if number > 0:
+            raise ValueError("broken")
+
+    link._delay = fail
+    training.checkpoint.write(tmp_path / "ckpt", OVERLAPPED)
+    training.forward()
+    training.step()
+    with pytest.raises(DeviceFailedError):
+        training.checkpoint.sync()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_interrupt_before_there_is_a_ticket_frees_no_memory_that_is_still_written_to(
+    tmp_path: Path, link: SimulatedLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.arange(2000.0)
+    checkpoint = on_simulated(Checkpoint(values={"weight": weight}), SimulatedDevices([link], [[weight]]))
+    begin = link.to_host
+    link._delay = sleeping(0.1)
+
+    def interrupted(window: Window, memory: HostMemory) -> NoReturn:
+        begin(window, memory)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(link, "to_host", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path / "ckpt", SYNC)
+    assert not link.is_copying
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -319,12 +355,25 @@ def test_memory_for_copies_is_kept_from_save_to_save(tmp_path: Path, link: Simul
     weight = torch.zeros(100_000)
     checkpoint = on_simulated(Checkpoint(values={"weight": weight}), SimulatedDevices([link], [[weight]]))
     checkpoint.prewarm(FIRST)
-    num_bytes = checkpoint._own.staging.num_bytes
+    num_bytes = checkpoint._own.devices.pool.num_bytes
     assert weight.nbytes <= num_bytes <= weight.nbytes + (2 << 20)
     for _ in range(3):
         checkpoint.write(tmp_path / "ckpt", FIRST)
         checkpoint.sync()
-    assert checkpoint._own.staging.num_bytes == num_bytes
+    assert checkpoint._own.devices.pool.num_bytes == num_bytes
+
+
+def test_memory_for_copies_on_devices_and_their_way_to_the_host_is_taken_before_the_first_save(
+    tmp_path: Path, link: SimulatedLink
+) -> None:
+    weight = torch.zeros(100_000)
+    checkpoint = on_simulated(Checkpoint(values={"weight": weight}), SimulatedDevices([link], [[weight]]))
+    checkpoint.prewarm(MODES["on the device"])
+    num_bytes = checkpoint._own.devices.pool.num_bytes
+    assert num_bytes == 2 * drain.BLOCK_BYTES
+    checkpoint.write(tmp_path / "ckpt", MODES["on the device"])
+    checkpoint.sync()
+    assert checkpoint._own.devices.pool.num_bytes == num_bytes
 
 
 def test_page_locked_memory_can_be_bounded_and_given_back(tmp_path: Path, link: SimulatedLink) -> None:

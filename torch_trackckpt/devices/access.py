@@ -11,7 +11,7 @@ from torch_trackckpt import _native
 from torch_trackckpt.devices.cuda import find_links
 from torch_trackckpt.devices.link import Link, Links
 from torch_trackckpt.devices.pieces import DeviceRows
-from torch_trackckpt.devices.pinned import BUDGET_BYTES, PinnedPool
+from torch_trackckpt.devices.pinned import PinnedPool
 
 __all__ = ["Devices"]
 
@@ -28,8 +28,6 @@ class Devices:
         self._links: Links | None = None
         self._has_looked = False
         self.pool = PinnedPool()
-        self.max_copy_bytes: int | None = None
-        """How large page-locked memory for copies of all values may be; None for as large as they are."""
         self.lock = threading.Lock()
         """To be held while something is asked of a link: threads take turns."""
 
@@ -62,11 +60,6 @@ class Devices:
         """
         for of_device in rows:
             self.link(of_device.device).check()
-
-    def limit(self, max_bytes: int | None) -> None:
-        """Says how much page-locked memory there may be, for blocks as for copies; None for the usual."""
-        self.pool.budget = BUDGET_BYTES if max_bytes is None else max_bytes
-        self.max_copy_bytes = max_bytes
 
     def follow(self, rows: Sequence[DeviceRows]) -> None:
         """Has the copies of these tensors come after what the program has asked of their devices so far."""

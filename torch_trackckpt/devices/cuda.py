@@ -7,10 +7,11 @@ are no links, and torch copies tensors one by one.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,9 @@ _logger = logging.getLogger("torch_trackckpt")
 
 LEAST_CAPABILITY = (8, 0)
 """What csrc/cuda/CMakeLists.txt builds for at least."""
+
+_RELAXED = 2
+"""The mode in which a thread is not concerned by the graph that another one captures."""
 
 _SCRATCH_BYTES = 8 << 20
 """Device memory in which small tensors gather."""
@@ -117,19 +121,39 @@ class CudaLink:
         self._in_flight: collections.deque[_InFlight] = collections.deque()
 
     def check(self) -> None:
-        self._check_not_recording()
+        with self._at_device():
+            self._check_not_recording()
 
     def follow(self) -> None:
-        self._check_not_recording()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with self._at_device():
+            self._check_not_recording()
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def to_host(self, window: Window, memory: HostMemory) -> Ticket:
         copy = self._copy(Pieces.of(window))
-        return self._begin(copy, copy.to_host, window, memory)
+        with self._at_device():
+            return self._begin(copy, copy.to_host, window, memory)
 
     def from_host(self, window: Window, memory: HostMemory) -> Ticket:
         copy = self._copy(Pieces.of(window))
-        return self._begin(copy, copy.from_host, window, memory)
+        with self._at_device():
+            return self._begin(copy, copy.from_host, window, memory)
+
+    def settle(self) -> None:
+        with contextlib.suppress(RuntimeError), self._at_device():
+            self._stream.synchronize()
+
+    @contextlib.contextmanager
+    def _at_device(self) -> Iterator[None]:
+        """For what is asked of the driver: it concerns this device, whatever the current one of the thread is, and no
+        graph that another thread captures. A thread that has not asked for a device yet would make itself at home on
+        the first one."""
+        mode = self._module.exchange_capture_mode(_RELAXED)
+        try:
+            with torch.cuda.device(self._device):
+                yield
+        finally:
+            self._module.exchange_capture_mode(mode)
 
     def _begin(
         self,
@@ -142,14 +166,18 @@ class CudaLink:
         needed = (copy, description, scratch, window, memory)
         try:
             begin(memory.address, scratch.data_ptr(), scratch.nbytes, description.data_ptr(), self._stream.cuda_stream)
-            return _CudaTicket(self._remember(self._stream, *needed), self._device)
+            return _CudaTicket(self._remember(self._stream, *needed), self)
         except BaseException:
             # Some of it may have begun, and needs its memory.
             self._stream.synchronize()
             raise
 
     def snapshot(self, rows: DeviceRows, max_bytes: int) -> DeviceRows | None:
-        self._check_not_recording()
+        with self._at_device():
+            self._check_not_recording()
+            return self._snapshot(rows, max_bytes)
+
+    def _snapshot(self, rows: DeviceRows, max_bytes: int) -> DeviceRows | None:
         spans = -(-rows.sizes // ALIGNMENT) * ALIGNMENT
         num_bytes = int(spans.sum())
         if num_bytes > min(max_bytes, self._free_bytes()):
@@ -168,7 +196,8 @@ class CudaLink:
         return dataclasses.replace(rows, addresses=memory.data_ptr() + window.offsets, strides={}, owner=memory)
 
     def host_memory(self, num_bytes: int) -> HostMemory:
-        memory: HostMemory = self._module.PinnedMemory(num_bytes, self._device.index)
+        with self._at_device():
+            memory: HostMemory = self._module.PinnedMemory(num_bytes, self._device.index)
         return memory
 
     def _check_not_recording(self) -> None:
@@ -225,13 +254,15 @@ class CudaLink:
 
 
 class _CudaTicket:
-    def __init__(self, in_flight: _InFlight, device: torch.device) -> None:
+    def __init__(self, in_flight: _InFlight, link: CudaLink) -> None:
         self._in_flight = in_flight
-        self._device = device
+        self._link = link
 
     def wait(self) -> None:
-        self._in_flight.event.synchronize()
+        with self._link._at_device():
+            self._in_flight.event.synchronize()
         self._in_flight.needed = ()
 
     def hold_back(self) -> None:
-        torch.cuda.current_stream(self._device).wait_event(self._in_flight.event)
+        with self._link._at_device():
+            torch.cuda.current_stream(self._link._device).wait_event(self._in_flight.event)

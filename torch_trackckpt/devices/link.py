@@ -68,6 +68,9 @@ class Link(Protocol):
             The copies, without gaps; None where they would take more than `max_bytes`, or more than is free.
         """
 
+    def settle(self) -> None:
+        """Returns when nothing that was begun goes on any more, whether it has failed or not."""
+
     def host_memory(self, num_bytes: int) -> HostMemory:
         """Memory of the host that the device reaches by itself.
 

@@ -31,7 +31,7 @@ class DeviceRows:
 
     device: int
     rows: Column
-    """Their numbers in a table."""
+    """Their numbers in a table; ascending, where nothing else is said."""
     sizes: Column
     """The bytes of their elements."""
     addresses: Column
@@ -51,24 +51,34 @@ def sharing_memory(rows: DeviceRows) -> list[int]:
     """The rows whose memory is, or may be, that of another row as well, or twice their own: in which order copies to
     them are made is not known."""
     ends = rows.addresses + rows.sizes
-    expanded = []
+    overlapping = []
     for place, row in enumerate(rows.rows.tolist()):
         if row in rows.strides:
             shape, strides = rows.strides[row]
             item_size = int(rows.sizes[place]) // max(1, math.prod(shape))
             reach = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True) if length)
             ends[place] = rows.addresses[place] + item_size * reach
-            if any(length > 1 and not stride for length, stride in zip(shape, strides, strict=True)):
-                expanded.append(row)
+            if _may_overlap_itself(shape, strides):
+                overlapping.append(row)
     some = np.flatnonzero(rows.sizes)
     order = some[np.argsort(rows.addresses[some], kind="stable")]
     if not len(order):
-        return expanded
+        return overlapping
     reached = np.maximum.accumulate(ends[order])
     begins_anew = np.concatenate([[True], rows.addresses[order][1:] >= reached[:-1]])
     cluster = np.cumsum(begins_anew)
     is_shared = np.bincount(cluster)[cluster] > 1
-    return sorted({*expanded, *rows.rows[order[is_shared]].tolist()})
+    return sorted({*overlapping, *rows.rows[order[is_shared]].tolist()})
+
+
+def _may_overlap_itself(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether an element may lie where another one does. It does not if each dimension steps over all smaller ones."""
+    reach = 0
+    for stride, length in sorted((stride, length) for length, stride in zip(shape, strides, strict=True) if length > 1):
+        if stride <= reach:
+            return True
+        reach += (length - 1) * stride
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +123,8 @@ class Pieces:
         rows = window.rows.rows[some]
         layout_of = np.full(len(some), -1)
         layouts = np.zeros((0, 2 + 2 * MAX_RANK), dtype=np.int64)
-        strided = [place for place, row in enumerate(rows.tolist()) if row in window.rows.strides]
-        if strided:
+        strided = np.flatnonzero(np.isin(rows, list(window.rows.strides)))
+        if len(strided):
             layout_of[strided] = np.arange(len(strided))
             numbers = rows[strided].tolist()
             sizes = window.rows.sizes[some][strided].tolist()

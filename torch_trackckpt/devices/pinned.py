@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from torch_trackckpt.devices.link import HostMemory
 
-__all__ = ["BUDGET_BYTES", "PageableMemory", "PinnedPool"]
+__all__ = ["BLOCK_BUDGET_BYTES", "PageableMemory", "PinnedPool"]
 
 _logger = logging.getLogger("torch_trackckpt")
 
-BUDGET_BYTES = 256 << 20
-"""What a pool holds at most, unless it is told otherwise."""
+BLOCK_BUDGET_BYTES = 256 << 20
+"""What the blocks of a pool take at most, unless it is told otherwise."""
 
 
 class PageableMemory:
@@ -32,24 +32,36 @@ class PageableMemory:
 
 
 class PinnedPool:
-    """Blocks of memory. Several threads may use one pool.
+    """Blocks of memory that are used in turn, and memory that is kept. Several threads may use one pool.
 
     Args:
-        budget: how many bytes it may hold, in use or not. A single user may have one block that is larger.
+        block_bytes: how much the blocks may take together, in use or not, where `bound` says nothing else. A single
+            user may have one block that is larger.
     """
 
-    def __init__(self, budget: int = BUDGET_BYTES) -> None:
-        self.budget = budget
+    def __init__(self, block_bytes: int = BLOCK_BUDGET_BYTES) -> None:
+        self._block_budget = block_bytes
+        self._bound: int | None = None
         self._free: list[HostMemory] = []
         self._taken_bytes = 0
+        self._kept: dict[int, HostMemory] = {}
         self._has_refused = False
         self._changed = threading.Condition()
 
     @property
     def num_bytes(self) -> int:
-        """How much it holds, in use or not."""
+        """How much page-locked memory it holds, in use or not."""
         with self._changed:
-            return self._taken_bytes + sum(block.nbytes for block in self._free)
+            return self._taken_bytes + _locked(self._free) + _locked(self._kept.values())
+
+    def bound(self, max_bytes: int | None) -> None:
+        """Says how much page-locked memory of either kind there may be together; None for any amount that is kept."""
+        with self._changed:
+            if max_bytes != self._bound:
+                self._bound = max_bytes
+                # Who has use for it takes it again, as the new bound has it.
+                self._kept.clear()
+                self._trim()
 
     @contextlib.contextmanager
     def taking(self, count: int, num_bytes: int, allocate: Callable[[int], HostMemory]) -> Iterator[list[HostMemory]]:
@@ -60,36 +72,67 @@ class PinnedPool:
             num_bytes: the size of each.
             allocate: makes one. What it raises as ``RuntimeError`` is logged once, and ordinary memory is used.
         """
-        count = min(count, max(1, self.budget // num_bytes))
-        wanted = count * num_bytes
         blocks: list[HostMemory] = []
         taken = 0
         try:
             with self._changed:
-                self._changed.wait_for(lambda: not self._taken_bytes or self._taken_bytes + wanted <= self.budget)
+                count = min(count, max(1, self._budget // num_bytes))
+                wanted = count * num_bytes
+                self._changed.wait_for(lambda: not self._taken_bytes or self._taken_bytes + wanted <= self._budget)
                 taken = wanted
                 self._taken_bytes += wanted
                 blocks = [block for block in self._free if block.nbytes == num_bytes][:count]
-                # Others stay as far as there is room.
-                kept = [block for block in self._free if block not in blocks]
-                while kept and self._taken_bytes + sum(block.nbytes for block in kept) > self.budget:
-                    kept.pop(0)
-                self._free = kept
-            blocks += [self.allocated(num_bytes, allocate) for _ in range(count - len(blocks))]
+                self._free = [block for block in self._free if block not in blocks]
+                self._trim()
+            blocks += [self._allocated(num_bytes, allocate) for _ in range(count - len(blocks))]
             yield blocks
         finally:
             with self._changed:
                 self._taken_bytes -= taken
                 self._free += blocks
+                self._trim()
                 self._changed.notify_all()
 
-    def release(self) -> None:
-        """Gives back what is not in use."""
+    def kept(self, owner: int) -> HostMemory | None:
+        """What is kept for an owner."""
         with self._changed:
+            return self._kept.get(owner)
+
+    def keep(self, owner: int, num_bytes: int, allocate: Callable[[int], HostMemory]) -> HostMemory:
+        """Memory that is kept in place of what was before; ordinary memory where the bound has no room for other, or
+        after a refusal."""
+        with self._changed:
+            # The old memory goes first: there is never twice as much.
+            self._kept.pop(owner, None)
+            there = self._taken_bytes + _locked(self._kept.values())
+            has_room = self._bound is None or there + num_bytes <= self._bound
+            if has_room:
+                self._trim(num_bytes)
+        memory = self._allocated(num_bytes, allocate) if has_room else PageableMemory(num_bytes)
+        with self._changed:
+            self._kept[owner] = memory
+        return memory
+
+    def release(self) -> None:
+        """Gives back what is kept, and the blocks that are not in use."""
+        with self._changed:
+            self._kept.clear()
             self._free.clear()
 
-    def allocated(self, num_bytes: int, allocate: Callable[[int], HostMemory]) -> HostMemory:
-        """Memory that is not the pool's, and that its budget does not know of; ordinary memory after a refusal."""
+    @property
+    def _budget(self) -> int:
+        """How much blocks may take."""
+        if self._bound is None:
+            return self._block_budget
+        return min(self._block_budget, max(0, self._bound - _locked(self._kept.values())))
+
+    def _trim(self, coming: int = 0) -> None:
+        """Gives back free blocks that are too much, or will be when so much more is kept; but for a last one."""
+        budget = self._budget if self._bound is None else self._budget - coming
+        while self._free and self._taken_bytes + _locked(self._free) > max(budget, self._free[-1].nbytes):
+            self._free.pop(0)
+
+    def _allocated(self, num_bytes: int, allocate: Callable[[int], HostMemory]) -> HostMemory:
         if not self._has_refused:
             try:
                 return allocate(num_bytes)
@@ -101,3 +144,7 @@ class PinnedPool:
                     error,
                 )
         return PageableMemory(num_bytes)
+
+
+def _locked(blocks: Iterable[HostMemory]) -> int:
+    return sum(block.nbytes for block in blocks if not isinstance(block, PageableMemory))

@@ -6,8 +6,8 @@ file system and the bus work at the same time, and there is never a copy of the 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -45,34 +45,30 @@ def read_landing(
     with devices.pool.taking(2, BLOCK_BYTES, link.host_memory) as blocks:
         on_their_way: list[list[Ticket]] = [[] for _ in blocks]
         try:
-            number = 0
-            while True:
-                tickets = on_their_way[number % len(blocks)]
-                while tickets:
-                    tickets[0].wait()
-                    tickets.pop(0)
-                block = blocks[number % len(blocks)]
+            for block, tickets in itertools.cycle(zip(blocks, on_their_way, strict=True)):
+                _wait_for(tickets)
                 num_bytes, *landed = read_some(block.address, block.nbytes)
                 if not num_bytes:
                     break
-                _send(rows, [np.array(column, dtype=np.int64) for column in landed], block, devices, tickets)
+                tickets += _send(rows, [np.array(column, dtype=np.int64) for column in landed], block, devices)
                 tell(num_bytes)
-                number += 1
             for tickets in on_their_way:
-                while tickets:
-                    tickets[0].wait()
-                    tickets.pop(0)
-        finally:
-            # Nobody else may have the blocks while something still goes on from them.
-            for ticket in (ticket for tickets in on_their_way for ticket in tickets):
-                with contextlib.suppress(RuntimeError):
-                    ticket.wait()
+                _wait_for(tickets)
+        except BaseException:
+            # Nobody else may have the blocks while something still goes on from them, even if an interrupt came before
+            # there was a ticket for it.
+            for of_device in rows:
+                devices.link(of_device.device).settle()
+            raise
 
 
-def _send(
-    rows: Sequence[DeviceRows], landed: list[Column], block: HostMemory, devices: Devices, tickets: list[Ticket]
-) -> None:
-    """Sends what has landed to its devices, and adds the tickets as they come."""
+def _wait_for(tickets: list[Ticket]) -> None:
+    while tickets:
+        tickets.pop().wait()
+
+
+def _send(rows: Sequence[DeviceRows], landed: list[Column], block: HostMemory, devices: Devices) -> Iterator[Ticket]:
+    """Sends what has landed to its devices."""
     landed_rows, begins, sizes, offsets = landed
     for of_device in rows:
         here = np.flatnonzero(np.isin(landed_rows, of_device.rows))
@@ -81,4 +77,5 @@ def _send(
         places = np.searchsorted(of_device.rows, landed_rows[here])
         window = Window(of_device.at(places), 0, begins[here], sizes[here], offsets[here])
         with devices.lock:
-            tickets.append(devices.link(of_device.device).from_host(window, block))
+            ticket = devices.link(of_device.device).from_host(window, block)
+        yield ticket

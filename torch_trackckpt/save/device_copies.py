@@ -18,7 +18,6 @@ import numpy as np
 from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.devices.link import HostMemory, Ticket
 from torch_trackckpt.devices.pieces import ALIGNMENT, Column, DeviceRows, Window, windows
-from torch_trackckpt.devices.pinned import PageableMemory
 
 __all__ = ["DeviceCopier", "DeviceCopies"]
 
@@ -45,7 +44,7 @@ class DeviceCopies:
 
 
 class DeviceCopier:
-    """Makes copies of all values on devices, one save after the other; the memory is kept.
+    """Makes copies of all values on devices, one save after the other; the pool keeps the memory.
 
     Args:
         devices: the links to devices.
@@ -53,14 +52,6 @@ class DeviceCopier:
 
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
-        self._memory: dict[int, HostMemory] = {}
-        self._limit: int | None = None
-        """The bound that the memory was taken under."""
-
-    @property
-    def num_bytes(self) -> int:
-        """How much memory of the host it holds on to."""
-        return sum(memory.nbytes for memory in self._memory.values())
 
     def copy(self, rows: Sequence[DeviceRows], later: Sequence[int], max_device_bytes: int) -> DeviceCopies:
         """Copies of these tensors; they are good until the next call.
@@ -111,28 +102,13 @@ class DeviceCopier:
     def _room_for(self, rows: DeviceRows) -> tuple[HostMemory, Window]:
         """Memory for all of these tensors, and their places in it."""
         num_bytes = int((-(-rows.sizes // ALIGNMENT) * ALIGNMENT).sum())
-        if self._limit != self._devices.max_copy_bytes:
-            self._memory.clear()
-            self._limit = self._devices.max_copy_bytes
-        memory = self._memory.get(rows.device)
+        pool = self._devices.pool
+        memory = pool.kept(rows.device)
         if memory is None or not num_bytes <= memory.nbytes <= max(2 * num_bytes, num_bytes + SLACK_BYTES):
-            # The old memory goes first: there are never two copies of a checkpoint.
-            memory = None
-            self._memory.pop(rows.device, None)
-            memory = self._allocated(num_bytes + SLACK_BYTES, rows.device)
-            self._memory[rows.device] = memory
+            del memory
+            memory = pool.keep(rows.device, num_bytes + SLACK_BYTES, self._devices.link(rows.device).host_memory)
         (whole,) = windows(rows, max(ALIGNMENT, num_bytes))
         return memory, whole
-
-    def _allocated(self, num_bytes: int, device: int) -> HostMemory:
-        limit = self._devices.max_copy_bytes
-        if limit is not None and num_bytes > limit:
-            return PageableMemory(num_bytes)
-        return self._devices.pool.allocated(num_bytes, self._devices.link(device).host_memory)
-
-    def release(self) -> None:
-        """Lets go of the memory."""
-        self._memory.clear()
 
 
 SLACK_BYTES = 1 << 20

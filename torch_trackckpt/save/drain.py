@@ -21,7 +21,7 @@ from torch_trackckpt.devices.pieces import Column, DeviceRows, Window, windows
 if TYPE_CHECKING:
     from torch_trackckpt.save.plan import SavePlan
 
-__all__ = ["BLOCK_BYTES", "Parts", "drain"]
+__all__ = ["BLOCK_BYTES", "Parts", "drain", "take_blocks"]
 
 BLOCK_BYTES = 16 << 20
 """How much arrives at once. A bus takes a third of a millisecond for it, and a copy begins in some microseconds."""
@@ -40,25 +40,24 @@ class Parts:
     """Where these are now."""
 
 
-def drain(plan: SavePlan, run: Column, of_device: DeviceRows, devices: Devices) -> Generator[Parts]:
+def drain(plan: SavePlan, run: Column, addresses: Column, of_device: DeviceRows, devices: Devices) -> Generator[Parts]:
     """Rows of a plan in their order, as they arrive. What is yielded is good until the next is asked for.
 
     Args:
         plan: the plan.
         run: rows on one device, and plain ones between them.
+        addresses: where the values of all rows of the plan are.
         of_device: all rows of the device.
         devices: the links; they have followed the program since the rows got their values.
 
     Raises:
         RuntimeError: the device has failed.
     """
-    order = np.argsort(of_device.rows, kind="stable")
-    places = np.minimum(np.searchsorted(of_device.rows, run, sorter=order), len(order) - 1)
-    is_on_device = of_device.rows[order[places]] == run
-    arriving = np.flatnonzero(is_on_device)
-    addresses: Column = np.array(plan.table.addresses(), dtype=np.int64)[run]
+    places = np.minimum(np.searchsorted(of_device.rows, run), len(of_device.rows) - 1)
+    arriving = np.flatnonzero(of_device.rows[places] == run)
+    addresses = addresses[run]
     done = 0
-    with contextlib.closing(_arrivals(of_device.at(order[places[arriving]]), devices)) as arrivals:
+    with contextlib.closing(_arrivals(of_device.at(places[arriving]), devices)) as arrivals:
         for window, address in arrivals:
             here = arriving[window.first : window.first + len(window.begins)]
             is_last = window.first + len(window.begins) == len(arriving) and _is_complete(window)
@@ -74,6 +73,12 @@ def drain(plan: SavePlan, run: Column, of_device: DeviceRows, devices: Devices) 
             parts.sizes[here - begin] = window.sizes
             parts.addresses[here - begin] = address + window.offsets
             yield parts
+
+
+def take_blocks(device: int, num_threads: int, devices: Devices) -> None:
+    """Has the memory be there that so many threads will need."""
+    with devices.pool.taking(2 * num_threads, BLOCK_BYTES, devices.link(device).host_memory):
+        pass
 
 
 def _is_complete(window: Window) -> bool:
@@ -95,11 +100,11 @@ def _arrivals(rows: DeviceRows, devices: Devices) -> Generator[tuple[Window, int
                     yield _arrived(arriving)
             while arriving:
                 yield _arrived(arriving)
-        finally:
-            # Nobody else may have the blocks while something still arrives in them.
-            for _, _, ticket in arriving:
-                with contextlib.suppress(RuntimeError):
-                    ticket.wait()
+        except BaseException:
+            # Nobody else may have the blocks while something still arrives in them, even if an interrupt came before
+            # there was a ticket for it.
+            link.settle()
+            raise
 
 
 def _arrived(arriving: collections.deque[tuple[Window, HostMemory, Ticket]]) -> tuple[Window, int]:

@@ -85,6 +85,7 @@ class LateCopy:
         copy: what copies them.
         num_threads: how many threads copy when somebody waits for it.
         tickets: copies from devices, which have begun.
+        held: what these copies need, for as long as they go on: a step may give its tensors other memory.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class LateCopy:
         copy: _native.TensorCopy,
         num_threads: int,
         tickets: Sequence[Ticket] = (),
+        held: Sequence[object] = (),
     ) -> None:
         self._keys = keys
         self._table: _native.TensorTable | None = table
         self._copy: _native.TensorCopy | None = copy
         self._num_threads = num_threads
         self._tickets = tickets
+        self._held = held
         self._changed: list[int] = []
         self._is_given_up = False
         self._lock = threading.Lock()
@@ -128,6 +131,7 @@ class LateCopy:
         self.hasten()
         for ticket in self._tickets:
             ticket.wait()
+        self._held = ()
         self.check(is_last=False)
 
     def hasten(self) -> None:

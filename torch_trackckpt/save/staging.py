@@ -26,7 +26,7 @@ from torch_trackckpt.bundle.memory import PLAIN_TYPES, row_major, takes_file_byt
 from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.devices.pieces import ALIGNMENT, Column
 from torch_trackckpt.save.device_copies import DeviceCopier, DeviceCopies
-from torch_trackckpt.save.drain import Parts, drain
+from torch_trackckpt.save.drain import Parts, drain, take_blocks
 from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.plan import SavePlan, WriteItem
 from torch_trackckpt.save.unchanged import check_unchanged
@@ -105,6 +105,7 @@ def stage(
     rows = plan.shards[shard]
     kinds = _with_small_neighbours(_kinds(plan)[rows], plan.sizes[rows])
     begins = np.flatnonzero(np.diff(kinds, prepend=_NONE))
+    addresses = np.array(plan.table.addresses() if plan.devices else (), dtype=np.int64)
     for kind, run in zip(kinds[begins].tolist(), np.split(rows, begins)[1:], strict=True):
         if kind == _PLAIN:
             for batch in _cut(run, plan.sizes, batch_bytes):
@@ -116,8 +117,9 @@ def stage(
                     yield Batch(int(plan.sizes[batch].sum()), items=tuple(map(_staged, items)))
         else:
             assert devices is not None
-            for parts in drain(plan, run, plan.devices[kind], devices):
-                yield Batch(int(parts.sizes.sum()), parts=parts)
+            with contextlib.closing(drain(plan, run, addresses, plan.devices[kind], devices)) as arrivals:
+                for parts in arrivals:
+                    yield Batch(int(parts.sizes.sum()), parts=parts)
 
 
 _PLAIN, _OTHER, _NONE = -1, -2, -3
@@ -165,12 +167,13 @@ class StagingBuffer:
 
     def __init__(self, devices: Devices | None = None) -> None:
         self._memory = _allocate(0, is_pinned=False)
-        self._device_copier = DeviceCopier(devices or Devices())
+        self._devices = devices or Devices()
+        self._device_copier = DeviceCopier(self._devices)
 
     @property
     def num_bytes(self) -> int:
-        """How much it holds on to."""
-        return self._memory.nbytes + self._device_copier.num_bytes
+        """How much it holds on to, without page-locked memory."""
+        return self._memory.nbytes
 
     def snapshot(
         self, plan: SavePlan, num_threads: int = 1, later: Sequence[int] = (), max_device_bytes: int = 0
@@ -205,12 +208,13 @@ class StagingBuffer:
     def release(self) -> None:
         """Lets go of the memory."""
         self._memory = _allocate(0, is_pinned=False)
-        self._device_copier.release()
 
     def prewarm(self, plan: SavePlan, num_threads: int, max_device_bytes: int = 0) -> None:
         """Makes ready for snapshots of this size: the memory is there, and was touched."""
         with torch.inference_mode(False), torch.no_grad():
-            self._device_copier.copy(plan.devices, (), max_device_bytes)
+            copies = self._device_copier.copy(plan.devices, (), max_device_bytes)
+            for of_device in copies.on_devices:
+                take_blocks(of_device.device, min(num_threads, len(plan.shards)), self._devices)
             offsets = self._make_room(plan)
             self._copy(plan, offsets, self._slots(plan, offsets), num_threads)
 
@@ -271,7 +275,8 @@ class StagingBuffer:
         table = _native.TensorTable(aliases, PLAIN_TYPES)
         on_host = np.flatnonzero(plan.is_plain[list(later)])
         copy = self._native_copy(table, on_host, offsets[list(later)][on_host])
-        return LateCopy([plan.keys[row] for row in later], table, copy, num_threads, copies.tickets)
+        held = [alias for row, alias in zip(later, aliases, strict=True) if not plan.is_plain[row]]
+        return LateCopy([plan.keys[row] for row in later], table, copy, num_threads, copies.tickets, held)
 
     def _relocated(
         self,
