@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import shutil
@@ -30,9 +31,10 @@ import torch
 from torch import nn
 
 import torch_trackckpt as tt
-from torch_trackckpt import _native
+from torch_trackckpt import _native, doctor
 from torch_trackckpt.bundle.memory import PLAIN_TYPES
 from torch_trackckpt.devices.access import Devices
+from torch_trackckpt.devices.cuda import find_links
 from torch_trackckpt.devices.pieces import ALIGNMENT, windows
 
 _SIDE = 4096
@@ -41,18 +43,25 @@ _ROUNDS = 3
 
 @dataclasses.dataclass
 class Figures:
-    """What was measured, printed as it comes."""
+    """What was measured, printed as it comes, and kept in a file after each figure: a session may end at any time."""
 
+    results: Path
     found: dict[str, float] = dataclasses.field(default_factory=dict)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def note(self, name: str, value: float, unit: str, beside: str = "") -> None:
         self.found[name] = value
+        self._keep()
         print(f"{name:60}{value:12.2f} {unit}{beside}", flush=True)
 
     def leave_out(self, name: str, why: BaseException) -> None:
         self.left_out[name] = f"{type(why).__name__}: {why}".splitlines()[0][:120]
+        self._keep()
         print(f"{name:60}  left out: {self.left_out[name]}", flush=True)
+
+    def _keep(self) -> None:
+        self.results.parent.mkdir(parents=True, exist_ok=True)
+        self.results.write_text(json.dumps({"found": self.found, "left_out": self.left_out}, indent=1) + "\n")
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -167,28 +176,55 @@ def stalls(figures: Figures, training: Training, directory: Path) -> None:
         options = tt.CheckpointOptions(**chosen)
         group.prewarm(options)
 
-        def begin(options: tt.CheckpointOptions = options) -> Callable[[], object]:
+        def begin(options: tt.CheckpointOptions = options) -> _Begun:
             group.write(directory / "ckpt", options)
-            return group.sync
+            return _Begun(wait=group.sync)
 
-        _stall(figures, name, training, begin, usual, directory)
+        try:
+            _stall(figures, name, training, begin, usual, directory)
+        except Exception as error:
+            figures.leave_out(f"stall, {name}", error)
 
-    def snapshot() -> Callable[[], object]:
+    group.release_memory()
+
+    def snapshot() -> _Begun:
         kept = [tensor.cpu() for tensor in _tensors(training.state())]
-        return lambda: kept
+        return _Begun(wait=lambda: kept)
 
-    _stall(figures, ".cpu() of every tensor", training, snapshot, usual, directory)
+    _others_stall(figures, ".cpu() of every tensor", training, lambda: snapshot, usual, directory)
+    makes_dcp = functools.partial(_dcp_async, training, directory)
+    _others_stall(figures, "DCP async_save, pinned stager", training, makes_dcp, usual, directory)
+
+
+def _others_stall(
+    figures: Figures,
+    name: str,
+    training: Training,
+    make: Callable[[], Callable[[], _Begun]],
+    usual: float,
+    directory: Path,
+) -> None:
     try:
-        _stall(figures, "DCP async_save, pinned stager", training, _dcp_async(training, directory), usual, directory)
+        _stall(figures, name, training, make(), usual, directory)
     except Exception as error:
-        figures.leave_out("DCP async_save, pinned stager", error)
+        figures.leave_out(f"stall, {name}", error)
+
+
+@dataclasses.dataclass
+class _Begun:
+    """A save that goes on."""
+
+    wait: Callable[[], object]
+    """Returns when it is complete."""
+    before_step: Callable[[], object] = lambda: None
+    """To be called before the values change."""
 
 
 def _stall(
     figures: Figures,
     name: str,
     training: Training,
-    begin: Callable[[], Callable[[], object]],
+    begin: Callable[[], _Begun],
     usual: float,
     directory: Path,
 ) -> None:
@@ -196,28 +232,41 @@ def _stall(
     for _ in range(_ROUNDS + 1):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        wait = begin()
+        begun = begin()
         called = time.perf_counter()
-        training.round()
-        torch.cuda.synchronize()
-        done = time.perf_counter()
+        try:
+            training.forward_backward()
+            begun.before_step()
+            training.optimizer.step()
+            torch.cuda.synchronize()
+            done = time.perf_counter()
+        finally:
+            begun.wait()
         calls.append(called - start)
         lost.append(done - start - usual)
-        wait()
         _empty(directory)
     figures.note(f"stall, {name}: the call", statistics.median(calls[1:]) * 1e3, "ms")
     figures.note(f"stall, {name}: lost in the round", statistics.median(lost[1:]) * 1e3, "ms")
 
 
-def _dcp_async(training: Training, directory: Path) -> Callable[[], Callable[[], object]]:
+def _dcp_async(training: Training, directory: Path) -> Callable[[], _Begun]:
     dcp: Any = importlib.import_module("torch.distributed.checkpoint")
     staging: Any = importlib.import_module("torch.distributed.checkpoint.staging")
-    stager = staging.DefaultStager(staging.StagingOptions(True, True, True, False))
+    # Page-locked memory, in a thread of its own, without waiting for each copy; not shared between processes, which is
+    # for those that write in another process.
+    stager = staging.DefaultStager(
+        staging.StagingOptions(
+            use_pinned_memory=True, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=True
+        )
+    )
 
-    def begin() -> Callable[[], object]:
+    def begin() -> _Begun:
         answer = dcp.async_save(training.state(), checkpoint_id=directory / "dcp", async_stager=stager, no_dist=True)
-        wait: Callable[[], object] = getattr(answer, "upload_completion", answer).result
-        return wait
+        staged = getattr(answer, "staging_completion", None)
+        return _Begun(
+            wait=getattr(answer, "upload_completion", answer).result,
+            before_step=(lambda: None) if staged is None else staged.result,
+        )
 
     return begin
 
@@ -247,10 +296,17 @@ def saves(figures: Figures, training: Training, directory: Path) -> None:
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(_ROUNDS):
         for name, save in contenders.items():
-            times[name].append(seconds(save))
+            if name in figures.left_out:
+                continue
+            try:
+                times[name].append(seconds(save))
+            except Exception as error:
+                figures.leave_out(name, error)
             _empty(directory)
-    ours = statistics.median(times["ours"])
+    ours = statistics.median(times["ours"]) if times["ours"] else float("nan")
     for name, measured in times.items():
+        if not measured:
+            continue
         found = statistics.median(measured)
         figures.note(
             f"save to memory, {name}",
@@ -329,22 +385,28 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("build/benchmarks/cuda.json"))
     chosen = parser.parse_args()
     began = time.perf_counter()
-    figures = Figures()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n")
-    bus(figures)
-    many_small(figures)
-    torch.cuda.empty_cache()
-    training = Training(int(chosen.gib * 2**30))
-    print(f"\nA model with Adam's state: {training.num_bytes / 2**30:.2f} GiB")
+    if find_links() is None:
+        raise SystemExit(f"There is nothing to measure here. \n{doctor.diagnosis()}")
+    figures = Figures(chosen.results)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}\n", flush=True)
+    gib = min(chosen.gib, shutil.disk_usage(chosen.tmpfs).free / 2**30 / 1.5)
+    if gib < chosen.gib:
+        print(f"{chosen.tmpfs} has room for no more than {gib:.1f} GiB; that is measured.", flush=True)
+    for part in (bus, many_small):
+        try:
+            part(figures)
+        except Exception as error:
+            figures.leave_out(part.__name__, error)
+        torch.cuda.empty_cache()
+    training = Training(int(gib * 2**30))
+    print(f"\nA model with Adam's state: {training.num_bytes / 2**30:.2f} GiB", flush=True)
     with tempfile.TemporaryDirectory(dir=chosen.tmpfs) as place:
-        for part in (stalls, saves, restores):
+        for measure in (stalls, saves, restores):
             try:
-                part(figures, training, Path(place))
+                measure(figures, training, Path(place))
             except Exception as error:
-                figures.leave_out(part.__name__, error)
+                figures.leave_out(measure.__name__, error)
             _empty(Path(place))
-    chosen.results.parent.mkdir(parents=True, exist_ok=True)
-    chosen.results.write_text(json.dumps(dataclasses.asdict(figures), indent=1) + "\n")
     print(f"\n{time.perf_counter() - began:.0f} s; results in {chosen.results}")
 
 

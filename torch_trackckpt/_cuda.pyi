@@ -24,6 +24,14 @@ def exchange_capture_mode(mode: int) -> int:
     """
 
 @final
+class Stream:
+    """A stream of its own, which nothing else waits for; destroyed with the object, when what is in it is done."""
+
+    def __init__(self, device: int) -> None: ...
+    @property
+    def handle(self) -> int: ...
+
+@final
 class PinnedMemory:
     """Page-locked memory of the host, near to a device where that is known; freed with the object."""
 

@@ -93,6 +93,32 @@ void BeginFromHost(const PieceCopy& self, uint64_t from, uint64_t scratch, uint6
   self.FromHost(reinterpret_cast<const char*>(from), memory, StreamOf(stream));
 }
 
+class Stream {
+ public:
+  explicit Stream(int device) : device_(device) {
+    const OnDevice on_device(device);
+    Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "make a stream");
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() {
+    const nb::gil_scoped_release release;
+    try {
+      const OnDevice on_device(device_);
+      cudaStreamDestroy(stream_);
+      cudaGetLastError();
+    } catch (const Failure&) {
+      // At the exit of the process the device may be gone already.
+    }
+  }
+
+  uintptr_t handle() const { return reinterpret_cast<uintptr_t>(stream_); }
+
+ private:
+  int device_;
+  cudaStream_t stream_ = nullptr;
+};
+
 // Unlocks memory without the interpreter lock: that takes as long as to lock it did.
 class Memory {
  public:
@@ -140,6 +166,9 @@ NB_MODULE(_cuda, module) {
   module.def("versions", &cuda::Versions);
   module.def("numa_node", &cuda::NumaNodeOf, "device"_a);
   module.def("exchange_capture_mode", &cuda::ExchangeCaptureMode, "mode"_a);
+  nb::class_<cuda::Stream>(module, "Stream", nb::is_final())
+      .def(nb::init<int>(), "device"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("handle", &cuda::Stream::handle);
   nb::class_<cuda::Memory>(module, "PinnedMemory", nb::is_final())
       .def(nb::init<size_t, int>(), "size"_a, "device"_a, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("address",

@@ -6,11 +6,15 @@ namespace {
 
 constexpr uint32_t kThreads = 256;
 
-// Blocks take tiles in turn, because there may be many more tiles than blocks.
+// There may be many more tiles than blocks. Each takes neighbours, and has to look for the piece of the first only.
 __global__ void __launch_bounds__(kThreads) CopyTiles(PackedRun run, Direction direction) {
-  for (uint32_t number = blockIdx.x; number < run.num_tiles; number += gridDim.x) {
+  const auto begin = static_cast<uint32_t>(uint64_t{run.num_tiles} * blockIdx.x / gridDim.x);
+  const auto end = static_cast<uint32_t>(uint64_t{run.num_tiles} * (blockIdx.x + 1) / gridDim.x);
+  if (begin == end) return;
+  uint32_t piece = PieceOfTile(run.first_tiles, run.num_pieces, run.first_tile + begin);
+  for (uint32_t number = begin; number < end; ++number) {
     const uint32_t tile = run.first_tile + number;
-    const uint32_t piece = PieceOfTile(run.first_tiles, run.num_pieces, tile);
+    while (piece + 1 < run.num_pieces && run.first_tiles[piece + 1] <= tile) ++piece;
     CopyTile({run.pieces + piece, tile - run.first_tiles[piece]}, run.layouts, run.packed, direction,
              threadIdx.x, kThreads);
   }

@@ -14,8 +14,8 @@ namespace {
 
 // A piece with gaps may be as large as its tensor; so much of it is packed at once.
 constexpr uint64_t kMostPackedBytes = 4 << 20;
-// Enough to keep the bus busy many times over, and a small part of any device.
-constexpr uint32_t kFewBlocks = 32;
+// Enough to keep the bus busy, and a part of any device that others will hardly miss. Not measured yet.
+constexpr uint32_t kFewBlocks = 64;
 constexpr uint32_t kAllBlocks = 4096;
 // What begins in the description, and in the packed memory behind it.
 constexpr uint64_t kAlignment = 256;

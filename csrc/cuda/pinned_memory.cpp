@@ -74,7 +74,11 @@ PinnedMemory::~PinnedMemory() {
   if (data_ == nullptr || process_ != getpid()) return;
   try {
     const OnDevice on_device(device_);
+    // Another thread may be capturing a graph, which this is no part of.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
     cudaHostUnregister(data_);
+    cudaThreadExchangeStreamCaptureMode(&mode);
     cudaGetLastError();
   } catch (const Failure&) {
     // At the exit of the process the device may be gone already; the memory is unlocked then.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_trackckpt.devices.cuda import CudaLink, CudaLinks, cuda_module
+from torch_trackckpt.devices.cuda import CudaLink, CudaLinks, cuda_module, misfit
 
 
 @pytest.fixture
@@ -16,6 +16,8 @@ def link() -> CudaLink:
     module = cuda_module()
     if module is None:
         pytest.skip("_cuda was not built")
+    if obstacle := misfit(module):
+        pytest.skip(obstacle)
     link = CudaLinks(module).of(0)
     assert isinstance(link, CudaLink)
     return link

@@ -38,8 +38,14 @@ class Driver:
     # The native module.
 
     def exchange_capture_mode(self, mode: int) -> int:
+        # To ask for it begins with the current device, whatever that is.
+        assert self.device == DEVICE
         before, self.mode = self.mode, mode
         return before
+
+    def Stream(self, device: int) -> Any:
+        assert device == DEVICE
+        return SimpleNamespace(handle=7)
 
     def PinnedMemory(self, size: int, device: int) -> Memory:
         self.say(f"lock {size} near {device}")
@@ -110,7 +116,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda size, dtype, device, pin_memory=False: empty(size, dtype=dtype))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: driver.stream("copies"))
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: driver.stream("copies"))
     monkeypatch.setattr(torch.cuda, "Event", driver.event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: driver.stream("the program"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
@@ -182,6 +188,14 @@ def test_what_was_begun_before_a_failure_is_waited_for(driver: Driver, link: Cud
     link.settle()
     assert driver.log[2:] == ["copies are waited for"]
     assert (driver.device, driver.mode) == (0, 1)
+
+
+def test_a_graph_that_is_captured_does_not_wait_for_a_copy_but_the_program_does(driver: Driver, link: CudaLink) -> None:
+    (window,) = windows(rows_of(torch.zeros(4)), 1024)
+    ticket = link.to_host(window, Memory(1024))
+    driver.is_capturing = True
+    ticket.hold_back()
+    assert driver.log[2:] == ["event 1 is waited for"]
 
 
 def test_nothing_is_begun_while_a_graph_is_captured(driver: Driver, link: CudaLink) -> None:

@@ -41,7 +41,7 @@ def test_blocks_are_used_again() -> None:
 
 def test_there_is_never_more_than_the_budget_but_for_one_block() -> None:
     pool, driver = PinnedPool(1024), Driver()
-    with pool.taking(4, 256, driver), pool.taking(0, 256, driver):
+    with pool.taking(4, 256, driver):
         assert pool.num_bytes == 1024
     # Blocks of another size: those of the first go.
     with pool.taking(2, 512, driver) as blocks:
@@ -62,13 +62,36 @@ def test_who_finds_no_room_waits_for_others() -> None:
         with pool.taking(3, 256, driver):
             order.append("second")
 
-    with pool.taking(2, 256, driver):
+    with pool.taking(4, 256, driver):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(0.05)
         order.append("first")
     thread.join(60)
     assert order == ["first", "second"]
+    assert pool.num_bytes <= 1024
+
+
+def test_who_finds_room_for_some_blocks_takes_those() -> None:
+    pool, driver = PinnedPool(1024), Driver()
+    found: list[int] = []
+
+    def second() -> None:
+        with pool.taking(3, 256, driver) as blocks:
+            found.append(len(blocks))
+
+    with pool.taking(3, 256, driver):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(60)
+        assert found == [1]
+
+
+def test_a_thread_does_not_wait_for_its_own_blocks() -> None:
+    """A callback of a save may save, or restore."""
+    pool, driver = PinnedPool(1024), Driver()
+    with pool.taking(4, 256, driver), pool.taking(2, 256, driver) as blocks:
+        assert len(blocks) == 1
     assert pool.num_bytes <= 1024
 
 
@@ -136,14 +159,32 @@ def test_a_bound_is_for_blocks_and_what_is_kept_together() -> None:
     assert isinstance(pool.keep(1, 500, driver), PageableMemory)
 
 
-def test_another_bound_gives_back_what_is_kept() -> None:
+def test_another_bound_gives_back_what_is_too_much_and_nothing_else() -> None:
     pool, driver = PinnedPool(1024), Driver()
-    pool.keep(0, 10_000, driver)
+    kept = pool.keep(0, 10_000, driver)
+    pool.bound(20_000)
+    pool.bound(10_000)
+    pool.bound(None)
+    assert pool.kept(0) is kept
     pool.bound(5000)
     assert (pool.kept(0), pool.num_bytes) == (None, 0)
     assert isinstance(pool.keep(0, 10_000, driver), PageableMemory)
+    pool.bound(4000)
+    assert pool.kept(0) is not None
+    # There may be better memory now.
     pool.bound(None)
+    assert pool.kept(0) is None
     assert isinstance(pool.keep(0, 10_000, driver), Memory)
+
+
+def test_what_is_smaller_than_what_was_refused_is_asked_for_and_a_release_forgets_refusals() -> None:
+    pool, driver = PinnedPool(1024), Driver(limit=1000)
+    assert isinstance(pool.keep(0, 2000, driver), PageableMemory)
+    assert isinstance(pool.keep(1, 900, driver), Memory)
+    driver.limit = 5000
+    assert isinstance(pool.keep(0, 2000, driver), PageableMemory)
+    pool.release()
+    assert isinstance(pool.keep(0, 2000, driver), Memory)
 
 
 @given(

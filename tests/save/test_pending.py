@@ -1,9 +1,12 @@
 """A thread of its own completes a save; who waits gets its error, and the interpreter waits as well."""
 
+import functools
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -127,3 +130,22 @@ print(can_be_pending())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_failed_save_keeps_nothing_that_it_worked_with() -> None:
+    class Copies:
+        """As large as a checkpoint."""
+
+    copies: Copies | None = Copies()
+    alive = weakref.ref(copies)
+
+    def fail(copies: object) -> None:
+        raise OSError("no space")
+
+    pending = started("ckpt-1", functools.partial(fail, copies))
+    copies = None
+    pending._thread.join()
+    gc.collect()
+    assert alive() is None
+    with pytest.raises(OSError, match="no space"):
+        pending.wait()

@@ -61,6 +61,13 @@ class Devices:
         for of_device in rows:
             self.link(of_device.device).check()
 
+    def release(self) -> None:
+        """Gives back all memory that is kept, of the host and of devices."""
+        self.pool.release()
+        if self._links is not None:
+            with self.lock:
+                self._links.release()
+
     def follow(self, rows: Sequence[DeviceRows]) -> None:
         """Has the copies of these tensors come after what the program has asked of their devices so far."""
         with self.lock:

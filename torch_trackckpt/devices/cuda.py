@@ -29,6 +29,9 @@ _logger = logging.getLogger("torch_trackckpt")
 LEAST_CAPABILITY = (8, 0)
 """What csrc/cuda/CMakeLists.txt builds for at least."""
 
+_BUILT_FOR = (8, 9)
+"""The generations for which there is machine code there. For newer ones the driver makes some."""
+
 _RELAXED = 2
 """The mode in which a thread is not concerned by the graph that another one captures."""
 
@@ -65,6 +68,12 @@ def misfit(module: Any) -> str | None:
         return f"_cuda was built with CUDA {runtime // 1000}, and the driver is for CUDA {driver // 1000}"
     for device in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(device)
+        if capability[0] not in _BUILT_FOR and driver < runtime:
+            return (
+                f"_cuda has no machine code for device {device}, of compute capability {capability[0]}, and the driver "
+                f"is older (CUDA {driver // 1000}.{driver % 1000 // 10}) than what it was built with (CUDA "
+                f"{runtime // 1000}.{runtime % 1000 // 10})"
+            )
         if capability < LEAST_CAPABILITY:
             least = ".".join(map(str, LEAST_CAPABILITY))
             found = ".".join(map(str, capability))
@@ -93,8 +102,14 @@ class CudaLinks:
                 "spawned, or save in the parent."
             )
         if device not in self._links:
-            self._links[device] = CudaLink(self._module, device)
+            # Of two threads that come at once, both get the same.
+            self._links.setdefault(device, CudaLink(self._module, device))
         return self._links[device]
+
+    def release(self) -> None:
+        """Gives back the memory of devices that links keep."""
+        for link in list(self._links.values()):
+            link.release()
 
 
 @dataclasses.dataclass
@@ -116,7 +131,9 @@ class CudaLink:
     def __init__(self, module: Any, device: int) -> None:
         self._module = module
         self._device = torch.device("cuda", device)
-        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # One of torch's own streams would be somebody else's as well: it deals out 32 of them in turn.
+        self._own_stream = module.Stream(device)
+        self._stream = torch.cuda.ExternalStream(self._own_stream.handle, self._device)  # type: ignore[no-untyped-call]
         self._scratch: torch.Tensor | None = None
         self._in_flight: collections.deque[_InFlight] = collections.deque()
 
@@ -139,6 +156,10 @@ class CudaLink:
         with self._at_device():
             return self._begin(copy, copy.from_host, window, memory)
 
+    def release(self) -> None:
+        """Gives back the scratch memory; torch keeps it from others until the copies that use it are done."""
+        self._scratch = None
+
     def settle(self) -> None:
         with contextlib.suppress(RuntimeError), self._at_device():
             self._stream.synchronize()
@@ -148,12 +169,14 @@ class CudaLink:
         """For what is asked of the driver: it concerns this device, whatever the current one of the thread is, and no
         graph that another thread captures. A thread that has not asked for a device yet would make itself at home on
         the first one."""
-        mode = self._module.exchange_capture_mode(_RELAXED)
-        try:
-            with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device):
+            mode = self._module.exchange_capture_mode(_RELAXED)
+            try:
                 yield
-        finally:
-            self._module.exchange_capture_mode(mode)
+            finally:
+                # After a failure of the device even this fails, and is not what is to be told.
+                with contextlib.suppress(RuntimeError):
+                    self._module.exchange_capture_mode(mode)
 
     def _begin(
         self,
@@ -191,8 +214,14 @@ class CudaLink:
             scratch = self._device_memory(copy.least_scratch_nbytes)
         except torch.cuda.OutOfMemoryError:
             return None
-        copy.snapshot(memory.data_ptr(), scratch.data_ptr(), scratch.nbytes, description.data_ptr(), stream.cuda_stream)
-        self._remember(stream, copy, description, window)
+        handle = stream.cuda_stream
+        try:
+            copy.snapshot(memory.data_ptr(), scratch.data_ptr(), scratch.nbytes, description.data_ptr(), handle)
+            # What is done to the tensors comes after it on the device by itself.
+            self._remember(stream, copy, description)
+        except BaseException:
+            stream.synchronize()
+            raise
         return dataclasses.replace(rows, addresses=memory.data_ptr() + window.offsets, strides={}, owner=memory)
 
     def host_memory(self, num_bytes: int) -> HostMemory:
@@ -238,7 +267,11 @@ class CudaLink:
     def _free_bytes(self) -> int:
         """What the device has, and what torch has of it without using it."""
         free, _ = torch.cuda.mem_get_info(self._device)
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        try:
+            unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        except RuntimeError:
+            # Other allocators than torch's own do not tell.
+            unused = 0
         return free + unused
 
     def _remember(self, stream: torch.cuda.Stream, *needed: object) -> _InFlight:
@@ -265,4 +298,8 @@ class _CudaTicket:
 
     def hold_back(self) -> None:
         with self._link._at_device():
-            torch.cuda.current_stream(self._link._device).wait_event(self._in_flight.event)
+            if torch.cuda.is_current_stream_capturing():
+                # A graph cannot wait for what is no part of it. What is captured runs later, so that the program may.
+                self._in_flight.event.synchronize()
+            else:
+                torch.cuda.current_stream(self._link._device).wait_event(self._in_flight.event)

@@ -84,3 +84,6 @@ class Links(Protocol):
 
     def of(self, device: int) -> Link:
         """The link to a device."""
+
+    def release(self) -> None:
+        """Gives back the memory of devices that links keep."""

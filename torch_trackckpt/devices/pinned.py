@@ -45,7 +45,9 @@ class PinnedPool:
         self._free: list[HostMemory] = []
         self._taken_bytes = 0
         self._kept: dict[int, HostMemory] = {}
-        self._has_refused = False
+        self._takers: list[int] = []
+        """The threads that have blocks, each as often as it has taken some."""
+        self._least_refused: int | None = None
         self._changed = threading.Condition()
 
     @property
@@ -55,43 +57,56 @@ class PinnedPool:
             return self._taken_bytes + _locked(self._free) + _locked(self._kept.values())
 
     def bound(self, max_bytes: int | None) -> None:
-        """Says how much page-locked memory of either kind there may be together; None for any amount that is kept."""
+        """Says how much page-locked memory of either kind there may be together; None for any amount that is kept.
+
+        Who has use for what goes by that, because it is too much or because better can be had, takes it again.
+        """
         with self._changed:
-            if max_bytes != self._bound:
-                self._bound = max_bytes
-                # Who has use for it takes it again, as the new bound has it.
-                self._kept.clear()
-                self._trim()
+            before, self._bound = self._bound, max_bytes
+            rises = before is not None and (max_bytes is None or max_bytes > before)
+            gone = self._trim()
+            for owner, memory in list(self._kept.items()):
+                is_too_much = max_bytes is not None and _locked(self._kept.values()) > max_bytes
+                if rises if isinstance(memory, PageableMemory) else is_too_much:
+                    gone.append(self._kept.pop(owner))
+        # Unlocked when nobody has to wait for it.
+        del gone
 
     @contextlib.contextmanager
     def taking(self, count: int, num_bytes: int, allocate: Callable[[int], HostMemory]) -> Iterator[list[HostMemory]]:
-        """Blocks for the time of the ``with``. Waits until others have given back what does not fit beside them.
+        """Blocks for the time of the ``with``. Waits until others have given back enough for one.
 
         Args:
-            count: how many are wanted; there are fewer, but at least one, where the budget is smaller than that.
+            count: how many are wanted; there are fewer, but at least one, where there is no room for more.
             num_bytes: the size of each.
-            allocate: makes one. What it raises as ``RuntimeError`` is logged once, and ordinary memory is used.
+            allocate: makes one. What it raises as ``RuntimeError`` is logged, and ordinary memory is used.
         """
+        me = threading.get_ident()
         blocks: list[HostMemory] = []
         taken = 0
         try:
             with self._changed:
-                count = min(count, max(1, self._budget // num_bytes))
-                wanted = count * num_bytes
-                self._changed.wait_for(lambda: not self._taken_bytes or self._taken_bytes + wanted <= self._budget)
-                taken = wanted
-                self._taken_bytes += wanted
+                # Who has blocks already cannot wait for itself: a callback of a save may save, or restore.
+                self._changed.wait_for(lambda: me in self._takers or self._room() >= num_bytes or not self._taken_bytes)
+                count = max(1, min(count, self._room() // num_bytes))
+                taken = count * num_bytes
+                self._taken_bytes += taken
+                self._takers.append(me)
                 blocks = [block for block in self._free if block.nbytes == num_bytes][:count]
                 self._free = [block for block in self._free if block not in blocks]
-                self._trim()
+                gone = self._trim()
+            del gone
             blocks += [self._allocated(num_bytes, allocate) for _ in range(count - len(blocks))]
             yield blocks
         finally:
             with self._changed:
-                self._taken_bytes -= taken
+                if taken:
+                    self._taken_bytes -= taken
+                    self._takers.remove(me)
                 self._free += blocks
-                self._trim()
+                gone = self._trim()
                 self._changed.notify_all()
+            del gone
 
     def kept(self, owner: int) -> HostMemory | None:
         """What is kept for an owner."""
@@ -103,11 +118,12 @@ class PinnedPool:
         after a refusal."""
         with self._changed:
             # The old memory goes first: there is never twice as much.
-            self._kept.pop(owner, None)
+            gone: list[HostMemory | None] = [self._kept.pop(owner, None)]
             there = self._taken_bytes + _locked(self._kept.values())
             has_room = self._bound is None or there + num_bytes <= self._bound
             if has_room:
-                self._trim(num_bytes)
+                gone += self._trim(num_bytes)
+        del gone
         memory = self._allocated(num_bytes, allocate) if has_room else PageableMemory(num_bytes)
         with self._changed:
             self._kept[owner] = memory
@@ -116,8 +132,11 @@ class PinnedPool:
     def release(self) -> None:
         """Gives back what is kept, and the blocks that are not in use."""
         with self._changed:
+            gone = [*self._kept.values(), *self._free]
             self._kept.clear()
             self._free.clear()
+            self._least_refused = None
+        del gone
 
     @property
     def _budget(self) -> int:
@@ -126,23 +145,31 @@ class PinnedPool:
             return self._block_budget
         return min(self._block_budget, max(0, self._bound - _locked(self._kept.values())))
 
-    def _trim(self, coming: int = 0) -> None:
-        """Gives back free blocks that are too much, or will be when so much more is kept; but for a last one."""
+    def _room(self) -> int:
+        """How much of it nobody has taken."""
+        return self._budget - self._taken_bytes
+
+    def _trim(self, coming: int = 0) -> list[HostMemory]:
+        """Takes free blocks away that are too much, or will be when so much more is kept; but for a last one."""
         budget = self._budget if self._bound is None else self._budget - coming
+        gone = []
         while self._free and self._taken_bytes + _locked(self._free) > max(budget, self._free[-1].nbytes):
-            self._free.pop(0)
+            gone.append(self._free.pop(0))
+        return gone
 
     def _allocated(self, num_bytes: int, allocate: Callable[[int], HostMemory]) -> HostMemory:
-        if not self._has_refused:
+        if self._least_refused is None or num_bytes < self._least_refused:
             try:
                 return allocate(num_bytes)
             except RuntimeError as error:
-                self._has_refused = True
-                _logger.warning(
-                    "There is no page-locked memory for copies from and to devices: %s. They go through ordinary "
-                    "memory, which takes longer. `ulimit -l` may say why.",
-                    error,
-                )
+                if self._least_refused is None:
+                    _logger.warning(
+                        "There is no page-locked memory of %d bytes for copies from and to devices: %s. They go "
+                        "through ordinary memory, which takes longer. `ulimit -l` may say why.",
+                        num_bytes,
+                        error,
+                    )
+                self._least_refused = num_bytes
         return PageableMemory(num_bytes)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 
 from torch_trackckpt.save.background import Pace
@@ -78,7 +79,10 @@ class PendingSave:
             # Nobody may ever ask again.
             _logger.error("The asynchronous save to %r failed.", self._path, exc_info=error)
             self._error = error
+            # It may be long before anybody asks, and the copies of all values hang on where it happened.
+            traceback.clear_frames(error.__traceback__)
         finally:
+            del complete
             if self._late is not None:
                 self._late.give_up()
 
