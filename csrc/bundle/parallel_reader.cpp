@@ -332,8 +332,11 @@ void ParallelReader::Pass::DoChunk(const Unit& unit) {
   const auto file = reader_.files_.Open(value.shard_id);
   const ElementForm form(value.dtype, reader_.order_);
   const std::unique_ptr<Buffer> buffer = is_reading_ ? nullptr : std::make_unique<Buffer>(&buffers_);
-  char* const destination = value.lands ? unit.landing : value.destination + unit.from;
-  if (is_reading_) touched_[large.value].store(true, std::memory_order_relaxed);
+  char* destination = nullptr;
+  if (is_reading_) {
+    destination = value.lands ? unit.landing : value.destination + unit.from;
+    touched_[large.value].store(true, std::memory_order_relaxed);
+  }
   uint32_t crc = 0;
   for (uint64_t done = 0; done < unit.size;) {
     const uint64_t n = std::min(unit.size - done, kStepBytes);
