@@ -75,7 +75,8 @@ $(VENV)/tools: $(VENV)/built
 	touch $@
 
 # The tests of the core against a build that stops at every error of memory and every undefined behaviour. Python
-# starts without its site (-S), which would lead it to the installed package. The sanitizers' library has to come
+# starts without its site (-S), which would lead it to the installed package; and from outside of the virtual
+# environment, because the processes that tests start have a site. The sanitizers' library has to come
 # first in the process, and behind it that of C++, whose exceptions it watches. Every object of Python gets memory of
 # its own (PYTHONMALLOC), so that a step over its end shows, and pytest leaves the standard error alone, where they
 # report. Python never frees everything: leaks are not looked for. Tests of memory's size are left out.
@@ -93,7 +94,8 @@ sanitize: $(VENV)/tools
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	PYTHONPATH=$(abspath $(SANITIZED)/package):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-		$(BIN)/python -S $(BIN)/pytest -p no:cacheprovider --capture=sys -m 'not memory' tests/native tests/bundle
+		$$(readlink -f $(BIN)/python) -S $(BIN)/pytest -p no:cacheprovider --capture=sys -m 'not memory' \
+		tests/native tests/graph tests/bundle
 
 # The core against inputs that libFuzzer makes up, each target for FUZZ_SECONDS, JOBS of them at once. Needs clang.
 # What a target has learned stays in build/fuzz/corpus for the next run; findings are in build/fuzz/findings, and

@@ -117,6 +117,7 @@ def test_a_value_behind_the_first_pages_of_a_file_is_mapped(tmp_path: Path) -> N
     assert bits(mapped) == bits(torch.arange(4000.0))
 
 
+@pytest.mark.memory
 def test_no_copy_is_made(tmp_path: Path) -> None:
     """Reading 256 MiB costs a process no memory of its own: pages of the file are not counted as such."""
     prefix = tmp_path / "ckpt"
