@@ -53,6 +53,7 @@ LiveGraph::Text LiveGraph::Keep(std::string_view text) {
 }
 
 void LiveGraph::AddRoot(bool is_module) {
+  if (!nodes_.empty()) throw Error(ErrorKind::kInvalidArgument, "A graph has one root");
   Node root;
   if (is_module) root.module = 0;
   nodes_.push_back(root);
@@ -88,6 +89,7 @@ int32_t LiveGraph::AddChild(std::string_view name, bool is_tensor, bool is_modul
 }
 
 std::vector<int32_t> LiveGraph::Renumber() {
+  if (nodes_.empty()) return {};
   std::vector<int32_t> order{0};
   std::vector<int32_t> number(nodes_.size(), kNone);
   number[0] = 0;

@@ -110,6 +110,7 @@ class LiveObjects {
 
   // The first node from `node` on that is no leaf.
   nb::object NextTrackable(int32_t node) const {
+    if (node < 0) throw nb::index_error("no such node");
     while (node < graph_.num_nodes() && graph_.is_tensor(node)) ++node;
     return node < graph_.num_nodes() ? nb::object(nb::int_(node)) : nb::none();
   }

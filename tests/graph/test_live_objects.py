@@ -169,6 +169,27 @@ def test_what_is_said_of_nodes_that_are_not_there_is_refused(number: int) -> Non
             live_objects().collect(*arguments, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("number", [-1, -(10**9)])
+def test_no_trackable_is_looked_for_before_the_first_node(number: int) -> None:
+    assert live_objects().next_trackable(2) is None
+    with pytest.raises(IndexError, match="no such node"):
+        live_objects().next_trackable(number)
+
+
+def test_a_graph_has_one_root() -> None:
+    objects = live_objects()
+    with pytest.raises(ValueError, match="one root"):
+        objects.add_root(object(), 2, False)
+    assert len(objects) == 2
+    assert objects.path(1) == "a"
+
+
+def test_a_graph_without_a_root_has_nothing_to_number() -> None:
+    objects = _native.LiveObjects((torch.Tensor,))
+    objects.renumber()
+    assert len(objects) == 0
+
+
 def test_what_is_said_of_nodes_out_of_their_order_is_refused_and_not_left_out() -> None:
     with pytest.raises(ValueError, match="not in the order of the nodes"):
         live_objects().collect([(1, "x", b"1"), (0, "y", b"2")], [], [], None)
