@@ -136,7 +136,7 @@ class LateCopy:
 
     def hasten(self) -> None:
         """Makes what is left of the copies, because somebody waits for them."""
-        if os.getpid() == self._process and (copy := self._copy) is not None:
+        if os.getpid() == self._process and (copy := self._copy_of_what_is_there()) is not None:
             copy.run(self._num_threads)
 
     def before_step(self) -> None:
@@ -176,6 +176,15 @@ class LateCopy:
             # What is settled has been copied, and is not given up any more.
             self._is_given_up |= self._table is not None
             self._table = self._copy = None
+
+    def _copy_of_what_is_there(self) -> _native.TensorCopy | None:
+        """The copy, unless a tensor has got other memory: an alias keeps a storage alive, but `share_memory_()` and
+        `resize_()` put other memory into it, and what it had is free."""
+        with self._lock:
+            if self._table is not None and (moved := self._table.moved()):
+                self._changed = moved
+                self._table = self._copy = None
+            return self._copy
 
     def _look(self, is_last: bool) -> None:
         with self._lock:
