@@ -14,7 +14,7 @@ PACKAGE = Path(torch_trackckpt.__file__).parent
 # Lower never imports higher; within a line, a unit imports only those written before it.
 LEVELS = (
     ("errors", "trackable", "update_uid", "_native", "_cuda"),
-    ("devices", "storage", "bundle", "sharding", "options", "preemption", "metrics"),
+    ("devices", "storage", "bundle", "sharding", "options", "distributed", "preemption", "metrics"),
     ("adapters",),
     ("tracking",),
     ("graph",),

@@ -465,6 +465,14 @@ class LiveObjects:
     def has_same_objects(self, other: LiveObjects) -> bool:
         """Whether the very same objects are under the same names."""
 
+def union_of_graphs(records: list[bytes], renamed: dict[str, str]) -> bytes:
+    """The record of one object graph of several, in each of which some objects of a program are.
+
+    Objects are the same where the same names lead to them, slots where they are the same optimizer's for the same
+    variable. Keys that are in `renamed` are written as what they are there. Raises ``ValueError`` where two objects of
+    one graph would be one, or one value has two keys, and `DataLossError` as `SavedGraph`.
+    """
+
 @final
 class SavedGraph:
     """The object graph of a checkpoint, parsed from its record.

@@ -19,6 +19,7 @@ from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.devices.access import Devices
+from torch_trackckpt.distributed.group import Group, find_group
 from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
@@ -35,12 +36,14 @@ from torch_trackckpt.restore.status import (
     NameBasedLoadStatus,
 )
 from torch_trackckpt.save.background import Pace
-from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.joint import JointSave
 from torch_trackckpt.save.late import rows_for_later
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
-from torch_trackckpt.save.plan import SavePlan, make_plan
+from torch_trackckpt.save.plan import SavePlan, make_plan, plan_of
+from torch_trackckpt.save.ranks import Rows
+from torch_trackckpt.save.solo import Save, SoloSave
 from torch_trackckpt.save.staging import StagingBuffer
-from torch_trackckpt.save.write import write_shards
+from torch_trackckpt.save.write import WrittenFiles, write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
 from torch_trackckpt.storage.local import LocalStorage
 from torch_trackckpt.trackable import Trackable, Value
@@ -202,7 +205,9 @@ class Checkpoint(AutoTrackable):
         """
         options = options or CheckpointOptions()
         with self._own.turn(is_save=False):
-            plan = self._plan(self._walk(options), options)
+            save = self._own.begin_save("", options)
+            with save.telling():
+                plan = self._plan(save.share(self._walk(options)), options, save)
             self._own.staging.prewarm(plan, options.thread_count, options.device_snapshot_bytes)
 
     def release_memory(self) -> None:
@@ -222,12 +227,14 @@ class Checkpoint(AutoTrackable):
         """
         with self._own.turn(is_save=False):
             self._own.staging.release()
-            self._own.devices.pool.release()
+            self._own.devices.release()
 
-    def _plan(self, snapshot: Snapshot, options: CheckpointOptions) -> SavePlan:
+    def _plan(self, rows: Rows, options: CheckpointOptions, save: Save) -> SavePlan:
         self._own.devices.pool.bound(options.page_locked_bytes)
         sharding, num_threads = options.experimental_sharding_callback, options.thread_count
-        return make_plan(snapshot.keys, snapshot.values, sharding, num_threads, self._own.devices)
+        if rows.parts or save.has_one_file:
+            return plan_of(rows.keys, rows.values, rows.parts, devices=self._own.devices)
+        return make_plan(rows.keys, rows.values, sharding, num_threads, self._own.devices)
 
     def sync(self) -> None:
         """Waits until an asynchronous save is complete. TensorFlow's ``Checkpoint.sync``.
@@ -255,34 +262,39 @@ class Checkpoint(AutoTrackable):
     ) -> None:
         metrics = self._own.metrics
         write = metrics.begin(path)
-        snapshot = (walk or self._walk)(options)
-        plan = self._plan(snapshot, options)
-        complete = functools.partial(
-            _complete, write=write, options=options, updates_state=updates_state, devices=self._own.devices
-        )
-        if not _becomes_pending(path, options):
-            self._own.devices.follow(plan.devices)
-            metrics.wrote(complete(plan, path), in_background=False)
-            return
-        owners = snapshot.slot_owners if options.async_copy == "overlapped" else ()
-        later = rows_for_later(plan, owners)
-        plan = self._own.staging.snapshot(plan, options.thread_count, later, options.device_snapshot_bytes)
-        # The program may change its directory meanwhile, and drop this checkpoint: the thread does not need it.
-        place = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
-        pace = Pace()
-        pending = PendingSave(
-            path, lambda: metrics.wrote(complete(plan, place, pace=pace), in_background=True), pace, plan.late
-        )
-        try:
-            if plan.late is not None:
-                plan.late.precede_steps_of(owners)
-            self._own.pending = pending
-            pending.start()
-        except BaseException:
-            # An interrupt may come at any place. What has begun by then goes on, and is waited for.
-            if pending.abandon():
-                self._own.pending = None
-            raise
+        save = self._own.begin_save(path, options)
+        with save.telling():
+            snapshot = (walk or self._walk)(options)
+            plan = self._plan(save.share(snapshot), options, save)
+            complete = functools.partial(
+                _complete,
+                save=save,
+                write=write,
+                options=options,
+                updates_state=updates_state,
+                devices=self._own.devices,
+            )
+            if not save.is_async:
+                self._own.devices.follow(plan.devices)
+                metrics.wrote(complete(plan), in_background=False)
+                return
+            owners = snapshot.slot_owners if options.async_copy == "overlapped" else ()
+            later = rows_for_later(plan, owners)
+            plan = self._own.staging.snapshot(plan, options.thread_count, later, options.device_snapshot_bytes)
+            pace = Pace()
+            pending = PendingSave(
+                path, lambda: metrics.wrote(complete(plan, pace=pace), in_background=True), pace, plan.late
+            )
+            try:
+                if plan.late is not None:
+                    plan.late.precede_steps_of(owners)
+                self._own.pending = pending
+                pending.start()
+            except BaseException:
+                # An interrupt may come at any place. What has begun by then goes on, and is waited for.
+                if pending.abandon():
+                    self._own.pending = None
+                raise
 
     def _walk(self, options: CheckpointOptions) -> Snapshot:
         live = capture(self._graph_root(), self._attached())
@@ -467,8 +479,8 @@ def _becomes_pending(path: str, options: CheckpointOptions) -> bool:
 
 def _complete(
     plan: SavePlan,
-    place: str,
     *,
+    save: Save,
     write: Transfer,
     options: CheckpointOptions,
     updates_state: bool,
@@ -476,25 +488,32 @@ def _complete(
     pace: Pace | None = None,
 ) -> Transfer:
     """Makes the files of a save, and then what names them; returns the write, with its size."""
-    if plan.late is not None:
-        plan.late.run()
-    storage = LocalStorage(durable=options.durable)
-    recover(place, storage)
-    files = write_shards(
-        plan,
-        place,
-        storage,
-        durable=options.durable,
-        num_threads=options.thread_count,
-        progress=options.progress,
-        pace=pace,
-        devices=devices,
-    )
-    write.num_bytes = files.num_bytes
-    commit(files, place, storage)
-    options.run_write_callbacks(write.path)
-    if updates_state:
-        write_checkpoint_state(os.path.dirname(place), CheckpointState(place, (place,)), storage)
+
+    def write_files(names: WrittenFiles | None) -> WrittenFiles:
+        files = write_shards(
+            plan,
+            save.place,
+            save.storage,
+            durable=options.durable,
+            num_threads=options.thread_count,
+            progress=save.watched(options.progress),
+            pace=pace,
+            devices=devices,
+            files=names,
+        )
+        write.num_bytes = files.num_bytes
+        return files
+
+    def publish(names_it: bool) -> None:
+        options.run_write_callbacks(write.path)
+        if updates_state and names_it:
+            state = CheckpointState(save.place, (save.place,))
+            write_checkpoint_state(os.path.dirname(save.place), state, save.storage)
+
+    with save.telling():
+        if plan.late is not None:
+            plan.late.run()
+        save.complete(write_files, publish)
     return write
 
 
@@ -512,6 +531,8 @@ class _Own:
         self.devices = Devices()
         self.staging = StagingBuffer(self.devices)
         self.pending: PendingSave | None = None
+        self.group: Group | None = None
+        """The processes that this one saves together with, as soon as that is known."""
         self.metrics = CheckpointMetrics()
 
     @contextlib.contextmanager
@@ -530,6 +551,44 @@ class _Own:
                 yield
             finally:
                 self.turn_of = None
+
+    def group_for(self, options: CheckpointOptions) -> Group | None:
+        """The processes that do together what these options are for; None where this one does it alone."""
+        if not options.all_ranks:
+            return None
+        if self.group is None:
+            self.group = find_group()
+        return self.group
+
+    def keeps_the_books(self, options: CheckpointOptions) -> bool:
+        """Whether it is this process that names and deletes checkpoints."""
+        group = self.group_for(options)
+        return group is None or group.rank == 0
+
+    def agree_on(self, purpose: str, work: Callable[[], Any], options: CheckpointOptions) -> list[Any]:
+        """What became of some work in all processes, by rank."""
+        group = self.group_for(options)
+        if group is None:
+            return [work()]
+        session = group.session(purpose, options.rank_silence_seconds)
+        try:
+            said: list[Any] = session.agree(work, list)
+        finally:
+            session.close()
+        return said
+
+    def begin_save(self, path: str, options: CheckpointOptions) -> Save:
+        """The save that this process, alone or with all others, begins now; without a path it will not be made."""
+        storage = LocalStorage(durable=options.durable)
+        is_async = _becomes_pending(path, options)
+        group = self.group_for(options)
+        if group is None:
+            # A thread must not need the current directory, which the program may change meanwhile.
+            return SoloSave(os.path.join(os.getcwd(), path) if is_async else path, storage, is_async)
+        place = os.path.join(os.getcwd(), path) if path else ""
+        purpose = f"The save to {place!r}" if place else "Making ready for saves"
+        session = group.session(purpose, options.rank_silence_seconds)
+        return JointSave(session, place, storage, is_async, durable=options.durable)
 
     def wait_for_pending(self) -> None:
         """Waits for the pending save; its error is raised once, unless there is no time left for it."""

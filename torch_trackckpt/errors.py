@@ -11,6 +11,7 @@
     |-- RestoreError              RuntimeError        an object refused its stored state, half way
     |-- UninitializedError        RuntimeError        nothing gives a tensor on the meta device its values
     |-- ShardingError             RuntimeError        a sharding callback did not hand back what it got
+    |-- RankError                 RuntimeError        another process of the job failed, or has died
     |-- ValueChangedError         RuntimeError        a value changed while it was being saved
     |-- StructureChangedError     RuntimeError        the object graph is not the one that was frozen
     |-- DuplicateKeyError         ValueError          one key given twice to a writer
@@ -25,6 +26,7 @@ __all__ = [
     "DataLossError",
     "DuplicateKeyError",
     "MismatchError",
+    "RankError",
     "RestoreError",
     "ShardingError",
     "StructureChangedError",
@@ -87,6 +89,10 @@ class UninitializedError(TrackckptError, RuntimeError):
 
 class ShardingError(TrackckptError, RuntimeError):
     """A sharding callback lost, invented or changed values; no file has been written."""
+
+
+class RankError(TrackckptError, RuntimeError):
+    """Another process of the job failed in what all do together, or gives no sign of life; the text says which."""
 
 
 class ValueChangedError(TrackckptError, RuntimeError):

@@ -14,6 +14,10 @@ __all__ = ["CheckpointOptions", "Progress"]
 
 _MOST_THREADS = 1024
 
+Resplit = Callable[[Sequence[Any], int, int], Any]
+"""From the states of all ranks of the job that saved, and the rank and the number of ranks of this one, to the state of
+this rank."""
+
 Progress = Callable[[int, int], Any]
 """Is told the bytes that are done, and the bytes of all."""
 
@@ -90,6 +94,20 @@ class CheckpointOptions:
     asynchronous save as much as they take. A number is for both together, but for one block: copies that are larger
     are made in ordinary memory, which takes longer."""
 
+    all_ranks: bool = True
+    """Where torch.distributed was initialised: whether all processes save one checkpoint together, each its part, so
+    that all have to call; False for this process alone, with what it has."""
+
+    rank_silence_seconds: float = 20.0
+    """How long another process may give no sign of life before a save is given up. It gives one every second, whatever
+    it does, as long as it lives; this is no bound for how long a save takes."""
+
+    resplit: Mapping[type, Resplit] = dataclasses.field(default_factory=dict)
+    """Where a job restores what one of another number of processes saved: for classes of objects whose state each
+    process has for itself (random numbers, data loaders), functions of the states of all ranks that saved, the rank of
+    this process and the number of processes, to the state that it takes. Without one for its class, such an object is
+    refused."""
+
     progress: Progress | None = None
     """Called during a save or restore with the bytes that are done and the bytes of all values, at least once and the
     last time with both equal; about every 64 MiB, or after each value where one is larger. An asynchronous save calls
@@ -115,6 +133,8 @@ class CheckpointOptions:
         locked = self.page_locked_bytes
         if locked is not None and (type(locked) is not int or locked < 0):
             raise ValueError(f"page_locked_bytes must be None or a number of bytes, not {locked!r}.")
+        if not self.rank_silence_seconds > 0:
+            raise ValueError(f"rank_silence_seconds must be positive, not {self.rank_silence_seconds!r}.")
         if self.progress is not None and not callable(self.progress):
             raise ValueError(f"progress must be a function of two numbers of bytes, not {self.progress!r}.")
         # A copy, so that a list that the caller goes on changing does not change what was checked.

@@ -87,6 +87,14 @@ class Trackable:
         """The child under a local name of the checkpoint. May create it; None where there is none."""
         return self._trackable_children().get(name)
 
+    _takes_all_ranks: ClassVar[bool] = False
+    """Whether `_prepare_restore` takes values of all ranks (`adapters.by_rank.ByRank`) where this process is one of
+    another number of processes than those that saved."""
+
+    def _takes_each_rank(self) -> bool:
+        """Whether it does so in any case, because the values of all ranks are parts of one."""
+        return False
+
     def _leaf_sources(self) -> tuple[object, ...]:
         """Where `_lookup_dependency` finds children that are ordinary tensors, for many to be found at once: dicts in
         which it looks names up, or a list or tuple whose elements have their numbers as names. A class that overrides

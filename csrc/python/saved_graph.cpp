@@ -1,13 +1,17 @@
 #include "python/saved_graph.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "error.h"
+#include "graph/graph_union.h"
 #include "graph/saved_graph.h"
 #include "python/address_table.h"
 #include "python/tensor_reader.h"
@@ -108,6 +112,21 @@ nb::list OwnersOf(const SavedGraph& self, bool of_slots) {
     }
   }
   return owners;
+}
+
+nb::bytes JoinGraphs(const std::vector<nb::bytes>& records, const nb::dict& renamed) {
+  std::vector<std::unique_ptr<SavedGraph>> graphs;
+  for (const nb::bytes& record : records) {
+    graphs.push_back(std::make_unique<SavedGraph>(std::string(record.c_str(), record.size())));
+  }
+  std::unordered_map<std::string, std::string> keys;
+  for (const auto [old_key, new_key] : renamed) keys.emplace(Utf8(old_key), Utf8(new_key));
+  std::string joined;
+  {
+    const nb::gil_scoped_release release;
+    joined = UnionOfGraphs(graphs, keys);
+  }
+  return nb::bytes(joined.data(), joined.size());
 }
 
 // --- PairedTensors ---------------------------------------------------------------------------------------
@@ -311,6 +330,7 @@ void DefineSavedGraph(nb::module_& module) {
       .def("child", &ChildAt, "node"_a, "position"_a)
       .def("nodes_with_slots", [](const SavedGraph& self) { return OwnersOf(self, true); })
       .def("nodes_with_values", [](const SavedGraph& self) { return OwnersOf(self, false); });
+  module.def("union_of_graphs", &JoinGraphs, "records"_a, "renamed"_a);
   nb::class_<PairedTensors>(module, "PairedTensors", nb::is_final(), "Variables and live tensors.")
       .def(nb::init<const SavedGraph&, const nb::tuple&>(), "graph"_a, "types"_a, nb::keep_alive<1, 2>())
       .def("pair", &PairedTensors::Pair, "node"_a, "sources"_a)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch_trackckpt.adapters.param_groups import (
     check_stored,
     check_tensors,
     hyper_parameters,
+    is_equal,
     some,
 )
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
@@ -83,10 +84,10 @@ class OptimizerAdapter(Adapter, SlotOwner):
         return self._global_state() if name == "global_state" else None
 
     def _param_groups(self) -> StateNode:
-        return StateNode(self.adapted, "param_groups", self._capture_groups, self._prepare_groups)
+        return StateNode(self.adapted, "param_groups", self._capture_groups, self._prepare_groups, _join_groups)
 
     def _extra_state(self) -> StateNode:
-        return StateNode(self.adapted, "extra_state", self._capture_extra, self._prepare_extra)
+        return StateNode(self.adapted, "extra_state", self._capture_extra, self._prepare_extra, _join_extra)
 
     def _global_state(self) -> StateNode:
         return StateNode(self.adapted, "global_state", lambda path_of: self._global_values(), self._prepare_global)
@@ -293,6 +294,31 @@ class OptimizerAdapter(Adapter, SlotOwner):
                     f"the state of {type(self.adapted).__name__} runs over all of its parameters, but the "
                     f"checkpoint has others: {some(groups[stored[0]]['params'])}."
                 )
+
+
+def _join_groups(stored: Sequence[Any]) -> Any:
+    """The groups of optimizers of several processes, each of which may have some of the parameters."""
+    groups: list[Any] = []
+    for state in stored:
+        if not isinstance(state, dict) or not isinstance(state.get("groups"), list):
+            raise DataLossError("The stored param_groups of an optimizer do not have the expected form.")
+        if state.get("kind") != stored[0].get("kind"):
+            raise MismatchError(
+                f"the processes that saved it had optimizers of several kinds: {stored[0].get('kind')} and "
+                f"{state.get('kind')}; give them different names."
+            )
+        groups += [group for group in state["groups"] if not any(is_equal(group, other) for other in groups)]
+    return {**stored[0], "groups": groups}
+
+
+def _join_extra(stored: Sequence[Any]) -> Any:
+    """What optimizers of several processes keep for their parameters; of what several have, the first process's."""
+    joined: dict[Any, Any] = {}
+    for state in stored:
+        if not isinstance(state, dict):
+            raise DataLossError("The stored extra_state of an optimizer is not a dict of dicts.")
+        joined = {**state, **joined}
+    return joined
 
 
 def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:

@@ -3,6 +3,8 @@
     object path       local names from the root, each escaped, joined by "/"; "" for the root
     checkpoint key    <object path>/.ATTRIBUTES/<escaped attribute name>
     slot's path       <variable's path>/.OPTIMIZER_SLOT/<optimizer's path>/<escaped slot name>
+    kept by rank      <checkpoint key>/.BY_RANK, where each process of a job has a value of its own: row number r, of as
+                      many as there are processes, is that of rank r
 
 Escaping doubles "." and then writes "/" as ".S", so that no name can be taken for one of the reserved words.
 """
@@ -11,7 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["attribute_key", "escape", "object_path", "readable_path", "slot_path"]
+__all__ = ["attribute_key", "by_rank_key", "escape", "is_by_rank", "object_path", "readable_path", "slot_path"]
+
+_BY_RANK = "/.BY_RANK"
 
 
 def escape(name: str) -> str:
@@ -37,6 +41,16 @@ def object_path(names: Iterable[str]) -> str:
 def attribute_key(path: str, attribute: str) -> str:
     """The checkpoint key of an attribute of the object at ``path``."""
     return f"{path}/.ATTRIBUTES/{escape(attribute)}"
+
+
+def by_rank_key(key: str) -> str:
+    """The key of the values of all ranks, where they are not the same."""
+    return key + _BY_RANK
+
+
+def is_by_rank(key: str) -> bool:
+    """Whether the values of all ranks are stored under a key."""
+    return key.endswith(_BY_RANK)
 
 
 def slot_path(variable: str, optimizer: str, slot_name: str) -> str:

@@ -25,7 +25,7 @@ from torch_trackckpt.adapters.registry import Adapting
 from torch_trackckpt.adapters.state_node import StateNode
 from torch_trackckpt.adapters.tensor import leaf_types
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.keys import readable_path
+from torch_trackckpt.graph.keys import attribute_key, readable_path
 from torch_trackckpt.trackable import SlotOwner, Trackable, Value
 
 __all__ = [
@@ -168,6 +168,8 @@ class Snapshot:
     """Parameters with optimizer state that the root does not reach, so that their state is not saved."""
     slot_owners: tuple[SlotOwner, ...]
     """The optimizers."""
+    state_keys: Callable[[], list[str]]
+    """The keys of values that objects take back themselves: python states and what is in them."""
 
     @property
     def keys(self) -> list[str]:
@@ -202,8 +204,13 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
     """
     attributes: list[tuple[int, str, Value]] = []
     versions: list[tuple[int, int]] = []
+    states: list[tuple[int, str]] = []
     for number, trackable in live.objects.trackables():
-        attributes += [(number, name, value) for name, value in _values_of(live, number, trackable).items()]
+        values_of = _values_of(live, number, trackable)
+        attributes += [(number, name, value) for name, value in values_of.items()]
+        if values_of:
+            in_place = trackable._restore_destinations()
+            states += [(number, name) for name in values_of if name not in in_place]
         version = trackable._module_version()
         if version is not None:
             versions.append((number, version))
@@ -217,7 +224,12 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
             _check_name(live, number, name, "attributes")
         raise
     owners = tuple(trackable for _, trackable in live.objects.trackables() if isinstance(trackable, SlotOwner))
-    return Snapshot(graph, values, _unreachable(live), owners)
+    paths = {number: live.objects.path(number) for number, _ in states}
+
+    def state_keys() -> list[str]:
+        return [attribute_key(paths[number], name) for number, name in states]
+
+    return Snapshot(graph, values, _unreachable(live), owners, state_keys)
 
 
 def discover(root: object, attached: Mapping[str, object] | None = None) -> LiveGraph:

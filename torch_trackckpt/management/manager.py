@@ -25,7 +25,7 @@ import torch
 
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
-from torch_trackckpt.errors import DataLossError
+from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 from torch_trackckpt.fallback import first_sound
 from torch_trackckpt.management.ledger import Ledger, read_ledger, write_ledger
 from torch_trackckpt.management.pruning import ByPolicy, MaxToKeep, PruningRule
@@ -233,6 +233,11 @@ class CheckpointManager:
         here = "" if os.path.isabs(self._directory) else os.getcwd()
 
         def record(path: str) -> None:
+            if not self._checkpoint._own.keeps_the_books(options):
+                # Rank 0 has written and deleted, when this is called.
+                self._ledger = read_ledger(os.path.join(here, self._directory), self._clock())
+                self._complete_step = step
+                return
             if self._recording_in == threading.get_ident():
                 raise RuntimeError(
                     f"A signal handler saved {path!r} while the manager was recording a save in the same thread; note "
@@ -312,12 +317,24 @@ class _Restoring:
     def restore(self, path: str) -> None:
         for damaged in self._half_restored:
             _check_covers(path, damaged)
-        try:
-            self._checkpoint.restore(path, self._options)
-        except DataLossError as error:
-            if error.overwritten:
-                self._half_restored.append(path)
-            raise
+        damage: CheckpointNotFoundError | DataLossError | None = None
+
+        def restore() -> str | None:
+            nonlocal damage
+            try:
+                self._checkpoint.restore(path, self._options)
+            except (CheckpointNotFoundError, DataLossError) as error:
+                damage = error
+            return None if damage is None else str(damage)
+
+        # What one rank finds damaged, no rank takes: all go on from the same checkpoint.
+        said = self._checkpoint._own.agree_on(f"The restore of {path!r}", restore, self._options or CheckpointOptions())
+        found = [f"rank {rank}: {text}" for rank, text in enumerate(said) if text is not None]
+        if damage is None and not found:
+            return
+        if damage is None or (isinstance(damage, DataLossError) and damage.overwritten):
+            self._half_restored.append(path)
+        raise damage or DataLossError(f"{path!r} is damaged, as other processes have found: {'; '.join(found)}")
 
 
 def _check_covers(path: str, damaged: str) -> None:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt import _native
+from torch_trackckpt.adapters.by_rank import ByRank
 from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle, takes_file_bytes
@@ -34,6 +36,7 @@ from torch_trackckpt.errors import (
     UnsupportedValueError,
 )
 from torch_trackckpt.options import CheckpointOptions, Progress
+from torch_trackckpt.restore.by_rank import read_value
 from torch_trackckpt.restore.land import read_landing
 from torch_trackckpt.restore.match import BoundValues, Match
 from torch_trackckpt.trackable import Prepared
@@ -109,7 +112,7 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     else:
         destinations.check()
         reader.check(keys)
-    prepared = _prepare(handed_over, match, reader)
+    prepared = _prepare(handed_over, match, reader, options)
     changed: list[str] = []
     for node_id, decoded in prepared:
         _assign_one(match.graph.readable(node_id), decoded, changed, reader)
@@ -263,13 +266,29 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _prepare(items: list[_HandedOver], match: Match, reader: CheckpointReader) -> list[tuple[int, Prepared]]:
+def _prepare(
+    items: list[_HandedOver], match: Match, reader: CheckpointReader, options: CheckpointOptions
+) -> list[tuple[int, Prepared]]:
     """Reads and decodes what objects take themselves; the results, by node, assign it."""
-    values = [{name: reader.get_tensor(stored.key) for name, stored in item.stored.items()} for item in items]
+    values = [
+        {
+            name: read_value(reader, stored.key, options, of_each=item.bound.trackable._takes_each_rank())
+            for name, stored in item.stored.items()
+        }
+        for item in items
+    ]
     prepared: list[tuple[int, Prepared]] = []
+    for item, values_of_item in zip(items, values, strict=True):
+        ranked = [value for value in values_of_item.values() if isinstance(value, ByRank)]
+        if ranked and not item.bound.trackable._takes_all_ranks:
+            raise MismatchError(
+                f"{match.graph.readable(item.bound.node_id)} cannot be restored from {reader.file_prefix!r}; nothing "
+                f"has been assigned: {ranked[0].resplits.mismatch(len(ranked[0].values))}"
+            )
     # Backwards, because a state is decoded with the tensors of its children, which follow it.
     for item, values_of_item in reversed(list(zip(items, values, strict=True))):
-        prepare = functools.partial(item.bound.trackable._prepare_restore, values_of_item, match.resolve)
+        values_for_it: Any = values_of_item
+        prepare = functools.partial(item.bound.trackable._prepare_restore, values_for_it, match.resolve)
         readable = match.graph.readable(item.bound.node_id)
         prepared.append((item.bound.node_id, _prepare_one(prepare, readable, reader)))
     for rest in match.rest:

@@ -51,6 +51,7 @@ def write_shards(
     progress: Progress | None = None,
     pace: Pace | None = None,
     devices: Devices | None = None,
+    files: WrittenFiles | None = None,
 ) -> WrittenFiles:
     """Writes the data file of each shard, and one index for all.
 
@@ -66,13 +67,14 @@ def write_shards(
             together, and once when both are equal.
         pace: when threads write and when they rest, where the program goes on meanwhile.
         devices: those that the plan has values on; they follow the program up to the moment whose values are wanted.
+        files: the names of the files, one for each shard; usual ones if not given.
 
     Raises:
         ValueChangedError: a tensor changed.
         OSError: the system refuses.
     """
     storage.make_directory(os.path.dirname(prefix))
-    files = _files(prefix, len(plan.shards))
+    files = files or _files(prefix, len(plan.shards))
     num_threads = min(num_threads, len(plan.shards))
     done_bytes, told_bytes, total_bytes = 0, 0, plan.num_bytes
     with BundleWriter([temporary for temporary, _ in files.data], files.index[0], durable=durable) as writer:

@@ -1,0 +1,265 @@
+"""What the ranks of the tests do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pkgutil
+import random
+import signal
+import time
+from typing import Any, NoReturn
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState
+from torch_trackckpt.bundle.writer import BundleWriter
+from torch_trackckpt.errors import DataLossError, RankError
+
+FAST = CheckpointOptions(durable=False)
+
+
+def model_of(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def trained(model: nn.Module, steps: int = 2) -> torch.optim.Optimizer:
+    """With the same gradients on all ranks."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.rand(4, 8, generator=generator)).square().sum().backward()
+        optimizer.step()
+    return optimizer
+
+
+def listed(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {str(key): listed(value) for key, value in state.items()}
+    return [listed(value) for value in state] if isinstance(state, (list, tuple)) else state
+
+
+def save_replicated(rank: int, size: int, path: str) -> Any:
+    """The same model on all ranks, and random states that are not."""
+    model = model_of(0)
+    optimizer = trained(model)
+    model[1].running_mean.fill_(rank)
+    torch.manual_seed(100 + rank)
+    random.seed(rank)
+    np.random.seed(rank)
+    checkpoint = Checkpoint(model=model, optimizer=optimizer, rng=RNGState())
+    saved = checkpoint.save(f"{path}/ckpt", FAST)
+    files = sorted(os.listdir(path))
+    live = listed({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    draws = [torch.rand(3).tolist(), random.random(), np.random.rand()]
+    dist.barrier()
+
+    other = model_of(1)
+    resumed = Checkpoint(model=other, optimizer=torch.optim.AdamW(other.parameters()), rng=RNGState())
+    resumed.restore(saved).assert_consumed()
+    again = [torch.rand(3).tolist(), random.random(), np.random.rand()]
+    return {
+        "path": saved,
+        "files": files,
+        "live": live,
+        "written": checkpoint.io_metrics.writes.last_bytes,
+        "state": listed({"model": other.state_dict(), "optimizer": resumed.optimizer.state_dict()}),
+        "draws": draws,
+        "again": again,
+    }
+
+
+def save_in_turn(rank: int, size: int, path: str, mode: str) -> Any:
+    """Several saves, of each of which the values are those of the call."""
+    options = {
+        "first": CheckpointOptions(durable=False, enable_async=True),
+        "overlapped": CheckpointOptions(durable=False, enable_async=True, async_copy="overlapped"),
+        "synchronous": FAST,
+    }[mode]
+    model = nn.Linear(300, 300)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    checkpoint = Checkpoint(model=model, optimizer=optimizer)
+    paths = []
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, -1.0)
+        optimizer.step()
+        paths.append(checkpoint.save(f"{path}/ckpt", options))
+    checkpoint.sync()
+    return paths
+
+
+def manage(rank: int, size: int, path: str) -> Any:
+    """Saves by a manager, and goes back from a checkpoint that one rank finds damaged."""
+    model = nn.Linear(2, 2)
+    nn.init.zeros_(model.bias)
+    manager = CheckpointManager(Checkpoint(model=model), path, max_to_keep=2)
+    for number in range(4):
+        nn.init.constant_(model.weight, number)
+        manager.save(options=FAST)
+    listed = list(manager.checkpoints)
+    on_disk = sorted(os.listdir(path))
+    again = CheckpointManager(Checkpoint(model=model), path, max_to_keep=2)
+    dist.barrier()
+
+    # Damage that only one rank sees.
+    def damaged(*_: Any) -> NoReturn:
+        raise DataLossError("a bad page")
+
+    restore = Checkpoint.restore
+    if rank == 1:
+        Checkpoint.restore = lambda self, save_path, options=None: (  # type: ignore[method-assign]
+            damaged() if save_path.endswith("-4") else restore(self, save_path, options)
+        )
+    restored = again.restore_or_initialize()
+    weight = model.weight[0, 0].item()
+    return {"listed": listed, "files": on_disk, "again": again.checkpoints, "restored": restored, "weight": weight}
+
+
+class _Odd:
+    """Cannot say what its state is."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise ValueError("odd")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def fail_and_go_on(rank: int, size: int, path: str, failing: int, how: str) -> Any:
+    """One rank fails, and the next save works."""
+    parts: dict[str, Any] = {"model": nn.Linear(100, 100)}
+    nn.init.ones_(parts["model"].weight)
+    checkpoint = Checkpoint(**parts)
+    first = checkpoint.save(f"{path}/ckpt", FAST)
+    before = sorted(os.listdir(path))
+    if how == "adapter" and rank == failing:
+        checkpoint.odd = _Odd()
+    patched: Any = contextlib.nullcontext()
+    if how == "full disk" and rank == failing:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patched = mock.patch.object(BundleWriter, "add_rows", side_effect=full)
+    if how == "commit" and rank == failing:
+        broken = OSError(errno.EIO, "Input/output error")
+        patched = mock.patch("torch_trackckpt.save.commit._publish", side_effect=broken)
+    error = ""
+    with patched:
+        try:
+            checkpoint.save(f"{path}/ckpt", FAST)
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+    dist.barrier()
+    after = sorted(os.listdir(path))
+    dist.barrier()
+    if "odd" in vars(checkpoint):
+        del checkpoint.odd
+    second = checkpoint.save(f"{path}/ckpt", FAST)
+    return {"first": first, "before": before, "error": error, "after": after, "second": second}
+
+
+_PLACES = {
+    "as it begins": "torch_trackckpt.distributed.group.Group.session",
+    "saying what it has": "torch_trackckpt.save.ranks.Offer.summary",
+    "planning": "torch_trackckpt.checkpoint.plan_of",
+    "writing": "torch_trackckpt.bundle.writer.BundleWriter.add_rows",
+    "having written": "torch_trackckpt.distributed.group.Session._say",
+    "joining": "torch_trackckpt.save.joint.JointSave._joined",
+    "renaming data": "torch_trackckpt.storage.local.LocalStorage.rename",
+    "renaming the index": "torch_trackckpt.storage.local.LocalStorage.rename",
+    "naming it": "torch_trackckpt.checkpoint.write_checkpoint_state",
+    "telling of it": "torch_trackckpt.distributed.group.Session._say",
+}
+# How often the function is called before, where that is not at once.
+_CALLS_BEFORE = {"having written": {0: 2, 1: 1}, "renaming the index": {0: 2}, "telling of it": {0: 3}}
+PLACES = list(_PLACES)
+
+
+def die(rank: int, size: int, path: str, victim: int, place: str, is_async: bool) -> Any:
+    """One process is killed in the middle of the second save."""
+    model = nn.Linear(100, 100)
+    nn.init.ones_(model.weight)
+    checkpoint = Checkpoint(model=model)
+    options = CheckpointOptions(durable=False, enable_async=is_async, rank_silence_seconds=2)
+    checkpoint.save(f"{path}/ckpt", options)
+    checkpoint.sync()
+    nn.init.zeros_(model.weight)
+    if rank == victim:
+        module, _, name = _PLACES[place].rpartition(".")
+        left = _CALLS_BEFORE.get(place, {}).get(rank, 0)
+        owner = pkgutil.resolve_name(module)
+        original = getattr(owner, name)
+
+        def killed(*arguments: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **named)
+
+        setattr(owner, name, killed)
+    began = time.monotonic()
+    try:
+        checkpoint.save(f"{path}/ckpt", options)
+        checkpoint.sync()
+    except RankError as error:
+        return {"error": str(error), "seconds": time.monotonic() - began}
+    return {"error": "", "seconds": time.monotonic() - began}
+
+
+class Stage(nn.Module):
+    """The part of a network that one process of a pipeline has."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.add_module(f"layer{rank}", nn.Linear(4 + rank, 5 + rank))
+        self.add_module("norm" if rank == 0 else "head", nn.Linear(3, 3))
+
+
+def pipeline(rank: int, size: int, path: str) -> Any:
+    """Each process has other modules, and an optimizer of the same name for its own."""
+    torch.manual_seed(rank)
+    stage = Stage(rank)
+    shared = nn.Embedding(7, 2)
+    nn.init.ones_(shared.weight)
+    optimizer = torch.optim.AdamW([*stage.parameters(), *shared.parameters()], lr=0.25)
+    for parameter in [*stage.parameters(), *shared.parameters()]:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    checkpoint = Checkpoint(net=stage, shared=shared, optimizer=optimizer, rng=RNGState())
+    saved = checkpoint.save(f"{path}/ckpt", FAST)
+    expected = listed({"net": stage.state_dict(), "optimizer": optimizer.state_dict()})
+    dist.barrier()
+    torch.manual_seed(9)
+    other, table = Stage(rank), nn.Embedding(7, 2)
+    again = torch.optim.AdamW([*other.parameters(), *table.parameters()], lr=1.0)
+    status = Checkpoint(net=other, shared=table, optimizer=again, rng=RNGState()).restore(saved)
+    status.assert_existing_objects_matched()
+    return {"expected": expected, "found": listed({"net": other.state_dict(), "optimizer": again.state_dict()})}
+
+
+def conflict(rank: int, size: int, path: str) -> Any:
+    """One name for two things."""
+    try:
+        Checkpoint(net=nn.Linear(2 + rank, 2)).save(f"{path}/ckpt", FAST)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def alone(rank: int, size: int, path: str) -> Any:
+    """A process saves for itself."""
+    if rank == 1:
+        options = CheckpointOptions(durable=False, all_ranks=False)
+        return Checkpoint(net=nn.Linear(2, 2)).save(f"{path}/mine", options)
+    return None

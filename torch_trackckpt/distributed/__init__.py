@@ -1,0 +1,1 @@
+"""More than one process: who has what, and how they agree."""

@@ -1,0 +1,81 @@
+"""A save that this process makes alone, in the same steps as one that all ranks make together (`save.joint`)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+from torch_trackckpt.distributed.dtensor import is_dtensor
+from torch_trackckpt.graph.walk import Snapshot
+from torch_trackckpt.options import Progress
+from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.ranks import Offer, Rows, Shares
+from torch_trackckpt.save.write import WrittenFiles
+from torch_trackckpt.storage.base import Storage
+
+__all__ = ["Save", "SoloSave", "WriteFiles"]
+
+WriteFiles = Callable[[WrittenFiles | None], WrittenFiles]
+"""Writes the files of a process, under given names or under usual ones."""
+
+
+class Save(Protocol):
+    """One save, made alone or with others."""
+
+    place: str
+    """The prefix."""
+    storage: Storage
+    is_async: bool
+    """Whether the program goes on before the files are there."""
+    has_one_file: bool
+    """Whether this process writes one data file, whatever the options say."""
+
+    def telling(self) -> contextlib.AbstractContextManager[None]:
+        """Tells the others of whatever goes wrong in the block."""
+
+    def share(self, snapshot: Snapshot) -> Rows:
+        """What of all that there is this process is to write."""
+
+    def watched(self, progress: Progress | None) -> Progress | None:
+        """What is told of the progress, and may end the save."""
+
+    def complete(self, write: WriteFiles, publish: Callable[[bool], None]) -> None:
+        """Makes the checkpoint.
+
+        Args:
+            write: writes the files of this process.
+            publish: called when there is the checkpoint, with whether this process is the one that names it.
+        """
+
+
+class SoloSave:
+    """A save without others.
+
+    Args:
+        place, storage, is_async: see `Save`.
+    """
+
+    has_one_file = False
+
+    def __init__(self, place: str, storage: Storage, is_async: bool) -> None:
+        self.place = place
+        self.storage = storage
+        self.is_async = is_async
+
+    def telling(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def share(self, snapshot: Snapshot) -> Rows:
+        sharded = [key for key, value in zip(snapshot.keys, snapshot.values, strict=True) if is_dtensor(value)]
+        if not sharded:
+            return Rows(snapshot.keys, snapshot.values, {})
+        return Shares.alone().rows(Offer(snapshot), 0, snapshot.graph.record)
+
+    def watched(self, progress: Progress | None) -> Progress | None:
+        return progress
+
+    def complete(self, write: WriteFiles, publish: Callable[[bool], None]) -> None:
+        recover(self.place, self.storage)
+        commit(write(None), self.place, self.storage)
+        publish(True)
