@@ -3,14 +3,15 @@
     python -m benchmarks.distributed [--ranks 2] [--mib 384] [--place /dev/shm] [--rounds 5]
 
 A model of FSDP2 with AdamW's state, of so many MiB for all processes together, and a model of many small tensors, where
-bytes hardly count. Both ways begin with what a program has, modules and optimizers, and end with it: what torch has to do
-to make a state dict of it, or to put one back, counts. Contenders take turns; printed are medians. Files are written to
-memory, so that it does not matter who waits for a disk.
+bytes hardly count. Both ways begin with what a program has, modules and optimizers, and end with it: what torch has to
+do to make a state dict of it, or to put one back, counts. Contenders take turns; printed are medians. Files are written
+to memory, so that it does not matter who waits for a disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -22,16 +23,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
 from torch_trackckpt import Checkpoint, CheckpointOptions
 
+dcp: Any = importlib.import_module("torch.distributed.checkpoint")
 _OPTIONS = CheckpointOptions(durable=False)
 
 

@@ -125,7 +125,9 @@ def main() -> None:
     if status == 0:
         dist.destroy_process_group()
     sys.stdout.flush()
-    sys.exit(status)
+    sys.stderr.flush()
+    # Threads of torch's that are still there at the exit of the interpreter abort it now and then.
+    os._exit(status)
 
 
 if __name__ == "__main__":

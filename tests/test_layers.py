@@ -14,7 +14,7 @@ PACKAGE = Path(torch_trackckpt.__file__).parent
 # Lower never imports higher; within a line, a unit imports only those written before it.
 LEVELS = (
     ("errors", "trackable", "update_uid", "_native", "_cuda"),
-    ("devices", "storage", "bundle", "sharding", "options", "distributed", "preemption", "metrics"),
+    ("devices", "storage", "bundle", "distributed", "sharding", "options", "preemption", "metrics"),
     ("adapters",),
     ("tracking",),
     ("graph",),
@@ -36,7 +36,7 @@ LEVELS = (
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}
 # The lines of the table that are narrower than their level.
 ONLY = {
-    "adapters": {"errors", "options", "trackable", "update_uid", "_native"},
+    "adapters": {"errors", "options", "trackable", "update_uid", "_native", "distributed"},
     "tracking": {"errors", "trackable", "adapters"},
     "devices": {"_native", "_cuda"},
     "__main__": {"doctor"},

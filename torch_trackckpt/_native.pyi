@@ -332,12 +332,21 @@ class RowPlan:
     Calls from several threads take turns. Data files that were asked for stay open as long as the plan.
     """
 
-    def __init__(self, reader: BundleReader, keys: list[str], table: TensorTable, land: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        reader: BundleReader,
+        keys: list[str],
+        table: TensorTable,
+        land: Sequence[int] = (),
+        boxes: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = ...,
+    ) -> None:
         """Finds the value of ``keys[i]`` for row i, in one pass over the index where there are many.
 
         Args:
             land: rows, ascending, whose values `read_landing` puts into other memory; their type and shape are those of
                 the table, wherever they are.
+            boxes: for rows, ascending, that take a box of their value: row, shape of the stored tensor, start of the
+                box in each dimension. Raises ``ValueError`` where that is no box of this shape.
         """
 
     @property
@@ -348,16 +357,19 @@ class RowPlan:
         """The rows in the plan whose key is not there, or holds another dtype or shape; with any, nothing is read."""
 
     def left_out(self) -> list[int]:
-        """The rows that cannot land, because their values are stored in slices: they are not in the plan."""
+        """The rows that cannot land, because they take slices or a box of what is stored: they are not in the plan."""
 
     def check(self) -> None:
         """Checks that values lie inside of their files, as `BundleReader.check`."""
 
-    def verify(self, *, num_threads: int) -> None:
-        """Reads all values and checks their checksums."""
+    def verify(self, *, num_threads: int, with_parts: bool = True) -> None:
+        """Reads all values and checks their checksums. Stored values of which only a part is needed, which have no
+        checksum of that, are read whole, or left out without `with_parts`."""
 
     def read(self, *, num_threads: int, max_bytes: int | None = None) -> int:
         """Reads the next values into their tensors, about `max_bytes` or all, as `BundleReader.read`.
+
+        Of a value that is not needed whole, no more is read but gaps of less than a page, and nothing is checked.
 
         The caller has seen to it that no tensor was moved (`TensorTable.moved`). Returns the bytes that were read; 0
         when all are. After a failure nothing more is read.
@@ -376,6 +388,9 @@ class RowPlan:
 
     def touched(self) -> list[int]:
         """The rows whose memory was, or may have been, written to; ascending."""
+
+    def num_read(self) -> int:
+        """The bytes of files that `read` and `read_landing` have read so far, with gaps between values."""
 
 @final
 class GraphRecord:

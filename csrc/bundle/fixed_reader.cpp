@@ -70,7 +70,7 @@ void FixedReader::Scatter(const StoredPart& part, const Box& request, char* dest
   CheckChecksum(crc, part.value, *file);
 }
 
-void FixedReader::ReadPart(const StoredPart& part, const Box& request, char* destination) {
+uint64_t FixedReader::ReadPart(const StoredPart& part, const Box& request, char* destination) {
   const uint64_t item_size = ItemSize(part.value.dtype);
   const auto file = files_.Open(part.value.shard_id);
   RunReader reader(*file, static_cast<uint64_t>(part.value.offset), ElementForm(part.value.dtype, order_),
@@ -78,7 +78,7 @@ void FixedReader::ReadPart(const StoredPart& part, const Box& request, char* des
   ForEachRun(part.part, part.stored, request, [&](uint64_t from, uint64_t to, uint64_t num_elements) {
     reader.Add(from * item_size, destination + to * item_size, num_elements * item_size);
   });
-  reader.Finish();
+  return reader.Finish();
 }
 
 }  // namespace trackckpt

@@ -21,8 +21,8 @@ class FixedReader {
 
   // Reads a stored value, all of it, to its place in the memory of `request`, and checks it on the way.
   void ReadWhole(const StoredPart& part, const Box& request, char* destination);
-  // Reads no more than is needed, and checks nothing.
-  void ReadPart(const StoredPart& part, const Box& request, char* destination);
+  // Reads no more than is needed, but gaps of less than a page, and checks nothing. Returns the bytes of the file.
+  uint64_t ReadPart(const StoredPart& part, const Box& request, char* destination);
 
  private:
   void ReadInPlace(const BundleEntry& value, char* destination);

@@ -5,8 +5,10 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <utility>
 
+#include "bundle/dtype.h"
 #include "bundle/element_form.h"
 #include "bundle/fixed_reader.h"
 #include "bundle/stored_value.h"
@@ -117,19 +119,24 @@ class ParallelReader::Pass {
   Pass(const ParallelReader& reader, bool is_reading, size_t num_threads, uint64_t max_group_bytes,
        uint64_t landing_bytes = 0);
 
+  // Has whole stored values checked of which only parts are needed.
+  void AddPartlyNeeded();
+
   bool is_done() const { return next_unit_ == units_.size(); }
-  // Does pieces of at least `max_bytes` together, or what is left, or what has room to land. Returns their size.
+  uint64_t num_read() const { return num_read_.load(std::memory_order_relaxed); }
+  // Does pieces of at least `max_bytes` together, or what is left, or what has room to land. Returns how many were needed.
   uint64_t Run(size_t num_threads, uint64_t max_bytes, const Landing& landing, std::vector<Landed>* landed);
   std::vector<size_t> Touched() const;
 
  private:
-  enum class Kind : uint8_t { kGroup, kChunk, kPart, kCheck };
+  enum class Kind : uint8_t { kGroup, kChunk, kScattered, kWhole, kCheck };
   struct Unit {
     Kind kind;
-    uint32_t begin;  // of the values, large values, sliced tensors or checks
+    uint32_t begin;  // of the values, large values, pieces of scattered parts, partly needed values or checks
     uint32_t end;
-    uint64_t from;  // of a group in the file, of a chunk in its value; of parts, which
+    uint64_t from;  // of a group in the file, of a chunk in its value
     uint64_t size;
+    uint64_t num_needed;      // of these bytes, without those between values
     char* landing = nullptr;  // where the first of it lands
   };
   // A value that is read in chunks.
@@ -141,8 +148,15 @@ class ParallelReader::Pass {
     std::atomic<size_t> num_left;
   };
 
+  // A part of a stored value that one thread reads.
+  struct Piece {
+    uint32_t scattered;
+    Box part;
+  };
+
   void AddValues(uint64_t max_group_bytes);
-  uint32_t EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size) const;
+  void AddScattered(uint32_t index);
+  uint32_t EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size, uint64_t* num_needed) const;
   void AddChunks(uint32_t value);
   uint64_t LandingBytesOf(const Unit& unit) const;
   void AddLanded(const Unit& unit, const Landing& landing, std::vector<Landed>* landed) const;
@@ -150,7 +164,7 @@ class ParallelReader::Pass {
   void Do(const Unit& unit);
   void DoGroup(const Unit& unit);
   void DoChunk(const Unit& unit);
-  void DoPart(const Unit& unit);
+  void DoScattered(const Unit& unit);
   void CheckWhole(const Large& large) const;
 
   const ParallelReader& reader_;
@@ -159,8 +173,10 @@ class ParallelReader::Pass {
   Buffers buffers_;
   std::vector<Unit> units_;
   std::deque<Large> large_;
+  std::vector<Piece> pieces_;
   size_t next_unit_ = 0;
-  // By value, and behind these by sliced tensor.
+  std::atomic<uint64_t> num_read_{0};
+  // By value, and behind these by scattered part.
   std::vector<std::atomic<bool>> touched_;
 };
 
@@ -171,37 +187,38 @@ ParallelReader::Pass::Pass(const ParallelReader& reader, bool is_reading, size_t
       // All threads are to be busy with what lands at once, too.
       chunk_bytes_(ChunkBytes(
           std::min(reader.NumBytes(), landing_bytes == 0 ? UINT64_MAX : 2 * landing_bytes), num_threads)),
-      touched_(is_reading ? reader.values_.size() + reader.sliced_.size() : 0) {
+      touched_(is_reading ? reader.values_.size() + reader.scattered_.size() : 0) {
   AddValues(max_group_bytes);
-  for (uint32_t i = 0; i < reader_.sliced_.size(); ++i) {
-    const std::vector<StoredPart>& parts = reader_.sliced_[i].parts;
-    for (size_t j = 0; j < parts.size(); ++j) {
-      units_.push_back({Kind::kPart, i, i + 1, j, static_cast<uint64_t>(parts[j].value.size)});
-    }
-  }
+  for (uint32_t i = 0; i < reader_.scattered_.size(); ++i) AddScattered(i);
   if (is_reading) return;
-  for (uint32_t i = 0; i < reader_.checks_.size(); ++i) units_.push_back({Kind::kCheck, i, i + 1, 0, 0});
+  for (uint32_t i = 0; i < reader_.checks_.size(); ++i) units_.push_back({Kind::kCheck, i, i + 1, 0, 0, 0});
 }
 
 void ParallelReader::Pass::AddValues(uint64_t max_group_bytes) {
   const std::vector<PlacedValue>& values = reader_.values_;
   for (uint32_t i = 0; i < values.size();) {
+    if (!is_reading_ && values[i].is_part) {
+      ++i;
+      continue;
+    }
     if (values[i].size > kMaxBufferedBytes) {
       AddChunks(i++);
       continue;
     }
-    uint64_t size;
-    const uint32_t end = EndOfGroup(i, max_group_bytes, &size);
-    units_.push_back({Kind::kGroup, i, end, values[i].offset, size});
+    uint64_t size, num_needed;
+    const uint32_t end = EndOfGroup(i, max_group_bytes, &size, &num_needed);
+    units_.push_back({Kind::kGroup, i, end, values[i].offset, size, num_needed});
     i = end;
   }
 }
 
-uint32_t ParallelReader::Pass::EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size) const {
+uint32_t ParallelReader::Pass::EndOfGroup(uint32_t begin, uint64_t max_bytes, uint64_t* size,
+                                          uint64_t* num_needed) const {
   const std::vector<PlacedValue>& values = reader_.values_;
   const PlacedValue& first = values[begin];
   uint64_t group_end = first.end();
   uint64_t num_landing = LandingBytes(first);
+  *num_needed = first.size;
   uint32_t end = begin + 1;
   for (; end < values.size(); ++end) {
     const PlacedValue& next = values[end];
@@ -212,6 +229,7 @@ uint32_t ParallelReader::Pass::EndOfGroup(uint32_t begin, uint64_t max_bytes, ui
     // Tiny values take more room where they land, and values of several keys may be the same bytes of the file.
     if (num_landing > kLeastLandingBytes) break;
     group_end = std::max(group_end, next.end());
+    *num_needed += next.size;
   }
   *size = group_end - first.offset;
   return end;
@@ -222,7 +240,42 @@ void ParallelReader::Pass::AddChunks(uint32_t value) {
   const uint32_t index = static_cast<uint32_t>(large_.size());
   large_.emplace_back(value, (size - 1) / chunk_bytes_ + 1);
   for (uint64_t from = 0; from < size; from += chunk_bytes_) {
-    units_.push_back({Kind::kChunk, index, index + 1, from, std::min(size - from, chunk_bytes_)});
+    const uint64_t n = std::min(size - from, chunk_bytes_);
+    units_.push_back({Kind::kChunk, index, index + 1, from, n, n});
+  }
+}
+
+void ParallelReader::Pass::AddScattered(uint32_t index) {
+  const StoredPart& part = reader_.scattered_[index].part;
+  const auto add = [&](const Box& box, uint64_t size) {
+    const auto piece = static_cast<uint32_t>(pieces_.size());
+    pieces_.push_back({index, box});
+    units_.push_back({Kind::kScattered, piece, piece + 1, 0, size, size});
+  };
+  if (part.IsWhole()) return add(part.part, static_cast<uint64_t>(part.value.size));
+  if (!is_reading_) return;
+  const uint64_t size = part.part.NumElements() * ItemSize(part.value.dtype);
+  // In the first dimension that can be cut, so that each piece lies together in the file.
+  size_t d = 0;
+  while (d + 1 < part.part.length.size() && part.part.length[d] == 1) ++d;
+  const int64_t length = part.part.length[d];
+  const uint64_t num_pieces = std::min((size - 1) / chunk_bytes_ + 1, static_cast<uint64_t>(length));
+  const int64_t step = (length - 1) / static_cast<int64_t>(num_pieces) + 1;
+  for (int64_t from = 0; from < length; from += step) {
+    Box box = part.part;
+    box.start[d] += from;
+    box.length[d] = std::min(step, length - from);
+    add(box, box.NumElements() * ItemSize(part.value.dtype));
+  }
+}
+
+void ParallelReader::Pass::AddPartlyNeeded() {
+  std::set<std::pair<int32_t, int64_t>> known;
+  for (uint32_t i = 0; i < reader_.partly_needed_.size(); ++i) {
+    const BundleEntry& value = reader_.partly_needed_[i];
+    if (!known.emplace(value.shard_id, value.offset).second) continue;
+    const uint64_t size = static_cast<uint64_t>(value.size);
+    units_.push_back({Kind::kWhole, i, i + 1, 0, size, size});
   }
 }
 
@@ -268,7 +321,7 @@ uint64_t ParallelReader::Pass::Run(size_t num_threads, uint64_t max_bytes, const
       AddLanded(unit, landing, landed);
     }
     num_landing += unit_landing;
-    num_bytes += unit.size;
+    num_bytes += unit.num_needed;
     ++next_unit_;
   }
   const size_t count = next_unit_ - begin;
@@ -287,7 +340,7 @@ std::vector<size_t> ParallelReader::Pass::Touched() const {
   const size_t num_values = reader_.values_.size();
   for (size_t i = 0; i < touched_.size(); ++i) {
     if (!touched_[i]) continue;
-    requests.push_back(i < num_values ? reader_.values_[i].request : reader_.sliced_[i - num_values].request);
+    requests.push_back(i < num_values ? reader_.values_[i].request : reader_.scattered_[i - num_values].request);
   }
   std::sort(requests.begin(), requests.end());
   requests.erase(std::unique(requests.begin(), requests.end()), requests.end());
@@ -300,8 +353,10 @@ void ParallelReader::Pass::Do(const Unit& unit) {
       return DoGroup(unit);
     case Kind::kChunk:
       return DoChunk(unit);
-    case Kind::kPart:
-      return DoPart(unit);
+    case Kind::kScattered:
+      return DoScattered(unit);
+    case Kind::kWhole:
+      return FixedReader(&reader_.files_, reader_.order_).Verify(reader_.partly_needed_[unit.begin]);
     case Kind::kCheck:
       return reader_.checks_[unit.begin]();
   }
@@ -311,12 +366,15 @@ void ParallelReader::Pass::DoGroup(const Unit& unit) {
   const auto file = reader_.files_.Open(reader_.values_[unit.begin].shard_id);
   const Buffer buffer(&buffers_);
   file->Read(unit.from, buffer.data(), unit.size);
+  num_read_.fetch_add(unit.size, std::memory_order_relaxed);
   char* landing = unit.landing;
   for (uint32_t i = unit.begin; i < unit.end; ++i) {
     const PlacedValue& value = reader_.values_[i];
     const char* const p = buffer.data() + (value.offset - unit.from);
-    const uint32_t crc = Crc32cExtend(0, p, value.size);
-    if (crc != UnmaskCrc(value.crc32c)) CheckChecksum(crc, value.ToEntry(), *file);
+    if (!value.is_part) {
+      const uint32_t crc = Crc32cExtend(0, p, value.size);
+      if (crc != UnmaskCrc(value.crc32c)) CheckChecksum(crc, value.ToEntry(), *file);
+    }
     if (!is_reading_ || value.size == 0) continue;
     char* const destination = value.lands ? landing : value.destination;
     if (value.lands) landing += LandingBytes(value.size);
@@ -342,10 +400,12 @@ void ParallelReader::Pass::DoChunk(const Unit& unit) {
     const uint64_t n = std::min(unit.size - done, kStepBytes);
     char* const p = is_reading_ ? destination + done : buffer->data();
     file->Read(value.offset + unit.from + done, p, n);
-    crc = Crc32cExtend(crc, p, n);
+    if (!value.is_part) crc = Crc32cExtend(crc, p, n);
     if (is_reading_) form.ToMemory(p, n);
     done += n;
   }
+  num_read_.fetch_add(unit.size, std::memory_order_relaxed);
+  if (value.is_part) return;
   large.crcs[unit.from / chunk_bytes_] = crc;
   // Who finishes last has seen what the others wrote before.
   if (large.num_left.fetch_sub(1, std::memory_order_acq_rel) == 1) CheckWhole(large);
@@ -364,18 +424,45 @@ void ParallelReader::Pass::CheckWhole(const Large& large) const {
     CheckChecksum(crc, value.ToEntry(), *reader_.files_.Open(value.shard_id));
 }
 
-void ParallelReader::Pass::DoPart(const Unit& unit) {
-  const Sliced& sliced = reader_.sliced_[unit.begin];
-  const StoredPart& part = sliced.parts[unit.from];
+void ParallelReader::Pass::DoScattered(const Unit& unit) {
+  const Piece& piece = pieces_[unit.begin];
+  const Scattered& scattered = reader_.scattered_[piece.scattered];
+  const StoredPart& part = scattered.part;
   FixedReader reader(&reader_.files_, reader_.order_);
   if (!is_reading_) return reader.Verify(part.value);
-  touched_[reader_.values_.size() + unit.begin].store(true, std::memory_order_relaxed);
-  reader.ReadWhole(part, sliced.whole, sliced.destination);
+  touched_[reader_.values_.size() + piece.scattered].store(true, std::memory_order_relaxed);
+  uint64_t num_read = unit.size;
+  if (part.IsWhole()) {
+    reader.ReadWhole(part, scattered.box, scattered.destination);
+  } else {
+    num_read = reader.ReadPart({part.value, part.stored, piece.part}, scattered.box, scattered.destination);
+  }
+  num_read_.fetch_add(num_read, std::memory_order_relaxed);
 }
 
-void ParallelReader::AddSliced(const BundleEntry& tensor, std::vector<StoredPart> parts, char* destination,
-                               size_t request) {
-  sliced_.push_back({WholeBox(tensor.shape), std::move(parts), destination, *ExpectedSize(tensor), request});
+void ParallelReader::AddParts(const Box& box, std::vector<StoredPart> parts, char* destination,
+                              size_t request) {
+  if (parts.empty()) return;
+  boxes_.emplace_back(destination, box.NumElements() * ItemSize(parts.front().value.dtype));
+  for (StoredPart& part : parts) {
+    const uint64_t item_size = ItemSize(part.value.dtype);
+    const bool is_whole = part.IsWhole();
+    if (!is_whole && part.part.NumElements() == 0) continue;
+    if (!is_whole) partly_needed_.push_back(part.value);
+    if (!IsOneRun(part.part, part.stored, box)) {
+      scattered_.push_back({std::move(part), box, destination, request});
+      continue;
+    }
+    PlacedValue value(part.value, names_.emplace_back(part.value.key), destination, request);
+    value.is_part = !is_whole;
+    value.is_in_box = true;
+    ForEachRun(part.part, part.stored, box, [&](uint64_t from, uint64_t to, uint64_t num_elements) {
+      value.offset += from * item_size;
+      value.size = num_elements * item_size;
+      if (destination != nullptr) value.destination += to * item_size;
+    });
+    values_.push_back(value);
+  }
 }
 
 void ParallelReader::Arrange() {
@@ -388,12 +475,14 @@ void ParallelReader::Arrange() {
 
 bool ParallelReader::DestinationsOverlap() const {
   std::vector<std::pair<const char*, const char*>> ranges;
-  ranges.reserve(values_.size() + sliced_.size());
+  ranges.reserve(values_.size() + boxes_.size());
   const auto add = [&](const char* destination, uint64_t size) {
     if (destination != nullptr && size > 0) ranges.emplace_back(destination, destination + size);
   };
-  for (const PlacedValue& value : values_) add(value.destination, value.size);
-  for (const Sliced& sliced : sliced_) add(sliced.destination, sliced.size);
+  for (const PlacedValue& value : values_) {
+    if (!value.is_in_box) add(value.destination, value.size);
+  }
+  for (const auto& [destination, size] : boxes_) add(destination, size);
   if (!std::is_sorted(ranges.begin(), ranges.end())) std::sort(ranges.begin(), ranges.end());
   const auto overlap = [](const auto& a, const auto& b) { return b.first < a.second; };
   return std::adjacent_find(ranges.begin(), ranges.end(), overlap) != ranges.end();
@@ -402,12 +491,17 @@ bool ParallelReader::DestinationsOverlap() const {
 uint64_t ParallelReader::NumBytes() const {
   uint64_t num_bytes = 0;
   for (const PlacedValue& value : values_) num_bytes += value.size;
+  for (const Scattered& scattered : scattered_) {
+    num_bytes += scattered.part.part.NumElements() * ItemSize(scattered.part.value.dtype);
+  }
   return num_bytes;
 }
 
-void ParallelReader::Verify(size_t num_threads) {
+void ParallelReader::Verify(size_t num_threads, bool with_parts) {
   Arrange();
-  Pass(*this, false, num_threads, kGroupBytes).Run(num_threads, UINT64_MAX, {}, nullptr);
+  Pass pass(*this, false, num_threads, kGroupBytes);
+  if (with_parts) pass.AddPartlyNeeded();
+  pass.Run(num_threads, UINT64_MAX, {}, nullptr);
 }
 
 uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes) {
@@ -427,5 +521,7 @@ uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes, const Land
 std::vector<size_t> ParallelReader::Touched() const {
   return reading_ == nullptr ? std::vector<size_t>() : reading_->Touched();
 }
+
+uint64_t ParallelReader::NumRead() const { return reading_ == nullptr ? 0 : reading_->num_read(); }
 
 }  // namespace trackckpt

@@ -45,7 +45,7 @@ void Place(const BundleEntry& tensor, const TensorLocator& locator, std::string_
   if (tensor.slices.empty()) {
     reader->Add(PlacedValue(tensor, key, destination, request));
   } else {
-    reader->AddSliced(tensor, locator.Parts(tensor), destination, request);
+    reader->AddParts(WholeBox(tensor.shape), locator.Parts(tensor), destination, request);
   }
 }
 

@@ -12,30 +12,39 @@ namespace trackckpt {
 
 namespace {
 
-bool Fits(const BundleEntry& entry, const TensorMemoryTable& table, const TensorMemory& row) {
-  return entry.dtype == row.dtype && entry.shape.size() == row.rank &&
-         std::equal(entry.shape.begin(), entry.shape.end(), table.Shape(row));
+void CheckBox(const RowBox& box, const TensorMemoryTable& table) {
+  if (box.row >= table.rows.size()) throw Error(ErrorKind::kInvalidArgument, "there is a box of no row");
+  const TensorMemory& row = table.rows[box.row];
+  bool is_inside = box.shape.size() == row.rank && box.start.size() == row.rank;
+  for (size_t d = 0; is_inside && d < row.rank; ++d) {
+    const int64_t length = table.Shape(row)[d];
+    is_inside = box.start[d] >= 0 && length <= box.shape[d] && box.start[d] <= box.shape[d] - length;
+  }
+  if (row.dtype == 0 || is_inside) return;
+  throw Error(ErrorKind::kInvalidArgument, "row " + std::to_string(box.row) + " is no box of its tensor");
 }
 
 }  // namespace
 
 RowPlan::RowPlan(const BundleIndex& index, const DataFileNames& names,
                  const std::vector<std::string_view>& keys, const TensorMemoryTable& table,
-                 std::vector<size_t> land)
+                 std::vector<size_t> land, std::vector<RowBox> boxes)
     : index_(index),
       keys_(keys),
       table_(table),
       land_(std::move(land)),
+      boxes_(std::move(boxes)),
       files_(names),
       reader_(&files_, index.byte_order()) {
   if (keys.size() != table.rows.size()) {
     throw Error(ErrorKind::kInvalidArgument, "there are " + std::to_string(keys.size()) + " keys for " +
                                                  std::to_string(table.rows.size()) + " rows");
   }
+  for (const RowBox& box : boxes_) CheckBox(box, table);
   in_one_piece_.reserve(keys.size());
   index.FindMany(keys, [&](size_t row, const BundleEntry* entry) {
     if (!table.rows[row].is_plain() && !Lands(row)) return;
-    if (entry == nullptr || !Fits(*entry, table, table.rows[row])) {
+    if (entry == nullptr || !Fits(*entry, row)) {
       misfits_.push_back(row);
     } else {
       Place(keys[row], *entry, row);
@@ -47,18 +56,39 @@ bool RowPlan::Lands(size_t row) const {
   return !land_.empty() && std::binary_search(land_.begin(), land_.end(), row);
 }
 
+const RowBox* RowPlan::BoxOf(size_t row) const {
+  const auto at = std::lower_bound(boxes_.begin(), boxes_.end(), row,
+                                   [](const RowBox& box, size_t wanted) { return box.row < wanted; });
+  return at == boxes_.end() || at->row != row ? nullptr : &*at;
+}
+
+Box RowPlan::Request(size_t row) const {
+  Box request = WholeBox(table_.ShapeOf(table_.rows[row]));
+  if (const RowBox* const box = BoxOf(row)) request.start = box->start;
+  return request;
+}
+
+bool RowPlan::Fits(const BundleEntry& entry, size_t row) const {
+  const TensorMemory& memory = table_.rows[row];
+  if (entry.dtype != memory.dtype) return false;
+  if (const RowBox* const box = BoxOf(row)) return entry.shape == box->shape;
+  return entry.shape.size() == memory.rank &&
+         std::equal(entry.shape.begin(), entry.shape.end(), table_.Shape(memory));
+}
+
 void RowPlan::Place(std::string_view key, const BundleEntry& entry, size_t row) {
   const bool lands = Lands(row);
-  if (!entry.slices.empty() && lands) {
+  const bool is_in_one_piece = entry.slices.empty() && Request(row) == WholeBox(entry.shape);
+  if (!is_in_one_piece && lands) {
     left_out_.push_back(row);
     return;
   }
   num_bytes_ += table_.rows[row].size;
-  if (entry.slices.empty()) {
+  if (is_in_one_piece) {
     in_one_piece_.emplace_back(entry, key, lands ? nullptr : table_.rows[row].data, row);
     in_one_piece_.back().lands = lands;
   } else {
-    in_slices_.push_back(row);
+    in_parts_.push_back(row);
   }
 }
 
@@ -66,12 +96,12 @@ void RowPlan::Check() {
   if (!misfits_.empty()) throw Error(ErrorKind::kInvalidArgument, "there are rows that do not fit");
   if (is_checked_) return;
   // What is wrong is said of the first row for which anything is.
-  auto sliced = in_slices_.begin();
+  auto part = in_parts_.begin();
   for (const PlacedValue& value : in_one_piece_) {
-    while (sliced != in_slices_.end() && *sliced < value.request) PlaceSlices(*sliced++);
+    while (part != in_parts_.end() && *part < value.request) PlaceParts(*part++);
     CheckPlace(value);
   }
-  while (sliced != in_slices_.end()) PlaceSlices(*sliced++);
+  while (part != in_parts_.end()) PlaceParts(*part++);
   reader_.Add(in_one_piece_);
   file_ = nullptr;
   is_checked_ = true;
@@ -91,19 +121,20 @@ void RowPlan::CheckPlace(const PlacedValue& value) {
   CheckStored(entry, *file_);
 }
 
-void RowPlan::PlaceSlices(size_t row) {
+void RowPlan::PlaceParts(size_t row) {
   const TensorLocator locator(index_, &files_);
   const BundleEntry tensor = locator.Find(keys_[row]);
-  if (tensor.slices.empty() || !Fits(tensor, table_, table_.rows[row])) {
+  if ((tensor.slices.empty() && BoxOf(row) == nullptr) || !Fits(tensor, row)) {
     throw Error(ErrorKind::kDataLoss,
                 index_.path() + ": the index has several entries of key " + DisplayKey(tensor.key));
   }
-  reader_.AddSliced(tensor, locator.Parts(tensor), table_.rows[row].data, row);
+  const Box request = Request(row);
+  reader_.AddParts(request, locator.Parts(tensor, request), table_.rows[row].data, row);
 }
 
-void RowPlan::Verify(size_t num_threads) {
+void RowPlan::Verify(size_t num_threads, bool with_parts) {
   Check();
-  reader_.Verify(num_threads);
+  reader_.Verify(num_threads, with_parts);
 }
 
 uint64_t RowPlan::Read(size_t num_threads, uint64_t max_bytes, const Landing& landing,

@@ -30,11 +30,13 @@ void RunReader::Flush() {
   if (runs_.size() == 1) {  // straight to its place, however large it is
     file_.Read(value_offset_ + first.from, first.to, first.size);
     form_.ToMemory(first.to, first.size);
+    num_read_ += first.size;
   } else {
     const uint64_t span = runs_.back().from + runs_.back().size - first.from;
     if (buffer_.size() < span) buffer_.resize(span);
     file_.Read(value_offset_ + first.from, buffer_.data(), span);
     form_.ToMemory(buffer_.data(), span);
+    num_read_ += span;
     for (const Run& run : runs_) std::memcpy(run.to, buffer_.data() + (run.from - first.from), run.size);
   }
   runs_.clear();

@@ -20,8 +20,11 @@ class RunReader {
 
   // `from` counts from the beginning of the value; it is not less than the end of the run before.
   void Add(uint64_t from, char* to, uint64_t size);
-  // What was added is in memory when this returns.
-  void Finish() { Flush(); }
+  // What was added is in memory when this returns. Tells how many bytes of the file were read, gaps included.
+  uint64_t Finish() {
+    Flush();
+    return num_read_;
+  }
 
  private:
   struct Run {
@@ -38,6 +41,7 @@ class RunReader {
   const ElementForm form_;
   std::string& buffer_;
   std::vector<Run> runs_;  // added but not read
+  uint64_t num_read_ = 0;
 };
 
 }  // namespace trackckpt

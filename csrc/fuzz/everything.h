@@ -102,13 +102,32 @@ inline void ReadRows(const BundleReader& reader, const std::vector<BundleEntry>&
   }
   for (size_t i = 0; i < memory.size(); ++i) table.rows[i].data = memory[i].data();
   Attempt([&] {
+    // Every third row takes a box: what of its value its memory has room for, but the first in each dimension.
+    std::vector<RowBox> boxes;
+    for (size_t i = 2; i < keys.size(); i += 3) {
+      TensorMemory& row = table.rows[i];
+      if (row.rank == 0 || row.size == 0) continue;
+      RowBox box{i, table.ShapeOf(row), std::vector<int64_t>(row.rank, 0)};
+      int64_t* const dims = table.dims.data() + row.first_dim;
+      const uint64_t item_size = ItemSize(row.dtype);
+      row.size = item_size;
+      for (uint32_t d = 0; d < row.rank; ++d) {
+        if (dims[d] > 1) {
+          --dims[d];
+          box.start[d] = 1;
+        }
+        row.size *= static_cast<uint64_t>(dims[d]);
+      }
+      memory[i].resize(row.size + kGuardBytes);
+      boxes.push_back(std::move(box));
+    }
     // Every second row lands elsewhere.
     std::vector<size_t> land;
     for (size_t i = 1; i < keys.size(); i += 2) land.push_back(i);
     std::vector<char> memory_to_land(ParallelReader::kLeastLandingBytes + kGuardBytes, '\x5a');
-    RowPlan plan(reader.index(), reader.data_names(), keys, table, land);
+    RowPlan plan(reader.index(), reader.data_names(), keys, table, land, boxes);
     if (!plan.misfits().empty()) return;
-    plan.Verify(num_threads);
+    plan.Verify(num_threads, true);
     std::vector<Landed> landed;
     const Landing landing{memory_to_land.data(), ParallelReader::kLeastLandingBytes};
     while (plan.Read(num_threads, 1 << 12, landing, &landed) > 0) {

@@ -9,10 +9,12 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bundle/reader.h"
 #include "bundle/row_plan.h"
+#include "python/arguments.h"
 #include "python/tensor_table.h"
 
 namespace nb = nanobind;
@@ -54,16 +56,26 @@ class Keys {
   std::vector<std::string_view> views_;
 };
 
+RowBox BoxFromPython(nb::handle value) {
+  const nb::tuple fields = TupleOfLength(value, 3, "a box");
+  RowBox box;
+  box.row = SizeFromPython(fields[0]);
+  box.shape = ShapeFromPython(fields[1]);
+  box.start = ShapeFromPython(fields[2]);
+  return box;
+}
+
 // A plan, with what it is about. Calls from several threads take turns.
 class PythonRowPlan {
  public:
   PythonRowPlan(nb::handle_t<BundleReader> reader, const nb::list& keys, nb::handle_t<TensorTable> table,
-                const std::vector<size_t>& land)
+                const std::vector<size_t>& land, const nb::list& boxes)
       : reader_(nb::borrow(reader)), table_(nb::borrow(table)), keys_(keys) {
+    std::vector<RowBox> row_boxes = ListFromPython<RowBox>(boxes, BoxFromPython);
     const auto& bundle = *nb::inst_ptr<BundleReader>(reader);
     const auto& memory = nb::inst_ptr<TensorTable>(table)->memory();
     const nb::gil_scoped_release release;
-    plan_.emplace(bundle.index(), bundle.data_names(), keys_.views(), memory, land);
+    plan_.emplace(bundle.index(), bundle.data_names(), keys_.views(), memory, land, std::move(row_boxes));
   }
 
   std::vector<size_t> Misfits() const { return plan_->misfits(); }
@@ -75,9 +87,9 @@ class PythonRowPlan {
     plan_->Check();
   }
 
-  void Verify(size_t num_threads) {
+  void Verify(size_t num_threads, bool with_parts) {
     const Turn turn(&mutex_);
-    plan_->Verify(num_threads);
+    plan_->Verify(num_threads, with_parts);
   }
 
   uint64_t Read(size_t num_threads, std::optional<uint64_t> max_bytes) {
@@ -109,6 +121,11 @@ class PythonRowPlan {
     return plan_->Touched();
   }
 
+  uint64_t NumRead() {
+    const Turn turn(&mutex_);
+    return plan_->NumRead();
+  }
+
  private:
   // Without the interpreter lock.
   class Turn {
@@ -132,16 +149,17 @@ class PythonRowPlan {
 void DefineRowPlan(nb::module_& module) {
   nb::class_<PythonRowPlan>(module, "RowPlan", nb::is_final(), "Stored values and the tensors they go to.")
       .def(nb::init<nb::handle_t<BundleReader>, const nb::list&, nb::handle_t<TensorTable>,
-                    const std::vector<size_t>&>(),
-           "reader"_a, "keys"_a, "table"_a, "land"_a = std::vector<size_t>())
+                    const std::vector<size_t>&, const nb::list&>(),
+           "reader"_a, "keys"_a, "table"_a, "land"_a = std::vector<size_t>(), "boxes"_a = nb::list())
       .def_prop_ro("nbytes", &PythonRowPlan::num_bytes)
       .def("misfits", &PythonRowPlan::Misfits)
       .def("left_out", &PythonRowPlan::LeftOut)
       .def("check", &PythonRowPlan::Check)
-      .def("verify", &PythonRowPlan::Verify, nb::kw_only(), "num_threads"_a)
+      .def("verify", &PythonRowPlan::Verify, nb::kw_only(), "num_threads"_a, "with_parts"_a = true)
       .def("read", &PythonRowPlan::Read, nb::kw_only(), "num_threads"_a, "max_bytes"_a = nb::none())
       .def("read_landing", &PythonRowPlan::ReadLanding, nb::kw_only(), "num_threads"_a, "address"_a, "size"_a)
-      .def("touched", &PythonRowPlan::Touched);
+      .def("touched", &PythonRowPlan::Touched)
+      .def("num_read", &PythonRowPlan::NumRead);
 }
 
 }  // namespace trackckpt

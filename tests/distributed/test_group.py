@@ -74,8 +74,15 @@ def test_sessions_follow_each_other_and_leave_nothing_behind() -> None:
         return decided
 
     assert together(2, act, store) == [list(range(10))] * 2
-    # The life signs of both, and what was said in the last two sessions.
-    assert store.num_keys() <= 2 + 2 * 3
+    # The life signs of both, how many groups they have had, and what was said in the last two sessions.
+    assert store.num_keys() <= 2 + 2 + 2 * 3
+
+
+def test_groups_do_not_hear_each_other() -> None:
+    store = dist.HashStore()
+    first = together(2, lambda group, rank: session_of(group).agree(lambda: 1 + rank, sum), store)
+    second = together(2, lambda group, rank: session_of(group).agree(lambda: 10 + rank, sum), store)
+    assert (first, second) == ([3, 3], [21, 21])
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
@@ -197,6 +204,9 @@ def test_a_rank_that_was_never_heard_of_may_be_on_its_way(monkeypatch: pytest.Mo
 
 def test_a_store_that_does_not_answer_is_told_of() -> None:
     class Gone:
+        def add(self, key: str, amount: int) -> int:
+            return amount
+
         def set(self, key: str, value: str) -> None:
             if "alive" not in key:
                 raise dist.DistNetworkError("connection reset")

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch_trackckpt.adapters.late_children import ModuleWaiting, is_unmade
 from torch_trackckpt.adapters.registry import Adapter, adapt, register_adapter
 from torch_trackckpt.adapters.state_node import StateNode
+from torch_trackckpt.distributed.fsdp import put_back_parts
 from torch_trackckpt.errors import MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import Prepared, Value, Waiting
 
@@ -22,6 +23,7 @@ class ModuleAdapter(Adapter):
 
     def _trackable_children(self) -> Mapping[str, object]:
         module: nn.Module = self.adapted
+        put_back_parts(module)
         # What is registered as None is no child, as everything that is not trackable.
         children: dict[str, object] = dict(module._parameters.items())
         if module._buffers:
@@ -51,6 +53,7 @@ class ModuleAdapter(Adapter):
 
     def _lookup_dependency(self, name: str) -> object | None:
         module: nn.Module = self.adapted
+        put_back_parts(module)
         if name == "_extra_state":
             return _extra_state(module) if _has_extra_state(module) else None
         if name in module._non_persistent_buffers_set:
@@ -64,6 +67,7 @@ class ModuleAdapter(Adapter):
 
     def _leaf_sources(self) -> tuple[object, ...]:
         module: nn.Module = self.adapted
+        put_back_parts(module)
         if isinstance(module, torch.jit.ScriptModule):
             return ()
         return (module._parameters,) if module._non_persistent_buffers_set else (module._parameters, module._buffers)

@@ -39,6 +39,7 @@ from torch_trackckpt.adapters.param_groups import (
 from torch_trackckpt.adapters.registry import Adapter, register_adapter
 from torch_trackckpt.adapters.state_node import PathOf, StateNode
 from torch_trackckpt.adapters.step_hook import StepHook, running_steps
+from torch_trackckpt.distributed.dtensor import is_dtensor
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner, Waiting
 
@@ -327,6 +328,9 @@ def _new_slot(variable: torch.Tensor, name: str, dtype: torch.dtype, shape: tupl
         return torch.empty(shape, dtype=dtype, device="cpu")
     if not is_lazy(variable) and shape == tuple(variable.shape):
         return torch.empty_like(variable, dtype=dtype, requires_grad=False)
+    if is_dtensor(variable):
+        # Where one has been made of a gradient in several processes, it is in all of these.
+        return variable.detach().new_empty(shape, dtype=dtype)
     return torch.empty(shape, dtype=dtype, device=variable.device)
 
 

@@ -23,6 +23,8 @@ from torch_trackckpt.adapters.late_children import ModuleWaiting
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.adapters.registry import adapt
 from torch_trackckpt.adapters.tensor import is_made_of_tensors
+from torch_trackckpt.distributed.dtensor import is_dtensor
+from torch_trackckpt.errors import UnsupportedValueError
 
 __all__ = [
     "Cast",
@@ -152,6 +154,14 @@ def _copy_of(tensor: torch.Tensor, *, is_real: bool) -> torch.Tensor:
         # Nothing is loaded into it here: what is stored of it is no entry of a state_dict.
         return tensor
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        if is_dtensor(tensor):
+            if is_real:
+                raise UnsupportedValueError(
+                    f"its module computes with a DTensor of shape {list(tensor.shape)}, the whole of which is in no "
+                    "process; restore into a module in one process, and save that."
+                )
+            memory = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            return nn.Parameter(memory, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else memory
         memory = tensor.detach().clone() if is_real else torch.empty_like(tensor, device="meta")
         if isinstance(tensor, nn.Parameter):
             return torch.Tensor._make_subclass(type(tensor), memory, tensor.requires_grad)

@@ -1,7 +1,7 @@
 """Tensors as nodes.
 
-An ordinary tensor is a leaf. A subclass that keeps its values in other tensors (quantised weights, say) is a node with
-these as children:
+An ordinary tensor is a leaf, and so is one that several processes have between them (``DTensor``). Any other subclass
+that keeps its values in other tensors (quantised weights, say) is a node with these as children:
 
     <tensor>                 {"kind": class name, "context": {name: text}}: what the inner tensors mean
     <tensor>/<inner name>    one inner tensor
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch_trackckpt.adapters import json_codec
 from torch_trackckpt.adapters.registry import Adapter, adapter_for, register_adapter
 from torch_trackckpt.adapters.state_node import state_bytes
+from torch_trackckpt.distributed.dtensor import is_dtensor
 from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValueError
 from torch_trackckpt.trackable import PYTHON_STATE, VARIABLE_VALUE, Prepared, Resolve, Value
 
@@ -137,6 +138,8 @@ def _flat(meaning: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adapt_tensor(tensor: torch.Tensor) -> TensorAdapter:
+    if is_dtensor(tensor):
+        return TensorAdapter(tensor)
     if is_made_of_tensors(tensor):
         return SubclassTensorAdapter(tensor)
     return ExpandedTensorAdapter(tensor) if _may_overlap(tensor) else TensorAdapter(tensor)
@@ -148,8 +151,7 @@ def is_made_of_tensors(tensor: torch.Tensor) -> bool:
         return False
     is_strided = not tensor.is_nested and tensor.layout is torch.strided
     # The parts of a distributed tensor lie in several processes.
-    is_local = "DTensor" not in (base.__name__ for base in type(tensor).__mro__)
-    return is_strided and is_local and is_traceable_wrapper_subclass(tensor)
+    return is_strided and not is_dtensor(tensor) and is_traceable_wrapper_subclass(tensor)
 
 
 def _may_overlap(tensor: torch.Tensor) -> bool:

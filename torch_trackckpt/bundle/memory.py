@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
-__all__ = ["PLAIN_TYPES", "memory_obstacle", "row_major", "takes_file_bytes"]
+__all__ = ["PLAIN_TYPES", "is_dtensor", "memory_obstacle", "row_major", "takes_file_bytes"]
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 """Tensors of other classes may have memory that is not what they mean."""
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether a value is torch's ``DTensor``, whose values lie in several processes."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def memory_obstacle(tensor: torch.Tensor) -> str | None:
@@ -19,6 +27,8 @@ def memory_obstacle(tensor: torch.Tensor) -> str | None:
         return f"a {kind} tensor cannot be stored; convert it with to_dense() first."
     if tensor.is_quantized:
         return "a quantized tensor cannot be stored; save its int_repr(), scale and zero point."
+    if is_dtensor(tensor):
+        return "only a part of the DTensor lies in this process; its local tensors are what can be stored."
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return (
             f"a tensor of the subclass {type(tensor).__name__} does not hold its values itself; register an adapter "

@@ -17,6 +17,7 @@ from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import STRING, VARIANT, DataType, data_type_of_number
 from torch_trackckpt.bundle.file_names import NEXT, BundleFiles, V1Files, current_index, find_checkpoint
 from torch_trackckpt.bundle.mapping import map_tensor
+from torch_trackckpt.bundle.memory import PLAIN_TYPES
 from torch_trackckpt.bundle.slices import Index, TensorSlice, resolve_index
 from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.bundle.verification import verify_values
@@ -275,13 +276,19 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             raise ValueError(f"{key} is no variant tensor but {data_type_of_number(entry.dtype)}; use get_tensor.")
         return self._bundle.read_variants(entry.key)
 
-    def _plan(self, keys: list[str], table: _native.TensorTable, land: Sequence[int] = ()) -> _native.RowPlan | None:
+    def _plan(
+        self,
+        keys: list[str],
+        table: _native.TensorTable,
+        land: Sequence[int] = (),
+        boxes: Sequence[tuple[int, tuple[int, ...], tuple[int, ...]]] = (),
+    ) -> _native.RowPlan | None:
         """How the values of keys get into the plain rows of a table, and into memory of the caller's for those that
         land; None for the older format, which has no plans."""
         if isinstance(self._bundle, _native.V1Reader):
             return None
         with self._telling_of_replacement():
-            return _native.RowPlan(self._bundle, keys, table, land)
+            return _native.RowPlan(self._bundle, keys, table, land, list(boxes))
 
     def _read_into(self, requests: Sequence[tuple[str, torch.Tensor]], num_threads: int) -> None:
         """Reads values straight into contiguous CPU tensors, which the caller has found to be of their dtype and shape.
@@ -292,6 +299,33 @@ class CheckpointReader(Mapping[str, LazyTensor]):
         with self._telling_of_replacement():
             self._bundle.read(
                 [(_encoded(key), tensor.data_ptr(), tensor.nbytes) for key, tensor in requests], num_threads=num_threads
+            )
+
+    def _read_boxes(self, requests: Sequence[tuple[str, TensorSlice, torch.Tensor]], num_threads: int) -> None:
+        """Reads parts of values into contiguous CPU tensors, which the caller has found to fit, as `get_tensor` does.
+
+        Raises:
+            DataLossError: damage that shows without a checksum, or in a value that was needed whole.
+        """
+        with self._telling_of_replacement():
+            if isinstance(self._bundle, _native.V1Reader):
+                for key, part, tensor in requests:
+                    self._bundle.read_slice(_encoded(key), part.extents, tensor.data_ptr(), tensor.nbytes, verify=False)
+                return
+            boxes = [(row, part.full_shape, part.offset) for row, (_, part, _) in enumerate(requests)]
+            table = _native.TensorTable([tensor for *_, tensor in requests], PLAIN_TYPES)
+            _native.RowPlan(self._bundle, [key for key, *_ in requests], table, (), boxes).read(num_threads=num_threads)
+
+    def _check_not_replaced(self) -> None:
+        """To be called after reads that no checksum guards: what was read is of the files that were opened.
+
+        Raises:
+            DataLossError: it may be of others.
+        """
+        if not (self._names_hold() and self._is_current()):
+            raise DataLossError(
+                f"The checkpoint {self.file_prefix!r} was replaced, removed or renamed while it was being read; read "
+                "it again."
             )
 
     def check(self, keys: Iterable[str]) -> None:

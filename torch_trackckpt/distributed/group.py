@@ -8,10 +8,11 @@ They talk through the key-value store that torch.distributed began with, over co
 collectives: a rank that fails says so and leaves, whereas one that leaves a collective takes the process group with it.
 Nothing here can come between the collectives of the training, in whatever thread it runs.
 
-    trackckpt/<session>/<stage>/<rank>   what came of a rank's work
-    trackckpt/<session>/<stage>/all      what was decided
-    trackckpt/<session>/failed           that a rank has failed, for those who still work
-    trackckpt/alive/<rank>               changes about once a second for as long as the process lives
+    trackckpt/<group>/<session>/<stage>/<rank>   what came of a rank's work
+    trackckpt/<group>/<session>/<stage>/all      what was decided
+    trackckpt/<group>/<session>/failed           that a rank has failed, for those who still work
+    trackckpt/alive/<rank>                       changes about once a second for as long as the process lives
+    trackckpt/groups/<rank>                      how many groups a rank has had; the n-th of one is that of each other
 
 What is said is JSON. Who has said nothing yet is waited for as long as its process lives, however long that takes.
 """
@@ -57,6 +58,7 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes: ...
     def check(self, keys: list[str], /) -> bool: ...
     def delete_key(self, key: str, /) -> bool: ...
+    def add(self, key: str, amount: int, /) -> int: ...
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
 
 
@@ -77,7 +79,7 @@ def find_group() -> Group | None:
 
 
 class Group:
-    """The processes of a job.
+    """The processes of a job, for one purpose after the other: all of them make their groups in the same order.
 
     Args:
         store: what they share.
@@ -90,6 +92,7 @@ class Group:
         self.size = size
         self._process = os.getpid()
         self._sessions = itertools.count(1)
+        self._base = f"trackckpt/{store.add(f'trackckpt/groups/{rank}', 1)}"
         self._heart = _Heart(_connection(store), rank)
         weakref.finalize(self, self._heart.stop)
 
@@ -109,7 +112,8 @@ class Group:
                 f"{self.rank} itself."
             )
         self._heart.begin()
-        return Session(_connection(self._store), self.rank, self.size, next(self._sessions), purpose, silence)
+        number = next(self._sessions)
+        return Session(_connection(self._store), self.rank, self.size, (self._base, number), purpose, silence)
 
 
 class Session:
@@ -118,18 +122,19 @@ class Session:
     Args:
         store: a connection of its own.
         rank, size: which rank this is, and how many there are.
-        number: which session it is.
+        name: the keys of its group, and which of the group's sessions it is.
         purpose, silence: see `Group.session`.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, number: int, purpose: str, silence: float) -> None:
+    def __init__(self, store: Store, rank: int, size: int, name: tuple[str, int], purpose: str, silence: float) -> None:
         self._store = store
         self.rank = rank
         self.size = size
         self._purpose = purpose
         self._silence = silence
-        self._base = f"trackckpt/{number}"
-        self._older = f"trackckpt/{number - 2}"
+        group, number = name
+        self._base = f"{group}/{number}"
+        self._older = f"{group}/{number - 2}"
         self._stages = itertools.count()
 
     @property
@@ -332,5 +337,9 @@ def _connection(store: Store) -> Store:
     clone = getattr(store, "clone", None)
     if clone is None:
         return store
-    cloned: Store = clone()
+    try:
+        cloned: Store = clone()
+    except RuntimeError:
+        # Some kinds of stores cannot.
+        return store
     return cloned

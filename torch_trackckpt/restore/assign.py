@@ -5,6 +5,7 @@ verify    structure, offsets and file lengths; and all checksums, where asked fo
 read      values that objects decode themselves; they are decoded before anything changes
 assign    python states, then tensors in place: file bytes go straight into contiguous CPU memory, to devices by way
           of page-locked memory (`land`), and through a bounded number of staging tensors to every other destination;
+          of a tensor that lies in several processes, only the boxes that this one has (`boxes`);
           what modules have computed comes last
 """
 
@@ -24,8 +25,10 @@ from torch_trackckpt.adapters.late_children import SLOTS
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle, takes_file_bytes
 from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor, torch_tensor_like_stored
+from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.devices.pieces import sharing_memory
+from torch_trackckpt.distributed.dtensor import is_dtensor
 from torch_trackckpt.errors import (
     DataLossError,
     MismatchError,
@@ -36,6 +39,7 @@ from torch_trackckpt.errors import (
     UnsupportedValueError,
 )
 from torch_trackckpt.options import CheckpointOptions, Progress
+from torch_trackckpt.restore.boxes import BoxRequest, RowsWithBoxes, copy_whole, obstacle_of_parts, read_boxes
 from torch_trackckpt.restore.by_rank import read_value
 from torch_trackckpt.restore.land import read_landing
 from torch_trackckpt.restore.match import BoundValues, Match
@@ -78,6 +82,8 @@ class _InPlace:
     """Whether it is only checked for now."""
     computed: torch.Tensor | None = None
     """The value, where it is not the stored one but what a module has computed."""
+    part: TensorSlice | None = None
+    """Which part of the stored tensor it is, of a tensor that lies in several processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +114,8 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     _check_fit([*destinations.to_compare(), *computed, *_unmade(match, reader)], reader)
     keys = [stored.key for item in handed_over for stored in item.stored.values()]
     if options.verify == "before" or destinations.nbytes <= VERIFIED_BEFORE_BYTES:
-        destinations.verify(keys)
+        # What other processes have is read for its checksum only where that was asked for.
+        destinations.verify(keys, with_parts=options.verify == "before")
     else:
         destinations.check()
         reader.check(keys)
@@ -132,7 +139,7 @@ def assign_values(match: Match, reader: CheckpointReader, options: CheckpointOpt
     destinations.read(changed, _Progress(options.progress, num_decoded, total))
     for item in computed:
         assert item.computed is not None
-        _copy(item.tensor, item.computed)
+        copy_whole(item.tensor, item.computed)
     for module, name, value in match.attributes:
         vars(module)[name] = value
     for slot_set in match.slots.values():
@@ -255,6 +262,8 @@ def _conflicts(item: _InPlace) -> Iterator[str]:
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
     """Why a live tensor cannot take values, if it cannot."""
+    if is_dtensor(tensor):
+        return obstacle_of_parts(tensor)
     if obstacle := memory_obstacle(tensor):
         return obstacle
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
@@ -367,23 +376,30 @@ class _Destinations:
         self._look()
 
     def _look(self) -> None:
-        self._table = _native.TensorTable(self._values.tensors, PLAIN_TYPES, with_devices=True)
+        self._rows = RowsWithBoxes(self._values.keys, self._values.tensors)
+        self._table = _native.TensorTable(self._rows.tensors, PLAIN_TYPES, with_devices=True)
         self._on_devices = self._devices.rows(self._table)
         if shared := [row for of_device in self._on_devices for row in sharing_memory(of_device)]:
             self._on_devices = self._devices.rows(self._table, leave_out=shared)
         self._devices.check(self._on_devices)
         land = sorted(row for of_device in self._on_devices for row in of_device.rows.tolist())
-        self._plan = self._reader._plan(self._values.keys, self._table, land)
+        self._plan = self._reader._plan(self._rows.keys, self._table, land, self._rows.boxes)
         if self._plan is None:
             rows: Iterable[int] = range(len(self._table))
         else:
             without_link = set(self._table.on_devices()[0]).difference(land)
             rows = sorted({*self._table.others(), *without_link, *self._plan.left_out()})
-        self._single = {row: self._item(row) for row in rows}
+        self._single = {row: self._item(row) for row in rows if row not in self._rows.divided}
 
     def _item(self, row: int) -> _InPlace:
-        readable = self._values.readable(row)
-        return _InPlace(_stored(self._reader, self._values.keys[row], readable), readable, self._values.tensors[row])
+        readable, tensor, part = self._readable(row), self._rows.tensors[row], self._rows.parts.get(row)
+        stored = _stored(self._reader, self._rows.keys[row], readable)
+        if part is not None:
+            stored = dataclasses.replace(stored, shape=part.shape, nbytes=tensor.nbytes)
+        return _InPlace(stored, readable, tensor, part=part)
+
+    def _readable(self, row: int) -> str:
+        return self._values.readable(self._rows.owner(row))
 
     @property
     def single(self) -> list[_InPlace]:
@@ -398,17 +414,21 @@ class _Destinations:
     def to_compare(self) -> list[_InPlace]:
         """What may not fit: the plan says so, or does not know."""
         misfits = [] if self._plan is None else self._plan.misfits()
-        return [self._single.get(row) or self._item(row) for row in sorted({*self._single, *misfits})]
+        rows = {self._rows.owner(row) for row in (*self._single, *misfits)}.union(self._rows.divided)
+        return [self._single.get(row) or self._item(row) for row in sorted(rows)]
 
     def look_again(self) -> None:
         """Objects that took their state may have given tensors other memory, or another shape."""
-        if not self._table.moved():
+        if not self._moved():
             return
         self._look()
         try:
             _check_fit(self.to_compare(), self._reader)
         except MismatchError as error:
             raise RestoreError(f"Objects have changed their tensors while they took their state: {error}") from error
+
+    def _moved(self) -> list[int]:
+        return [*self._table.moved(), *self._rows.moved()]
 
     def check(self) -> None:
         """Checks without reading that the values are there."""
@@ -417,13 +437,14 @@ class _Destinations:
                 self._plan.check()
         self._reader.check([item.stored.key for item in self.single])
 
-    def verify(self, more_keys: list[str]) -> None:
-        """Checks all checksums, and those of more values."""
-        others = [*(item.stored.key for item in self.single), *more_keys]
+    def verify(self, more_keys: list[str], *, with_parts: bool) -> None:
+        """Checks all checksums, and those of more values; of values of which only a part is needed, if asked for."""
+        whole = [item for item in self.single if with_parts or item.part is None or item.part.is_whole]
+        others = list(dict.fromkeys([*(item.stored.key for item in whole), *more_keys]))
         try:
             if self._plan is not None:
                 with self._reader._telling_of_replacement():
-                    self._plan.verify(num_threads=self._num_threads)
+                    self._plan.verify(num_threads=self._num_threads, with_parts=with_parts)
         except TrackckptError:
             # It knows the first fault only. Here all of them are found.
             self._reader.verify([*self._values.keys, *more_keys])
@@ -441,16 +462,20 @@ class _Destinations:
         try:
             if self._plan is not None:
                 self._read_planned(self._plan, progress)
-            direct = [item for item in self.single if takes_file_bytes(item.tensor)]
+            whole = [item for item in self.single if item.part is None]
+            direct = [item for item in whole if takes_file_bytes(item.tensor)]
             for batch in _batches(direct, PROGRESS_BYTES) if progress.is_wanted else [direct]:
                 self._read_direct(batch, read_singly)
                 progress.add(sum(item.stored.nbytes for item in batch))
-            for batch in _batches([item for item in self.single if not takes_file_bytes(item.tensor)], STAGING_BYTES):
+            for batch in _batches([item for item in whole if not takes_file_bytes(item.tensor)], STAGING_BYTES):
                 self._read_staged(batch, read_singly)
                 progress.add(sum(item.stored.nbytes for item in batch))
+            self._read_boxes(read_singly, progress)
+            if self._rows.parts:
+                self._reader._check_not_replaced()
         except OSError as error:
-            planned = [] if self._plan is None else [self._values.readable(row) for row in self._plan.touched()]
-            overwritten = (*changed, *planned, *read_singly)
+            planned = [] if self._plan is None else [self._readable(row) for row in self._plan.touched()]
+            overwritten = (*changed, *dict.fromkeys([*planned, *read_singly]))
             if not overwritten:
                 raise
             loss = DataLossError(
@@ -465,7 +490,7 @@ class _Destinations:
         whenever that began."""
         left_out = {*self._single, *self._table.unversioned()}
         rows = range(len(self._table))
-        written = self._values.tensors if not left_out else [self._values.tensors[i] for i in rows if i not in left_out]
+        written = self._rows.tensors if not left_out else [self._rows.tensors[i] for i in rows if i not in left_out]
         torch.autograd.graph.increment_version(written)
         max_bytes = PROGRESS_BYTES if progress.is_wanted else None
 
@@ -483,9 +508,9 @@ class _Destinations:
 
     def _check_not_moved(self, progress: _Progress) -> None:
         """Who is told of the progress may have given tensors other memory, and the plan knows where it was."""
-        if progress.is_wanted and (moved := self._table.moved()):
+        if progress.is_wanted and (moved := self._moved()):
             raise RestoreError(
-                f"{self._values.readable(moved[0])} was given other memory, or another shape, while it was being "
+                f"{self._readable(moved[0])} was given other memory, or another shape, while it was being "
                 "restored. What is told of the progress must not change the program."
             )
 
@@ -511,6 +536,23 @@ class _Destinations:
             raise
         finally:
             changed += [items[i].readable for i in touched]
+            torch.autograd.graph.increment_version(tracked)
+
+    def _read_boxes(self, changed: list[str], progress: _Progress) -> None:
+        """Reads those boxes that are not in the plan."""
+        rows = {row: item for row, item in self._single.items() if item.part is not None}
+        if not rows:
+            return
+        requests = [BoxRequest(item.stored.key, item.part, item.tensor) for item in rows.values() if item.part]
+        owners = [self._rows.tensors[owner] for owner in sorted({self._rows.owner(row) for row in rows})]
+        tracked = [tensor for tensor in owners if not tensor.is_inference()]
+        torch.autograd.graph.increment_version(tracked)
+        try:
+            items = list(rows.values())
+            for read in read_boxes(requests, self._reader, self._num_threads, STAGING_BYTES):
+                changed += [items[index].readable for index, _ in read]
+                progress.add(sum(nbytes for _, nbytes in read))
+        finally:
             torch.autograd.graph.increment_version(tracked)
 
     def _read_staged(self, items: list[_InPlace], changed: list[str]) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_trackckpt.adapters.module import ModuleAdapter
+from torch_trackckpt.distributed.dtensor import is_dtensor, with_memory
 from torch_trackckpt.errors import RestoreError, UninitializedError
 from torch_trackckpt.graph.walk import LiveGraph, discover
 
@@ -57,6 +58,10 @@ def give_memory(tensor: torch.Tensor, device: torch.device, name: str) -> torch.
             f"{name} cannot get memory in place: an autograd graph or a scripted module holds it as well. Nothing has "
             "been restored. Delete what was computed with it, or make it by to_empty() before the restore."
         )
+    if is_dtensor(tensor):
+        other = with_memory(tensor, device)
+        _swap(tensor, other)
+        return other
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         # A lazy parameter has no shape that it could tell.
         memory = torch.empty_like(tensor.data if is_lazy(tensor) else tensor, device=device)
@@ -75,6 +80,9 @@ def _swap(tensor: torch.Tensor, other: torch.Tensor) -> None:
     # torch.utils.swap_tensors refuses a tensor with weak references, which recurrent layers keep of their parameters.
     # They go on referring to the Python object, which stays what it is.
     torch._C._swap_tensor_impl(tensor, other)
+    if is_dtensor(tensor) and is_dtensor(other):
+        # The local tensor belongs to the Python object.
+        tensor._local_tensor, other._local_tensor = other._local_tensor, tensor._local_tensor
     # The core knows hooks by the tensor that it had: they are told again.
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         if (known := getattr(tensor, hooks)) is not None:

@@ -105,11 +105,6 @@ class Shares:
         by_rank = frozenset(key for key, found in seen.items() if len(found) > 1)
         return cls(secrets.token_hex(8), tuple(number[digest] for digest in digests), by_rank, {})
 
-    @classmethod
-    def alone(cls) -> Shares:
-        """Those of a process that saves without others."""
-        return cls("", (0,), frozenset(), {})
-
     @property
     def are_of_one_kind(self) -> bool:
         """Whether all ranks have the same objects."""

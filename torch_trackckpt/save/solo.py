@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch_trackckpt.distributed.dtensor import is_dtensor
+from torch_trackckpt.distributed.dtensor import is_dtensor, parts_of
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.commit import commit, recover
-from torch_trackckpt.save.ranks import Offer, Rows, Shares
+from torch_trackckpt.save.ranks import Rows
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Storage
+from torch_trackckpt.trackable import Value
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Save", "SoloSave", "WriteFiles"]
 
@@ -67,10 +71,8 @@ class SoloSave:
         return contextlib.nullcontext()
 
     def share(self, snapshot: Snapshot) -> Rows:
-        sharded = [key for key, value in zip(snapshot.keys, snapshot.values, strict=True) if is_dtensor(value)]
-        if not sharded:
-            return Rows(snapshot.keys, snapshot.values, {})
-        return Shares.alone().rows(Offer(snapshot), 0, snapshot.graph.record)
+        values = [_whole(value) if is_dtensor(value) else value for value in snapshot.values]
+        return Rows(snapshot.keys, values, {})
 
     def watched(self, progress: Progress | None) -> Progress | None:
         return progress
@@ -79,3 +81,9 @@ class SoloSave:
         recover(self.place, self.storage)
         commit(write(None), self.place, self.storage)
         publish(True)
+
+
+def _whole(tensor: DTensor) -> Value:
+    """What this process has of a tensor, if that is all of it; what is only a part is no value that can be planned."""
+    parts = parts_of(tensor)
+    return parts[0][1] if len(parts) == 1 and parts[0][0].is_whole else tensor

@@ -1,0 +1,305 @@
+"""Tensors that several processes have between them (torch's ``DTensor``): which boxes of the whole lie in this one,
+and which other processes hold the same.
+
+Dimensions of a tensor are cut apart, each by itself: what a process has of one is a list of runs, and what it has of
+the tensor is the product of these lists. A placement for a dimension of the mesh cuts what those before it have left:
+
+    Shard            into pieces as ``torch.chunk`` makes them: all of one size, but the last ones shorter or empty
+    _StridedShard    into ``split_factor`` such pieces first, and each of them as above; a process has a share of each
+
+The second is how FSDP2 describes what tensor parallelism has cut before: from right to left. Where no cut leaves a
+rest, both ways of reading it are the same. Where one does, they may differ, and the shape of the local tensor tells
+which of them holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+
+from torch_trackckpt.bundle.memory import is_dtensor as _is_dtensor
+from torch_trackckpt.bundle.slices import TensorSlice
+from torch_trackckpt.errors import UnsupportedValueError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["LocalBox", "boxes_at", "copies_of", "is_dtensor", "local_of", "parts_of", "with_memory"]
+
+Run = tuple[int, int]
+"""Where it begins in a dimension, and how long it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalBox:
+    """A box of the whole tensor, and where it lies in the local one."""
+
+    box: TensorSlice
+    offset: tuple[int, ...]
+
+    def view(self, local: torch.Tensor) -> torch.Tensor:
+        """The part of the local tensor that has the values of the box."""
+        for dim, (start, length) in enumerate(zip(self.offset, self.box.shape, strict=True)):
+            if length != local.shape[dim]:
+                local = local.narrow(dim, start, length)
+        return local
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """How one dimension of a tensor is cut along one dimension of the mesh."""
+
+    num_chunks: int
+    index: int
+    """Which of them this process has."""
+    split_factor: int
+
+
+def is_dtensor(value: object) -> TypeGuard[DTensor]:
+    """Whether a value is a ``DTensor``. Loads nothing of torch: where nobody has, there are none."""
+    return _is_dtensor(value)
+
+
+def local_of(tensor: DTensor) -> torch.Tensor:
+    """The tensor in which this process has its part, outside of autograd."""
+    with torch.no_grad():
+        return tensor.to_local().detach()
+
+
+def parts_of(tensor: DTensor) -> list[tuple[TensorSlice, torch.Tensor]]:
+    """The boxes of a tensor that this process holds, each with the view of its local tensor that has the values.
+
+    The boxes of all processes with different parts are the whole tensor, each element once. An empty tensor is an
+    exception: every process of the mesh has all of it.
+
+    Args:
+        tensor: the tensor.
+
+    Returns:
+        One box, as a rule; none where the process has no part, several where its part has gaps.
+
+    Raises:
+        UnsupportedValueError: the values are not there yet (``Partial``), or the local tensor is not what the
+            placements say.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributed.device_mesh import DeviceMesh
+        >>> from torch.distributed.tensor import Replicate, distribute_tensor
+        >>> from torch.testing._internal.distributed.fake_pg import FakeStore
+        >>> torch.distributed.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+        >>> tensor = distribute_tensor(torch.ones(4), DeviceMesh("cpu", [0]), [Replicate()], src_data_rank=None)
+        >>> [(str(box), view) for box, view in parts_of(tensor)]
+        [('4 0,4', tensor([1., 1., 1., 1.]))]
+        >>> torch.distributed.destroy_process_group()
+    """
+    shape, mesh = tuple(tensor.shape), tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        return []
+    local = local_of(tensor)
+    boxes = boxes_at(shape, tensor.placements, tuple(mesh.shape), coordinate, tuple(local.shape))
+    if 0 in shape:
+        return [(local_box.box, local.new_empty(shape)) for local_box in boxes]
+    return [(local_box.box, local_box.view(local)) for local_box in boxes]
+
+
+def with_memory(tensor: DTensor, device: torch.device) -> torch.Tensor:
+    """A tensor like one on the meta device, of the same mesh and placements, with memory for the part of this process.
+
+    Args:
+        tensor: the tensor, which may be a parameter.
+        device: where the memory is to be.
+
+    Raises:
+        UnsupportedValueError: the mesh is of devices of another kind.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if device.type != tensor.device_mesh.device_type:
+        raise UnsupportedValueError(
+            f"a DTensor on a mesh of {tensor.device_mesh.device_type} devices cannot get memory on {device}; name a "
+            "device of that kind, or call model.to_empty(device=...) before the restore."
+        )
+    with torch.no_grad():
+        local = torch.empty_like(local_of(tensor), device=device)
+        made = DTensor.from_local(
+            local,
+            tensor.device_mesh,
+            tensor.placements,
+            run_check=False,
+            shape=tensor.shape,
+            stride=tensor.stride(),
+        )
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(made, tensor.requires_grad)
+    return made.requires_grad_(tensor.requires_grad)
+
+
+def copies_of(tensor: DTensor) -> tuple[int, ...]:
+    """The processes that hold the same part of a tensor as this one, which is among them.
+
+    Args:
+        tensor: the tensor. Only its mesh is asked: of processes outside of it that have the same values, as other
+            pipelines of a training may, nothing is known here.
+
+    Returns:
+        Global ranks, ascending; none where this process is not in the mesh.
+    """
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        return ()
+    is_empty = 0 in tensor.shape
+    index = tuple(
+        slice(None) if is_empty or placement.is_replicate() else at
+        for placement, at in zip(tensor.placements, coordinate, strict=True)
+    )
+    return tuple(sorted(mesh.mesh[index].reshape(-1).tolist()))
+
+
+def boxes_at(
+    shape: tuple[int, ...],
+    placements: Sequence[Any],
+    mesh_shape: tuple[int, ...],
+    coordinate: Sequence[int],
+    local_shape: tuple[int, ...] | None = None,
+) -> list[LocalBox]:
+    """The boxes of a tensor that lie at one place of a mesh.
+
+    Args:
+        shape: the shape of the whole tensor.
+        placements: those of the tensor.
+        mesh_shape: the size of each dimension of the mesh.
+        coordinate: the place in the mesh.
+        local_shape: the shape of the local tensor there, where it is known.
+
+    Returns:
+        The boxes in the row-major order of the local tensor; none where nothing lies there.
+
+    Raises:
+        UnsupportedValueError: as `parts_of`; or the placements can be read in two ways, and no local shape tells in
+            which.
+    """
+    cuts = _cuts(len(shape), placements, mesh_shape, coordinate)
+    if 0 in shape:
+        return [LocalBox(TensorSlice.whole(shape), (0,) * len(shape))]
+    possible = itertools.product(*(_readings(size, cuts_of_dim) for size, cuts_of_dim in zip(shape, cuts, strict=True)))
+    found = [
+        _product(shape, runs)
+        for runs in possible
+        if local_shape is None or _is_same_shape(tuple(map(_length, runs)), local_shape)
+    ]
+    if not found or any(boxes != found[0] for boxes in found):
+        local = "" if local_shape is None else f" with a local tensor of shape {list(local_shape)}"
+        raise UnsupportedValueError(
+            f"which part of a tensor of shape {list(shape)} lies at {list(coordinate)} of a mesh of shape "
+            f"{list(mesh_shape)} cannot be told from {list(placements)}{local}; redistribute() it to Shard or "
+            "Replicate."
+        )
+    return found[0]
+
+
+def _cuts(
+    num_dims: int, placements: Sequence[Any], mesh_shape: tuple[int, ...], coordinate: Sequence[int]
+) -> list[list[_Cut]]:
+    """For each dimension of the tensor how it is cut, in the order of the mesh."""
+    from torch.distributed.tensor import placement_types
+
+    cuts: list[list[_Cut]] = [[] for _ in range(num_dims)]
+    # The second is no public name.
+    kinds = (placement_types.Shard, getattr(placement_types, "_StridedShard", placement_types.Shard))
+    for placement, num_chunks, index in zip(placements, mesh_shape, coordinate, strict=True):
+        if placement.is_replicate():
+            continue
+        if not isinstance(placement, kinds):
+            raise UnsupportedValueError(
+                f"a DTensor with the placement {placement} has no values yet that could be stored or restored: they "
+                "are spread over processes and have to be reduced first; redistribute() it to Shard or Replicate."
+            )
+        cuts[placement.dim].append(_Cut(num_chunks, index, int(getattr(placement, "split_factor", 1))))
+    return cuts
+
+
+def _readings(size: int, cuts: list[_Cut]) -> list[tuple[Run, ...]]:
+    """What a process may have of a dimension: from left to right, and as it is where tensor parallelism came first."""
+    whole: tuple[Run, ...] = ((0, size),)
+    from_left = whole
+    for cut in cuts:
+        pieces = _split(from_left, cut.split_factor)
+        from_left = _joined(itertools.chain.from_iterable(_split(piece, cut.num_chunks)[cut.index] for piece in pieces))
+    as_made = _order_of_making(cuts)
+    if as_made is None:
+        return [from_left]
+    runs = whole
+    for cut in as_made:
+        runs = _split(runs, cut.num_chunks)[cut.index]
+    return [from_left, runs]
+
+
+def _order_of_making(cuts: list[_Cut]) -> list[_Cut] | None:
+    """The cuts in the order in which they were made, if split factors tell of one: each is the number of pieces that
+    there were before. None where all were made from left to right, or where there is no such order."""
+    if all(cut.split_factor == 1 for cut in cuts):
+        return None
+    order: list[_Cut] = []
+    for cut in reversed(cuts):
+        pieces = list(itertools.accumulate((before.num_chunks for before in order), operator.mul, initial=1))
+        if cut.split_factor not in pieces:
+            return None
+        order.insert(pieces.index(cut.split_factor), cut)
+    return order
+
+
+def _split(runs: tuple[Run, ...], num_chunks: int) -> list[tuple[Run, ...]]:
+    """Cuts runs apart as ``torch.chunk`` does, with empty pieces for those that it leaves out."""
+    total = _length(runs)
+    size = -(-total // num_chunks)
+    return [_between(runs, min(i * size, total), min((i + 1) * size, total)) for i in range(num_chunks)]
+
+
+def _between(runs: tuple[Run, ...], begin: int, end: int) -> tuple[Run, ...]:
+    found = []
+    position = 0
+    for start, length in runs:
+        first, last = max(begin - position, 0), min(end - position, length)
+        if first < last:
+            found.append((start + first, last - first))
+        position += length
+    return tuple(found)
+
+
+def _joined(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """The same with neighbours as one."""
+    joined: list[Run] = []
+    for start, length in runs:
+        if joined and sum(joined[-1]) == start:
+            start, length = joined[-1][0], joined.pop()[1] + length
+        joined.append((start, length))
+    return tuple(joined)
+
+
+def _length(runs: tuple[Run, ...]) -> int:
+    return sum(length for _, length in runs)
+
+
+def _is_same_shape(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Torch has several shapes for nothing."""
+    return shape == other or (0 in shape and 0 in other)
+
+
+def _product(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> list[LocalBox]:
+    """The boxes that runs in each dimension make up."""
+    with_places = [
+        list(zip(runs_of_dim, itertools.accumulate((length for _, length in runs_of_dim), initial=0), strict=False))
+        for runs_of_dim in runs
+    ]
+    return [
+        LocalBox(TensorSlice(shape, tuple(run for run, _ in box)), tuple(place for _, place in box))
+        for box in itertools.product(*with_places)
+    ]
