@@ -16,6 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
 
 from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState
 from torch_trackckpt.bundle.writer import BundleWriter
@@ -263,3 +268,117 @@ def alone(rank: int, size: int, path: str) -> Any:
         options = CheckpointOptions(durable=False, all_ranks=False)
         return Checkpoint(net=nn.Linear(2, 2)).save(f"{path}/mine", options)
     return None
+
+
+def sharded_training(mesh: Any = None) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Layers whose sides no number of processes divides."""
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 1))
+    named = {} if mesh is None else {"mesh": mesh}
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, **named)
+    fully_shard(model, **named)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.05)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """Steps whose gradients are the same however many processes there are: all have the whole batch."""
+    for step in steps:
+        optimizer.zero_grad()
+        model(torch.randn(4, 5, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+
+
+def whole(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """All values, put together from all processes."""
+
+    def full(value: Any) -> Any:
+        return value.full_tensor().tolist() if isinstance(value, DTensor) else listed(value)
+
+    found = {name: full(value.detach()) for name, value in model.named_parameters()}
+    for name, value in model.named_parameters():
+        found[f"{name}'s state"] = {key: full(slot) for key, slot in sorted(optimizer.state[value].items())}
+    return found
+
+
+def shard_and_save(rank: int, size: int, path: str) -> Any:
+    """A training that saves, goes on, and tells what it had at both times."""
+    torch.manual_seed(0)
+    model, optimizer = sharded_training()
+    train(model, optimizer, range(3))
+    checkpoint = Checkpoint(model=model, optimizer=optimizer)
+    checkpoint.save(f"{path}/ckpt", FAST)
+    saved = whole(model, optimizer)
+    train(model, optimizer, range(3, 6))
+    return {"saved": saved, "later": whole(model, optimizer)}
+
+
+def reshard(rank: int, size: int, source: str, path: str) -> Any:
+    """Restores what other processes have saved, saves it again, and goes on."""
+    torch.manual_seed(1)
+    model, optimizer = sharded_training()
+    checkpoint = Checkpoint(model=model, optimizer=optimizer)
+    checkpoint.restore(source).assert_consumed()
+    read = checkpoint.io_metrics.reads.last_bytes
+    restored = whole(model, optimizer)
+    slots = [slot for state in optimizer.state.values() for slot in state.values() if isinstance(slot, DTensor)]
+    own = sum(value.to_local().nbytes for value in (*model.parameters(), *slots))
+    checkpoint.save(f"{path}/ckpt", FAST)
+    train(model, optimizer, range(3, 6))
+    return {"restored": restored, "later": whole(model, optimizer), "read": read, "own": own}
+
+
+def meshes(rank: int, size: int, path: str) -> Any:
+    """Four processes: two by two, sharded and replicated, and sharded in two ways."""
+    torch.manual_seed(0)
+    found = {}
+    hybrid, optimizer = sharded_training(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+    train(hybrid, optimizer, range(2))
+    checkpoint = Checkpoint(model=hybrid, optimizer=optimizer)
+    checkpoint.write(f"{path}/hybrid", FAST)
+    found["hybrid"] = whole(hybrid, optimizer)
+    found["written"] = checkpoint.io_metrics.writes.last_bytes
+
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+    parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh["data"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    model(torch.ones(3, 6)).square().mean().backward()
+    optimizer.step()
+    Checkpoint(model=model, optimizer=optimizer).write(f"{path}/tensor", FAST)
+    found["tensor"] = whole(model, optimizer)
+    # And back into another of the same kind.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    Checkpoint(model=model, optimizer=optimizer).read(f"{path}/tensor").assert_consumed()
+    found["again"] = whole(model, optimizer)
+    return found
+
+
+def replicate_with_ddp(rank: int, size: int, path: str) -> Any:
+    """DistributedDataParallel, whose wrapper has no name in the keys; resumed and uninterrupted are compared."""
+
+    def training(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = DistributedDataParallel(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 1)))
+        return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+        for step in numbers:
+            optimizer.zero_grad()
+            inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(10 * step + rank))
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+    model, optimizer = training(0)
+    steps(model, optimizer, range(3))
+    Checkpoint(model=model, optimizer=optimizer).save(f"{path}/ckpt", FAST)
+    steps(model, optimizer, range(3, 6))
+    other, again = training(1)
+    Checkpoint(model=other, optimizer=again).restore(f"{path}/ckpt-1").assert_consumed()
+    steps(other, again, range(3, 6))
+    return [listed([m.state_dict(), o.state_dict()]) for m, o in ((model, optimizer), (other, again))]
