@@ -47,7 +47,10 @@ class CheckpointOptions:
     verify: Literal["during", "before"] = "during"
     """When a restore checks the checksums of what it reads. ``"before"``: all of them before the first live
     value changes. ``"during"``: on the way, in one pass over the data; a checkpoint of up to 64 MiB is checked
-    before even so, and damage in a larger one raises an error that names the values already overwritten."""
+    before even so, and damage in a larger one raises an error that names the values already overwritten. Of a tensor
+    that several processes have between them (a ``DTensor``), each reads its own part, and there is no checksum of less
+    than a stored slice: slices that a process needs whole are checked as all values are, others only with ``"before"``,
+    for which each process reads them whole."""
 
     experimental_skip_slot_variables: bool = False
     """Restore only: optimizer slot variables are neither restored nor asked for by the assertions."""

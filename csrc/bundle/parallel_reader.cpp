@@ -124,7 +124,8 @@ class ParallelReader::Pass {
 
   bool is_done() const { return next_unit_ == units_.size(); }
   uint64_t num_read() const { return num_read_.load(std::memory_order_relaxed); }
-  // Does pieces of at least `max_bytes` together, or what is left, or what has room to land. Returns how many were needed.
+  // Does pieces of at least `max_bytes` together, or what is left, or what has room to land. Returns how many bytes of
+  // them are needed.
   uint64_t Run(size_t num_threads, uint64_t max_bytes, const Landing& landing, std::vector<Landed>* landed);
   std::vector<size_t> Touched() const;
 
@@ -340,7 +341,8 @@ std::vector<size_t> ParallelReader::Pass::Touched() const {
   const size_t num_values = reader_.values_.size();
   for (size_t i = 0; i < touched_.size(); ++i) {
     if (!touched_[i]) continue;
-    requests.push_back(i < num_values ? reader_.values_[i].request : reader_.scattered_[i - num_values].request);
+    requests.push_back(i < num_values ? reader_.values_[i].request
+                                      : reader_.scattered_[i - num_values].request);
   }
   std::sort(requests.begin(), requests.end());
   requests.erase(std::unique(requests.begin(), requests.end()), requests.end());

@@ -4,16 +4,16 @@
 //                     only then copied to its destination
 //    larger           in chunks, each read by whichever thread is free, straight to its destination; the checksum of
 //                     a value is joined of those of its chunks when the last of them is there
-//    in slices, or    what is contiguous in the file and in memory is a value like others; the rest of each stored part by
-//    only a box       itself, cut along the first dimension where it is large and not checked anyway
+//    in slices, or    what is contiguous in the file and in memory is a value like others; the rest goes by stored
+//    only a box       parts, cut along the first dimension where one is large and not checked anyway
 //    without a size   strings and variants, from front to back; they can only be checked
 //
 // What goes to a device lands in memory of the caller's on its way: the same, but that the destination is the next free
 // place there, and that a call reads no more than fits.
 //
-// A checksum is computed on bytes that are still in the cache of the processor that has just read them. Where only a part
-// of a stored value is needed, no more is read, and there is no checksum of less than the whole. An error stops
-// all threads, and it is known then which destinations were, or may have been, written to.
+// A checksum is computed on bytes that are still in the cache of the processor that has just read them. Where only a
+// part of a stored value is needed, no more is read, and there is no checksum of less than the whole. An error stops all
+// threads, and it is known then which destinations were, or may have been, written to.
 #pragma once
 
 #include <cstddef>
@@ -40,10 +40,10 @@ struct PlacedValue {
   uint64_t size = 0;
   int32_t shard_id = 0;
   int32_t dtype = 0;
-  uint32_t crc32c = 0;   // masked
-  uint32_t request = 0;  // the caller's number for what this belongs to
-  bool lands = false;    // instead of a destination
-  bool is_part = false;  // of a value, so that the checksum is not that of these bytes
+  uint32_t crc32c = 0;     // masked
+  uint32_t request = 0;    // the caller's number for what this belongs to
+  bool lands = false;      // instead of a destination
+  bool is_part = false;    // of a value, so that the checksum is not that of these bytes
   bool is_in_box = false;  // goes to a part of its destination only
 
   PlacedValue() = default;
@@ -118,8 +118,8 @@ class ParallelReader {
   const ByteOrder order_;
   std::vector<PlacedValue> values_;
   std::vector<Scattered> scattered_;
-  std::vector<BundleEntry> partly_needed_;  // the stored values that is true of
-  std::deque<std::string> names_;           // of stored values, for messages
+  std::vector<BundleEntry> partly_needed_;               // the stored values that is true of
+  std::deque<std::string> names_;                        // of stored values, for messages
   std::vector<std::pair<const char*, uint64_t>> boxes_;  // what was added as parts: memory and size
   std::vector<std::function<void()>> checks_;
   bool is_arranged_ = false;

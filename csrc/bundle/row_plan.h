@@ -25,8 +25,8 @@ struct RowBox {
 class RowPlan {
  public:
   // The value of keys[i] goes to row i of the table, if that row is plain, or is one of those that `land` (ascending),
-  // whose values the caller takes on. Rows of `boxes` (ascending) take a box of their value. All stay with the caller and
-  // outlive this.
+  // whose values the caller takes on. Rows of `boxes` (ascending) take a box of their value. All stay with the caller
+  // and outlive this.
   RowPlan(const BundleIndex& index, const DataFileNames& names, const std::vector<std::string_view>& keys,
           const TensorMemoryTable& table, std::vector<size_t> land, std::vector<RowBox> boxes);
 
@@ -40,8 +40,8 @@ class RowPlan {
 
   // Checks that all values lie inside of their files, and slices make up their tensors.
   void Check();
-  // Reads all values and checks their checksums; as all that follows, it does Check first. Stored values of which only a
-  // part is needed are read whole, or not at all.
+  // Reads all values and checks their checksums; as all that follows, it does Check first. Stored values of which only
+  // a part is needed are read whole, or not at all.
   void Verify(size_t num_threads, bool with_parts);
   // Reads about `max_bytes` of what has not been read yet, and returns how many; 0 when all is in memory.
   uint64_t Read(size_t num_threads, uint64_t max_bytes, const Landing& landing, std::vector<Landed>* landed);

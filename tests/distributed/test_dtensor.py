@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_ranks import as_rank, fill, mesh_of, sharded
+from every_rank import as_rank, fill, mesh_of, sharded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import DeviceMesh
@@ -58,22 +58,36 @@ def index_of(box: TensorSlice) -> tuple[slice, ...]:
 @settings(max_examples=300, deadline=None)
 @given(layout=layouts())
 def test_boxes_have_what_torch_puts_into_the_local_tensors(layout: Any) -> None:
+    """Strided shards with a rest are put elsewhere by FSDP2; then some process refuses them."""
     shape, mesh_shape, placements = layout
     whole = torch.arange(math.prod(shape)).reshape(shape)
     counts = torch.zeros(shape, dtype=torch.int64)
     copies = math.prod(n for n, placement in zip(mesh_shape, placements, strict=True) if placement.is_replicate())
+    found = []
     for at in places(mesh_shape):
         local = local_by_torch(whole, mesh_shape, at, placements)
         try:
-            boxes = boxes_at(shape, placements, mesh_shape, at, tuple(local.shape))
+            found.append((boxes_at(shape, placements, mesh_shape, at, tuple(local.shape)), local))
         except UnsupportedValueError:
-            # Two readings differ and have the same shape, which refuses only layouts of strided shards.
             assert any(isinstance(placement, _StridedShard) for placement in placements)
             return
+    for boxes, local in found:
         assert sum(local_box.box.num_elements for local_box in boxes) == local.numel()
         for local_box in boxes:
             assert torch.equal(local_box.view(local), whole[index_of(local_box.box)])
             counts[index_of(local_box.box)] += 1
+    assert torch.equal(counts, torch.full(shape, copies))
+
+
+@settings(max_examples=300, deadline=None)
+@given(layout=layouts())
+def test_every_element_lies_in_as_many_places_as_there_are_copies(layout: Any) -> None:
+    shape, mesh_shape, placements = layout
+    counts = torch.zeros(shape, dtype=torch.int64)
+    for at in places(mesh_shape):
+        for local_box in boxes_at(shape, placements, mesh_shape, at):
+            counts[index_of(local_box.box)] += 1
+    copies = math.prod(n for n, placement in zip(mesh_shape, placements, strict=True) if placement.is_replicate())
     assert torch.equal(counts, torch.full(shape, copies))
 
 
@@ -200,18 +214,21 @@ def test_values_that_are_not_reduced_yet_are_refused() -> None:
 
 
 def test_a_local_tensor_of_another_shape_than_the_placements_say_is_refused() -> None:
-    with pytest.raises(UnsupportedValueError, match=r"cannot be told from .*local tensor of shape \[4\]"):
+    with pytest.raises(UnsupportedValueError, match=r"shape \[2\] lies at \[0\] .* has the shape \[4\]"):
         boxes_at((8,), [Shard(0)], (4,), (0,), (4,))
 
 
-def test_two_readings_of_strided_shards_are_refused_unless_the_shape_decides() -> None:
+def test_split_factors_tell_of_the_order_of_the_cuts() -> None:
     placements = [_StridedShard(0, split_factor=2), Shard(0)]
 
-    with pytest.raises(UnsupportedValueError, match="cannot be told"):
-        boxes_at((9,), placements, (4, 2), (3, 0))
-
-    assert boxes_at((9,), placements, (4, 2), (3, 0), (0,)) == []
-    assert boxes_at((9,), placements, (4, 2), (3, 0), (1,)) == [LocalBox(TensorSlice.box((9,), (8,), (1,)), (0,))]
+    assert boxes_at((9,), placements, (4, 2), (3, 0)) == []
+    assert boxes_at((9,), placements, (4, 2), (3, 1)) == [LocalBox(TensorSlice.box((9,), (8,), (1,)), (0,))]
+    # By any other factor, a process has its share of each of so many pieces.
+    assert [local_box.box.offset for local_box in boxes_at((9,), [_StridedShard(0, split_factor=3)], (3,), (1,))] == [
+        (1,),
+        (4,),
+        (7,),
+    ]
 
 
 @pytest.mark.parametrize("rows", [8, 9, 7])

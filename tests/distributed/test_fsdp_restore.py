@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.fsdp_restore import BATCH, model_on, step
-from fake_ranks import as_rank, mesh_of
+from every_rank import as_rank, mesh_of
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 

@@ -1,6 +1,7 @@
 """Restoring into tensors that lie in several processes: each reads its own boxes, from files of any cut."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_ranks import as_rank, fill, mesh_of, sharded
+from every_rank import as_rank, fill, mesh_of, sharded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native import crafted_v1
@@ -22,9 +23,12 @@ from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.distributed.dtensor import is_dtensor, local_of, parts_of
 from torch_trackckpt.errors import DataLossError, MismatchError, RestoreError, UnsupportedValueError
 from torch_trackckpt.restore import assign
+from torch_trackckpt.restore.boxes import BoxRequest, RowsWithBoxes, read_boxes
 from torch_trackckpt.sharding import MaxShardSizePolicy, ShardableTensor, ShardingCallback, Shards
 
 Damage = Callable[[str, str], None]
+GOLDEN = Path(__file__).parents[1] / "golden"
+MANIFEST = json.loads((GOLDEN / "manifest.json").read_text())
 FAST = CheckpointOptions(durable=False)
 WORLD = 4
 LAYOUTS: list[tuple[tuple[int, ...], list[Any]]] = [
@@ -206,6 +210,35 @@ def test_files_of_the_older_format_are_restored_too(tmp_path: Path) -> None:
             status = Checkpoint(x=x).restore(path)
             status.assert_existing_objects_matched()
             assert torch.equal(local_of(x), local_of(sharded(whole, mesh_of(2, 2), [Shard(1), Shard(0)])))
+
+
+@pytest.mark.parametrize("vector", ["v2_slices", "v2_slices_merged", "v1_slices", "obj_sharded"])
+def test_slices_that_tensorflow_wrote_are_restored(vector: str) -> None:
+    (prefix,) = (str(GOLDEN / item["prefix"]) for item in MANIFEST["vectors"] if item["name"] == vector)
+    reader = CheckpointReader(prefix)
+    keys = [key for key in reader if is_whole(reader, key)]
+    assert keys
+    for key, rank in itertools.product(keys, range(WORLD)):
+        whole = reader.get_tensor(key)
+        assert isinstance(whole, torch.Tensor)
+        with as_rank(rank, WORLD):
+            x = sharded(torch.zeros_like(whole), mesh_of(2, 2), [Shard(whole.dim() - 1), Shard(0)])
+            rows = RowsWithBoxes([key], [x])
+            requests = [BoxRequest(key, part, rows.tensors[row]) for row, part in rows.parts.items()]
+            list(read_boxes(requests, reader, 2, 64))
+            assert torch.equal(local_of(x), local_of(sharded(whole, mesh_of(2, 2), x.placements)))
+
+
+def is_whole(reader: CheckpointReader, key: str) -> bool:
+    """Whether a key holds numbers that were cut apart, nothing of which is missing."""
+    stored = reader.stored(key)
+    if stored.dtype.torch_dtype is None or stored.dtype.low_bits or not stored.shape or 0 in stored.shape:
+        return False
+    try:
+        reader.check([key])
+    except DataLossError:
+        return False
+    return True
 
 
 # What does not fit.

@@ -7,9 +7,9 @@ the tensor is the product of these lists. A placement for a dimension of the mes
     Shard            into pieces as ``torch.chunk`` makes them: all of one size, but the last ones shorter or empty
     _StridedShard    into ``split_factor`` such pieces first, and each of them as above; a process has a share of each
 
-The second is how FSDP2 describes what tensor parallelism has cut before: from right to left. Where no cut leaves a
-rest, both ways of reading it are the same. Where one does, they may differ, and the shape of the local tensor tells
-which of them holds.
+The second is how FSDP2 describes what tensor parallelism has cut before: from right to left. Where split factors tell
+of such an order, the pieces are those of the cuts in that order, which FSDP2 has made. The other reading gives the same
+unless a cut leaves a rest; then some process has a local tensor of another shape, and refuses it.
 """
 
 from __future__ import annotations
@@ -183,26 +183,20 @@ def boxes_at(
         The boxes in the row-major order of the local tensor; none where nothing lies there.
 
     Raises:
-        UnsupportedValueError: as `parts_of`; or the placements can be read in two ways, and no local shape tells in
-            which.
+        UnsupportedValueError: as `parts_of`.
     """
     cuts = _cuts(len(shape), placements, mesh_shape, coordinate)
     if 0 in shape:
         return [LocalBox(TensorSlice.whole(shape), (0,) * len(shape))]
-    possible = itertools.product(*(_readings(size, cuts_of_dim) for size, cuts_of_dim in zip(shape, cuts, strict=True)))
-    found = [
-        _product(shape, runs)
-        for runs in possible
-        if local_shape is None or _is_same_shape(tuple(map(_length, runs)), local_shape)
-    ]
-    if not found or any(boxes != found[0] for boxes in found):
-        local = "" if local_shape is None else f" with a local tensor of shape {list(local_shape)}"
+    runs = [_runs(size, cuts_of_dim) for size, cuts_of_dim in zip(shape, cuts, strict=True)]
+    expected = tuple(map(_length, runs))
+    if local_shape is not None and not _is_same_shape(expected, local_shape):
         raise UnsupportedValueError(
-            f"which part of a tensor of shape {list(shape)} lies at {list(coordinate)} of a mesh of shape "
-            f"{list(mesh_shape)} cannot be told from {list(placements)}{local}; redistribute() it to Shard or "
-            "Replicate."
+            f"by {list(placements)}, of a tensor of shape {list(shape)} a part of shape {list(expected)} lies at "
+            f"{list(coordinate)} of a mesh of shape {list(mesh_shape)}, but the local tensor there has the shape "
+            f"{list(local_shape)}; redistribute() it to Shard or Replicate."
         )
-    return found[0]
+    return _product(shape, runs)
 
 
 def _cuts(
@@ -226,33 +220,24 @@ def _cuts(
     return cuts
 
 
-def _readings(size: int, cuts: list[_Cut]) -> list[tuple[Run, ...]]:
-    """What a process may have of a dimension: from left to right, and as it is where tensor parallelism came first."""
-    whole: tuple[Run, ...] = ((0, size),)
-    from_left = whole
-    for cut in cuts:
-        pieces = _split(from_left, cut.split_factor)
-        from_left = _joined(itertools.chain.from_iterable(_split(piece, cut.num_chunks)[cut.index] for piece in pieces))
-    as_made = _order_of_making(cuts)
-    if as_made is None:
-        return [from_left]
-    runs = whole
-    for cut in as_made:
-        runs = _split(runs, cut.num_chunks)[cut.index]
-    return [from_left, runs]
+def _runs(size: int, cuts: list[_Cut]) -> tuple[Run, ...]:
+    """What a process has of a dimension."""
+    runs: tuple[Run, ...] = ((0, size),)
+    for cut in _in_order(cuts):
+        pieces = _split(runs, cut.split_factor)
+        runs = _joined(itertools.chain.from_iterable(_split(piece, cut.num_chunks)[cut.index] for piece in pieces))
+    return runs
 
 
-def _order_of_making(cuts: list[_Cut]) -> list[_Cut] | None:
+def _in_order(cuts: list[_Cut]) -> list[_Cut]:
     """The cuts in the order in which they were made, if split factors tell of one: each is the number of pieces that
-    there were before. None where all were made from left to right, or where there is no such order."""
-    if all(cut.split_factor == 1 for cut in cuts):
-        return None
+    those behind it in the mesh had made before. Where they do not, the cuts as they are."""
     order: list[_Cut] = []
     for cut in reversed(cuts):
         pieces = list(itertools.accumulate((before.num_chunks for before in order), operator.mul, initial=1))
         if cut.split_factor not in pieces:
-            return None
-        order.insert(pieces.index(cut.split_factor), cut)
+            return cuts
+        order.insert(pieces.index(cut.split_factor), dataclasses.replace(cut, split_factor=1))
     return order
 
 
@@ -293,7 +278,7 @@ def _is_same_shape(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return shape == other or (0 in shape and 0 in other)
 
 
-def _product(shape: tuple[int, ...], runs: tuple[tuple[Run, ...], ...]) -> list[LocalBox]:
+def _product(shape: tuple[int, ...], runs: Sequence[tuple[Run, ...]]) -> list[LocalBox]:
     """The boxes that runs in each dimension make up."""
     with_places = [
         list(zip(runs_of_dim, itertools.accumulate((length for _, length in runs_of_dim), initial=0), strict=False))

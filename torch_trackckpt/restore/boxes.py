@@ -155,12 +155,15 @@ def _cut(part: TensorSlice, view: torch.Tensor, limit: int) -> Iterator[tuple[Te
 
 
 def _batches(sizes: list[int], limit: int) -> Iterator[list[int]]:
+    """Neighbours of at most so many bytes together, or single ones that have more."""
     batch: list[int] = []
+    nbytes = 0
     for index, size in enumerate(sizes):
-        if batch and sum(sizes[i] for i in batch) + size > limit:
+        if batch and nbytes + size > limit:
             yield batch
-            batch = []
+            batch, nbytes = [], 0
         batch.append(index)
+        nbytes += size
     if batch:
         yield batch
 
