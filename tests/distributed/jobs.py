@@ -382,3 +382,33 @@ def replicate_with_ddp(rank: int, size: int, path: str) -> Any:
     Checkpoint(model=other, optimizer=again).restore(f"{path}/ckpt-1").assert_consumed()
     steps(other, again, range(3, 6))
     return [listed([m.state_dict(), o.state_dict()]) for m, o in ((model, optimizer), (other, again))]
+
+
+def restore_by_name(rank: int, size: int, path: str) -> Any:
+    """What has names only, into parameters that are sharded."""
+    layer = nn.Linear(5, 7)
+    fully_shard(layer)
+    Checkpoint(layer=layer).read(path).assert_existing_objects_matched()
+    return {name: value.full_tensor().tolist() for name, value in layer.named_parameters()}
+
+
+class _Ragged:
+    """A state whose tensor has another shape in each process."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": torch.arange(self.count)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = len(state["seen"])
+
+
+def ragged(rank: int, size: int, path: str) -> Any:
+    """States that cannot be parts of one tensor."""
+    try:
+        Checkpoint(seen=_Ragged(3 + rank)).save(f"{path}/ckpt", FAST)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

@@ -54,6 +54,13 @@ def test_one_name_for_two_things_is_refused_by_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_tensors_of_states_that_cannot_be_parts_of_one_are_refused(tmp_path: Path) -> None:
+    first, second = results_of(run_ranks(2, "distributed.jobs:ragged", str(tmp_path)))
+    assert "in the state of rank 1 it is a tensor of int64 [4], and in that of rank 0 of int64 [3]" in first
+    assert first.startswith("UnsupportedValueError: seen/")
+    assert second.startswith("RankError: ")
+
+
 def test_a_process_may_save_for_itself(tmp_path: Path) -> None:
     first, second = results_of(run_ranks(2, "distributed.jobs:alone", str(tmp_path)))
     assert first is None

@@ -33,9 +33,11 @@ def read_value(
     if not shape:
         raise DataLossError(f"{key} of {reader.file_prefix!r} is one value, although its name is that of several.")
     rank, size = rank_and_size()
-    # A rank that did not have the object has left a hole.
-    saved = sorted({part.offset[0] for part in reader.stored_slices(key)}) or range(shape[0])
-    if shape[0] == size and rank in saved and not of_each:
-        return reader.get_tensor(key, (rank,))
-    values = {other: reader.get_tensor(key, (other,)) for other in saved}
-    return ByRank(values, Resplits(options.resplit, rank, size))
+    if shape[0] == size and not of_each:
+        own = reader.get_tensor(key, (rank,))
+        if not isinstance(own, bytes) or own:
+            return own
+    values = {other: reader.get_tensor(key, (other,)) for other in range(shape[0])}
+    # A rank that does not have the object has no state of it.
+    there = {other: value for other, value in values.items() if not isinstance(value, bytes) or value}
+    return ByRank(there, Resplits(options.resplit, rank, size))

@@ -63,17 +63,17 @@ class JointSave:
         session, offer = self._session, Offer(snapshot)
         shares = Shares.heard(session.agree(offer.summary, lambda said: self._begin(Shares.summarised(said))))
         details: list[Any] = []
-        if not shares.are_of_one_kind:
+        if shares.need_details:
+            first = shares
 
             def detail(said: list[Any]) -> Any:
                 details.extend(said)
-                return shares.detailed(said).message()
+                return first.detailed(said).message()
 
-            says = shares.speaks(session.rank)
-            shares = Shares.heard(session.agree(lambda: offer.details() if says else None, detail))
+            shares = Shares.heard(session.agree(lambda: offer.details(first, session.rank), detail))
         self._token = shares.token
-        record = shares.record(offer, details) if session.decides else None
-        return shares.rows(offer, session.rank, record)
+        rows = shares.rows(offer, session.rank)
+        return rows.followed_by(shares.of_all(offer, details)) if session.decides else rows
 
     def _begin(self, shares: Shares) -> dict[str, Any]:
         """What rank 0 does before anybody writes."""

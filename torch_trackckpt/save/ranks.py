@@ -5,7 +5,8 @@
                  are taken from the first rank that has them, as DistributedDataParallel does.
     sharded      of a DTensor each rank has a part, which is written as a slice; of several equal parts one is
     by rank      a python state (random numbers, the position of a data loader) that is not the same on all ranks is
-                 written by each of them, as one slice of a tensor with a dimension more, under a key of its own
+                 kept for each of them, under a key of its own: its tensors are slices of one with a dimension more;
+                 its JSON goes to rank 0, which writes that of all, because TensorFlow reads no slices of strings
 
 What every rank decides for itself here, from what it has and what rank 0 has told it, comes to the same on all of them.
 """
@@ -28,9 +29,9 @@ from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, parts_of
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.keys import by_rank_key
+from torch_trackckpt.graph.keys import attribute_key, by_rank_key
 from torch_trackckpt.graph.walk import Snapshot
-from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, Value
+from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, Value
 
 __all__ = ["Offer", "Rows", "Shares"]
 
@@ -45,6 +46,19 @@ class Rows:
     values: list[Value]
     parts: dict[int, TensorSlice]
     """For rows that are parts of tensors, which."""
+
+    def add(self, key: str, value: Value, part: TensorSlice | None = None) -> None:
+        """One more row; `part` is None where the value is a whole one."""
+        if part is not None and not part.is_whole:
+            self.parts[len(self.keys)] = part
+        self.keys.append(key)
+        self.values.append(value)
+
+    def followed_by(self, other: Rows) -> Rows:
+        """These rows and others."""
+        count = len(self.keys)
+        moved = {count + row: part for row, part in other.parts.items()}
+        return Rows([*self.keys, *other.keys], [*self.values, *other.values], {**self.parts, **moved})
 
 
 class Offer:
@@ -71,9 +85,24 @@ class Offer:
         }
         return {"digest": digest.hexdigest(), "states": states}
 
-    def details(self) -> dict[str, Any]:
-        """What it has to know where ranks have different things."""
-        return {"described": self.described(), "record": base64.b64encode(self.record).decode()}
+    def details(self, shares: Shares, rank: int) -> dict[str, Any]:
+        """What rank 0 has to know as well, where ranks have different things.
+
+        Args:
+            shares: what it has found so far.
+            rank: which rank this is.
+        """
+        said: dict[str, Any] = {"states": {}, "tensors": {}}
+        for key, value in zip(self.keys, self.values, strict=True):
+            if key in shares.by_rank and isinstance(value, bytes):
+                said["states"][key] = base64.b64encode(value).decode()
+            elif key in shares.by_rank and isinstance(value, torch.Tensor):
+                said["tensors"][key] = [str(value.dtype).removeprefix("torch."), list(value.shape)]
+        # Ranks of one kind have the same to say of the rest.
+        if not shares.are_of_one_kind and shares.speaks(rank):
+            said["described"] = self.described()
+            said["record"] = base64.b64encode(self.record).decode()
+        return said
 
     def described(self) -> dict[str, str]:
         """The type and shape of each value, by its key."""
@@ -102,8 +131,10 @@ class Shares:
         for summary in summaries:
             for key, digest in summary["states"].items():
                 seen[key].add(digest)
-        by_rank = frozenset(key for key, found in seen.items() if len(found) > 1)
-        return cls(secrets.token_hex(8), tuple(number[digest] for digest in digests), by_rank, {})
+        by_rank = {key for key, found in seen.items() if len(found) > 1}
+        # A state and the tensors in it go together.
+        by_rank |= {state for key in by_rank if (state := _state_of(key)) in seen}
+        return cls(secrets.token_hex(8), tuple(number[digest] for digest in digests), frozenset(by_rank), {})
 
     @property
     def are_of_one_kind(self) -> bool:
@@ -114,16 +145,22 @@ class Shares:
         """Whether a rank is the one that says in detail what all of its kind have."""
         return self.kinds.index(self.kinds[rank]) == rank
 
-    def detailed(self, details: Sequence[Mapping[str, Any] | None]) -> Shares:
+    @property
+    def need_details(self) -> bool:
+        """Whether digests are not all that rank 0 has to know."""
+        return not self.are_of_one_kind or bool(self.by_rank)
+
+    def detailed(self, details: Sequence[Mapping[str, Any]]) -> Shares:
         """The same, with what those of each kind have said in detail.
 
         Raises:
             UnsupportedValueError: two have different things under one name.
         """
+        _check_tensors(details)
         kinds_of: dict[str, list[int]] = collections.defaultdict(list)
         first: dict[str, str] = {}
         for rank, said in enumerate(details):
-            for key, described in () if said is None else said["described"].items():
+            for key, described in said.get("described", {}).items():
                 if first.setdefault(key, described) != described and key not in self.by_rank:
                     other = self.kinds.index(kinds_of[key][0])
                     raise UnsupportedValueError(
@@ -143,35 +180,42 @@ class Shares:
         """What another rank has said by `message`."""
         return cls(message["token"], tuple(message["kinds"]), frozenset(message["by_rank"]), message["kinds_of"])
 
-    def record(self, offer: Offer, details: Sequence[Mapping[str, Any] | None] = ()) -> bytes:
-        """The record of the graph of all ranks.
+    def of_all(self, offer: Offer, details: Sequence[Mapping[str, Any]]) -> Rows:
+        """What rank 0 writes for all: the record of the graph, states by rank, and zeros for the tensors of states that
+        some ranks do not have, so that every tensor is whole.
 
         Args:
             offer: that of rank 0.
-            details: where there are several kinds, what was said in detail.
+            details: what the ranks have said in detail.
         """
-        records = [base64.b64decode(said["record"]) for said in details if said is not None]
+        rows = Rows([], [], {})
+        size = len(self.kinds)
+        for key in sorted(self.by_rank):
+            tensors = {rank: said["tensors"][key] for rank, said in enumerate(details) if key in said["tensors"]}
+            if not tensors:
+                strings = np.empty(size, dtype=object)
+                strings[:] = [base64.b64decode(said["states"].get(key, "")) for said in details]
+                rows.add(by_rank_key(key), strings)
+                continue
+            dtype, shape = next(iter(tensors.values()))
+            for rank in set(range(size)) - tensors.keys():
+                zeros = torch.zeros(shape, dtype=getattr(torch, dtype), device="cpu")
+                rows.add(by_rank_key(key), *_of_rank(zeros, rank, size))
+        rows.add(OBJECT_GRAPH_KEY, self._record(offer, details))
+        return rows
+
+    def _record(self, offer: Offer, details: Sequence[Mapping[str, Any]]) -> bytes:
+        """The record of the graph of all ranks."""
+        records = [base64.b64decode(said["record"]) for said in details if "record" in said]
         if len(records) <= 1 and not self.by_rank:
             return offer.record
         return _native.union_of_graphs(records or [offer.record], {key: by_rank_key(key) for key in self.by_rank})
 
-    def rows(self, offer: Offer, rank: int, record: bytes | None) -> Rows:
-        """What a rank writes.
-
-        Args:
-            offer: its offer.
-            rank: which rank it is.
-            record: that of the graph of all, for the rank that writes it.
-        """
+    def rows(self, offer: Offer, rank: int) -> Rows:
+        """What a rank writes of what it has."""
         rows = Rows([], [], {})
-        for key, value, part in self._of(offer, rank):
-            if part is not None and not part.is_whole:
-                rows.parts[len(rows.keys)] = part
-            rows.keys.append(key)
-            rows.values.append(value)
-        if record is not None:
-            rows.keys.append(OBJECT_GRAPH_KEY)
-            rows.values.append(record)
+        for row in self._of(offer, rank):
+            rows.add(*row)
         return rows
 
     def _of(self, offer: Offer, rank: int) -> Iterator[tuple[str, Value, TensorSlice | None]]:
@@ -181,7 +225,8 @@ class Shares:
             if key == OBJECT_GRAPH_KEY:
                 continue
             if key in self.by_rank:
-                yield by_rank_key(key), *_of_rank(value, rank, len(self.kinds))
+                if isinstance(value, torch.Tensor):
+                    yield by_rank_key(key), *_of_rank(value, rank, len(self.kinds))
                 continue
             if is_dtensor(value):
                 parts = parts_of(value)
@@ -201,6 +246,20 @@ class Shares:
                 yield key, value, None
 
 
+def _check_tensors(details: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses tensors of states by rank that are not of one type and shape: they could not be parts of one."""
+    first: dict[str, tuple[int, Any]] = {}
+    for rank, said in enumerate(details):
+        for key, tensor in said["tensors"].items():
+            other, its = first.setdefault(key, (rank, tensor))
+            if its != tensor:
+                raise UnsupportedValueError(
+                    f"{key}: in the state of rank {rank} it is a tensor of {tensor[0]} {tensor[1]}, and in that of "
+                    f"rank {other} of {its[0]} {its[1]}. What each rank has for itself has to be of one type and shape, "
+                    "or no tensor: lists of numbers, say."
+                )
+
+
 class _Owners:
     """Who of several ranks writes what all of them have. Each of them sees the same values in the same order."""
 
@@ -215,15 +274,17 @@ class _Owners:
         return ranks[place]
 
 
-def _of_rank(value: Value, rank: int, size: int) -> tuple[Value, TensorSlice]:
-    """A state as the part that one rank has of a tensor."""
-    if isinstance(value, bytes):
-        strings = np.empty(1, dtype=object)
-        strings[0] = value
-        return strings, TensorSlice.box((size,), (rank,), (1,))
+def _of_rank(value: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor, TensorSlice]:
+    """A tensor of one rank as its part of those of all."""
     shape = tuple(value.shape)
     part = TensorSlice.box((size, *shape), (rank, *(0 for _ in shape)), (1, *shape))
     return value[None], part
+
+
+def _state_of(key: str) -> str:
+    """The key of the state that a tensor is in, if it is in one."""
+    path, _, _ = key.partition("/.ATTRIBUTES/")
+    return attribute_key(path.rpartition("/")[0], PYTHON_STATE)
 
 
 def _digest(key: str, value: Value) -> str:
