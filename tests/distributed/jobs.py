@@ -27,6 +27,11 @@ from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import DataLossError, RankError
 
 FAST = CheckpointOptions(durable=False)
+MODES = {
+    "first": CheckpointOptions(durable=False, enable_async=True),
+    "overlapped": CheckpointOptions(durable=False, enable_async=True, async_copy="overlapped"),
+    "synchronous": FAST,
+}
 
 
 def model_of(seed: int) -> nn.Module:
@@ -85,11 +90,7 @@ def save_replicated(rank: int, size: int, path: str) -> Any:
 
 def save_in_turn(rank: int, size: int, path: str, mode: str) -> Any:
     """Several saves, of each of which the values are those of the call."""
-    options = {
-        "first": CheckpointOptions(durable=False, enable_async=True),
-        "overlapped": CheckpointOptions(durable=False, enable_async=True, async_copy="overlapped"),
-        "synchronous": FAST,
-    }[mode]
+    options = MODES[mode]
     model = nn.Linear(300, 300)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
@@ -301,15 +302,16 @@ def whole(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     return found
 
 
-def shard_and_save(rank: int, size: int, path: str) -> Any:
+def shard_and_save(rank: int, size: int, path: str, mode: str = "synchronous") -> Any:
     """A training that saves, goes on, and tells what it had at both times."""
     torch.manual_seed(0)
     model, optimizer = sharded_training()
     train(model, optimizer, range(3))
     checkpoint = Checkpoint(model=model, optimizer=optimizer)
-    checkpoint.save(f"{path}/ckpt", FAST)
     saved = whole(model, optimizer)
+    checkpoint.save(f"{path}/ckpt", MODES[mode])
     train(model, optimizer, range(3, 6))
+    checkpoint.sync()
     return {"saved": saved, "later": whole(model, optimizer)}
 
 

@@ -255,8 +255,8 @@ def _check_tensors(details: Sequence[Mapping[str, Any]]) -> None:
             if its != tensor:
                 raise UnsupportedValueError(
                     f"{key}: in the state of rank {rank} it is a tensor of {tensor[0]} {tensor[1]}, and in that of "
-                    f"rank {other} of {its[0]} {its[1]}. What each rank has for itself has to be of one type and shape, "
-                    "or no tensor: lists of numbers, say."
+                    f"rank {other} of {its[0]} {its[1]}. What each rank has for itself has to be of one type and "
+                    "shape, or no tensor: lists of numbers, say."
                 )
 
 
