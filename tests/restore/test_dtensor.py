@@ -22,8 +22,10 @@ from torch_trackckpt.adapters.optimizer import OptimizerAdapter
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.distributed.dtensor import is_dtensor, local_of, parts_of
 from torch_trackckpt.errors import DataLossError, MismatchError, RestoreError, UnsupportedValueError
+from torch_trackckpt.graph.walk import capture, collect
 from torch_trackckpt.restore import assign
 from torch_trackckpt.restore.boxes import BoxRequest, RowsWithBoxes, read_boxes
+from torch_trackckpt.save.plan import make_plan
 from torch_trackckpt.sharding import MaxShardSizePolicy, ShardableTensor, ShardingCallback, Shards
 
 Damage = Callable[[str, str], None]
@@ -83,9 +85,8 @@ STORED: dict[str, ShardingCallback | None] = {
 
 
 def write(prefix: str, sharding: ShardingCallback | None = None, **values: Any) -> str:
-    return Checkpoint(**values).write(
-        prefix, CheckpointOptions(durable=False, all_ranks=False, experimental_sharding_callback=sharding)
-    )
+    options = CheckpointOptions(durable=False, all_ranks=False, experimental_sharding_callback=sharding)
+    return Checkpoint(**values).write(prefix, options)
 
 
 def restored_by_all(
@@ -374,11 +375,14 @@ def test_who_gives_a_tensor_another_local_one_while_told_of_the_progress_is_stop
 # In the graph.
 
 
-def test_a_tensor_of_several_processes_is_one_variable_and_not_saved_by_one_of_them(prefix: str) -> None:
+def test_a_tensor_of_several_processes_is_one_value_and_cannot_be_written_as_if_it_were_here() -> None:
     with as_rank(0, 2):
         x = sharded(torch.zeros(8, 2), mesh_of(2), [Shard(0)])
+        snapshot = collect(capture({"x": x}))
+        assert snapshot.keys == ["x/.ATTRIBUTES/VARIABLE_VALUE", "_CHECKPOINTABLE_OBJECT_GRAPH"]
+        assert snapshot.values[0] is x
         with pytest.raises(UnsupportedValueError, match=r"x/\.ATTRIBUTES/VARIABLE_VALUE: only a part of the DTensor"):
-            Checkpoint(x=x).write(prefix, CheckpointOptions(all_ranks=False))
+            make_plan(snapshot.keys, snapshot.values)
 
 
 def test_one_that_is_attached_later_gets_its_value_then(prefix: str) -> None:
