@@ -95,7 +95,7 @@ sanitize: $(VENV)/tools
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	PYTHONPATH=$(abspath $(SANITIZED)/package):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 		$$(readlink -f $(BIN)/python) -S $(BIN)/pytest -p no:cacheprovider --capture=sys -m 'not memory' \
-		tests/native tests/graph tests/bundle
+		tests/native tests/graph tests/bundle $(wildcard tests/storage/test_remote*.py)
 
 # The core against inputs that libFuzzer makes up, each target for FUZZ_SECONDS, JOBS of them at once. Needs clang.
 # What a target has learned stays in build/fuzz/corpus for the next run; findings are in build/fuzz/findings, and

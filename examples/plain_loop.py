@@ -12,7 +12,6 @@ import math
 import os
 import random
 import signal
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class Progress(AutoTrackable):
     best_loss: float = math.inf
 
 
-def train(directory: Path, steps: int, die_after_step: int | None) -> None:
+def train(directory: str, steps: int, die_after_step: int | None) -> None:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(0)
     x = torch.randn(200, 8)
@@ -70,7 +69,7 @@ def train(directory: Path, steps: int, die_after_step: int | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, default=Path("run/plain"))
+    parser.add_argument("--directory", default="run/plain", help="a path, or a URL such as s3://bucket/run")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--die-after-step", type=int, help="be killed there, to see what a new start makes of it")
     arguments = parser.parse_args()

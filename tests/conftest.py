@@ -47,6 +47,6 @@ def damage() -> Damage:
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStorage]:
     """Through which every save of the test writes; nothing is written before its release."""
     storage = HeldStorage()
-    monkeypatch.setattr(checkpoint, "LocalStorage", lambda *, durable: storage)
+    monkeypatch.setattr(checkpoint, "storage_for", lambda path, *, durable: storage)
     yield storage
     storage.release()

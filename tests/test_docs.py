@@ -17,6 +17,7 @@ PAGES = [
     "manager",
     "own-objects",
     "reading",
+    "remote",
     "restoring",
     "saving",
     "views",

@@ -238,7 +238,8 @@ def test_a_path_that_is_gone_stands_for_the_same_name_beside_the_state_file(
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("torch_trackckpt", logging.WARNING)
     assert repr(str(tmp_path / "run")) in record.getMessage()
-    assert "which is gone; the checkpoint of the same name beside it is taken" in record.getMessage()
+    what = "on remote storage" if stored.startswith("gs:") else "gone"
+    assert f"which is {what}; the checkpoint of the same name beside it is taken" in record.getMessage()
 
 
 def test_a_path_that_exists_wins_over_the_same_name_beside_the_state_file(

@@ -12,6 +12,8 @@ from typing import Any, final
 import numpy as np
 from typing_extensions import Buffer
 
+from torch_trackckpt.storage.base import Ranges
+
 Extents = tuple[tuple[int, int], ...]
 """A part of a tensor: start and length in each dimension. Length -1, with start 0, is all of the dimension."""
 
@@ -49,12 +51,24 @@ class BundleWriter:
     """
 
     def __init__(
-        self, data_paths: list[str], index_path: str, *, durable: bool, block_size: int = 262144, alignment: int = 1
+        self,
+        data_paths: list[str],
+        index_path: str,
+        *,
+        durable: bool,
+        block_size: int = 262144,
+        alignment: int = 1,
+        next_parts: list[Callable[[int, bool], tuple[int, int] | None]] | None = None,
+        take_index: Callable[[bytes], object] | None = None,
     ) -> None:
         """Creates all files; none may exist. With `durable`, they are synced by the calls that complete them.
 
         Behind each tensor the data file is filled with zeros up to a multiple of `alignment`. A data file is open only
         from its first tensor on until it is complete.
+
+        With `next_parts`, one for each path, no file is made, and paths are what messages say. The bytes of a data file
+        go into memory that its function returns as address and size; it is called with how many bytes of the part
+        before are filled, and whether that was the last. `finish` calls `take_index` with the index.
         """
 
     def expect(self, shard: int, size: int) -> None:
@@ -156,8 +170,17 @@ class BundleEntry:
 class BundleReader:
     """Reads one bundle of any number of shards. No file stays open between calls."""
 
-    def __init__(self, index_path: str, data_prefix: str, data_suffixes: tuple[str, ...] = ("",)) -> None:
+    def __init__(
+        self,
+        index_path: str,
+        data_prefix: str,
+        data_suffixes: tuple[str, ...] = ("",),
+        files: Ranges | None = None,
+    ) -> None:
         """Reads the whole index and checks its header.
+
+        The files are of this machine, unless `files` has them. It is asked from several threads, while the reader holds
+        no lock of Python's; an ``OSError`` of it comes out of the reader as one of the same number, path and text.
 
         Shard s of n lies in the first existing file of ``<data_prefix>.data-<s>-of-<n><suffix>``, s and n
         as decimal numbers of at least five digits. Data files are not touched before a value is asked for.

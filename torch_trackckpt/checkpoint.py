@@ -40,12 +40,14 @@ from torch_trackckpt.save.joint import JointSave
 from torch_trackckpt.save.late import rows_for_later
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
 from torch_trackckpt.save.plan import SavePlan, make_plan, plan_of
+from torch_trackckpt.save.publish import UploadedFiles
 from torch_trackckpt.save.ranks import Rows
 from torch_trackckpt.save.solo import Save, SoloSave
 from torch_trackckpt.save.staging import StagingBuffer
 from torch_trackckpt.save.write import WrittenFiles, write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
-from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.storage.choice import storage_for
+from torch_trackckpt.storage.paths import anchored, directory
 from torch_trackckpt.trackable import Trackable, Value
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
 
@@ -283,7 +285,11 @@ class Checkpoint(AutoTrackable):
             plan = self._own.staging.snapshot(plan, options.thread_count, later, options.device_snapshot_bytes)
             pace = Pace()
             pending = PendingSave(
-                path, lambda: metrics.wrote(complete(plan, pace=pace), in_background=True), pace, plan.late
+                path,
+                lambda: metrics.wrote(complete(plan, pace=pace), in_background=True),
+                pace,
+                plan.late,
+                needs_executors=save.storage.is_remote,
             )
             try:
                 if plan.late is not None:
@@ -489,7 +495,7 @@ def _complete(
 ) -> Transfer:
     """Makes the files of a save, and then what names them; returns the write, with its size."""
 
-    def write_files(names: WrittenFiles | None) -> WrittenFiles:
+    def write_files(names: WrittenFiles | None) -> WrittenFiles | UploadedFiles:
         files = write_shards(
             plan,
             save.place,
@@ -508,7 +514,7 @@ def _complete(
         options.run_write_callbacks(write.path)
         if updates_state and names_it:
             state = CheckpointState(save.place, (save.place,))
-            write_checkpoint_state(os.path.dirname(save.place), state, save.storage)
+            write_checkpoint_state(directory(save.place), state, save.storage)
 
     with save.telling():
         if plan.late is not None:
@@ -579,13 +585,19 @@ class _Own:
 
     def begin_save(self, path: str, options: CheckpointOptions) -> Save:
         """The save that this process, alone or with all others, begins now; without a path it will not be made."""
-        storage = LocalStorage(durable=options.durable)
+        # In the caller's thread: fsspec has other connections for each thread that opens a place.
+        storage = storage_for(path, durable=options.durable)
         is_async = _becomes_pending(path, options)
         group = self.group_for(options)
         if group is None:
             # A thread must not need the current directory, which the program may change meanwhile.
-            return SoloSave(os.path.join(os.getcwd(), path) if is_async else path, storage, is_async)
-        place = os.path.join(os.getcwd(), path) if path else ""
+            return SoloSave(anchored(path) if is_async else path, storage, is_async)
+        if storage.is_remote:
+            raise ValueError(
+                f"Several processes cannot save together to remote storage, as to {path!r}, yet. Save to a file system "
+                "that they share, or with CheckpointOptions(all_ranks=False) from one of them what it has."
+            )
+        place = anchored(path) if path else ""
         purpose = f"The save to {place!r}" if place else "Making ready for saves"
         session = group.session(purpose, options.rank_silence_seconds)
         return JointSave(session, place, storage, is_async, durable=options.durable)

@@ -11,6 +11,7 @@ import torch
 from torch_trackckpt.bundle.file_names import checkpoint_exists, saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.state_file import latest_checkpoint
+from torch_trackckpt.storage.choice import storage_for
 
 __all__ = ["list_variables", "load_checkpoint", "load_variable"]
 
@@ -36,7 +37,7 @@ def load_checkpoint(ckpt_dir_or_file: str | os.PathLike[str]) -> CheckpointReade
         True
     """
     path = os.fsdecode(ckpt_dir_or_file)
-    if not os.path.isdir(path):
+    if not storage_for(path).is_directory(path):
         return CheckpointReader(path)
     found = latest_checkpoint(path) or saved_model_prefix(path)
     if found is not None:

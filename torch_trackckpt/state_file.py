@@ -19,7 +19,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
@@ -27,8 +26,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from torch_trackckpt.bundle.file_names import checkpoint_exists, index_name
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.fallback import first_sound
+from torch_trackckpt.storage import paths
 from torch_trackckpt.storage.base import Storage
-from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.storage.choice import storage_for
 
 __all__ = [
     "CheckpointState",
@@ -96,7 +96,7 @@ def write_checkpoint_state(directory: str, state: CheckpointState, storage: Stor
         model_checkpoint_path=_relative(state.model_checkpoint_path, directory),
         all_model_checkpoint_paths=tuple(_relative(path, directory) for path in state.all_model_checkpoint_paths),
     )
-    _put(os.path.join(directory, STATE_FILE), stored, storage)
+    _put(paths.joined(directory, STATE_FILE), stored, storage)
 
 
 def update_checkpoint_state(
@@ -137,27 +137,27 @@ def update_checkpoint_state(
     """
     directory = os.fsdecode(save_dir)
     newest = os.fsdecode(model_checkpoint_path)
-    paths = [os.fsdecode(path) for path in all_model_checkpoint_paths or ()]
-    if paths[-1:] != [newest]:
-        paths.append(newest)
+    listed = [os.fsdecode(path) for path in all_model_checkpoint_paths or ()]
+    if listed[-1:] != [newest]:
+        listed.append(newest)
     timestamps = tuple(all_model_checkpoint_timestamps or ())
-    if timestamps and len(timestamps) != len(paths):
+    if timestamps and len(timestamps) != len(listed):
         raise ValueError(
-            f"There are {len(timestamps)} all_model_checkpoint_timestamps for {len(paths)} checkpoints, the newest "
-            f"included; pass one for each of {paths}."
+            f"There are {len(timestamps)} all_model_checkpoint_timestamps for {len(listed)} checkpoints, the newest "
+            f"included; pass one for each of {listed}."
         )
-    stored = [path if os.path.isabs(directory) else _relative_unless_absolute(path, directory) for path in paths]
+    stored = [path if os.path.isabs(directory) else _relative_unless_absolute(path, directory) for path in listed]
     _put(
-        os.path.join(directory, latest_filename or STATE_FILE),
+        paths.joined(directory, latest_filename or STATE_FILE),
         CheckpointState(stored[-1], tuple(stored), timestamps, last_preserved_timestamp or 0.0),
-        LocalStorage(),
+        storage_for(directory),
     )
 
 
 def _put(path: str, stored: CheckpointState, storage: Storage) -> None:
     """Replaces a state file; paths are as they are to be stored."""
     if any(
-        os.path.abspath(_joined(other, path)) == os.path.abspath(path)
+        paths.absolute(_joined(other, path)) == paths.absolute(path)
         for other in (stored.model_checkpoint_path, *stored.all_model_checkpoint_paths)
     ):
         raise RuntimeError(f"A checkpoint has the path of the state file, {path!r}; save it under another name.")
@@ -189,9 +189,9 @@ def get_checkpoint_state(
         >>> get_checkpoint_state(directory).all_model_checkpoint_paths == (path,)
         True
     """
-    path = os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE)
+    path = paths.joined(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE)
     try:
-        text = _content(path)
+        text = storage_for(path).get(path).decode()
         # As in TensorFlow, the last of several values of one field counts.
         message = text_format.Merge(text, _CheckpointStateMessage())
         if "\0" in message.model_checkpoint_path:
@@ -199,6 +199,9 @@ def get_checkpoint_state(
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, text_format.ParseError) as error:
+        # A file of this machine is as it is; remote storage may answer the next time.
+        if isinstance(error, OSError) and paths.is_url(path):
+            raise
         _logger.warning("The state file %r is ignored, because it cannot be understood: %s", path, error)
         return None
     if not message.model_checkpoint_path:
@@ -209,13 +212,6 @@ def get_checkpoint_state(
         tuple(message.all_model_checkpoint_timestamps),
         message.last_preserved_timestamp,
     )
-
-
-def _content(path: str) -> str:
-    # What is no file could keep us waiting, or go on for ever.
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(f"{path!r} is no file")
-    return Path(path).read_bytes().decode()
 
 
 def latest_checkpoint(
@@ -254,8 +250,8 @@ def latest_checkpoint(
     if state is None:
         return None
     if verify:
-        paths = (find_listed(path, checkpoint_dir, latest_filename) or path for path in state.newest_first())
-        return first_sound(paths, lambda path: CheckpointReader(path).verify())
+        listed = (find_listed(path, checkpoint_dir, latest_filename) or path for path in state.newest_first())
+        return first_sound(listed, lambda path: CheckpointReader(path).verify())
     found = find_listed(state.model_checkpoint_path, checkpoint_dir, latest_filename)
     if found is None:
         _logger.error(
@@ -268,35 +264,38 @@ def latest_checkpoint(
 
 def find_listed(path: str, checkpoint_dir: str | os.PathLike[str], latest_filename: str | None = None) -> str | None:
     """Where a checkpoint is that the state file of a directory lists; see `latest_checkpoint`. None: nowhere."""
-    directory = os.path.dirname(os.path.join(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE))
-    if _is_there(path, directory, latest_filename):
+    directory = paths.directory(paths.joined(os.fsdecode(checkpoint_dir), latest_filename or STATE_FILE))
+    # A directory of this machine whose state file names a URL is as a rule a copy of what is behind it.
+    is_copy = paths.is_url(path) and not paths.is_url(directory)
+    if not is_copy and _is_there(path, directory, latest_filename):
         return path
     # The path may be another system's. One that ends in a separator is a prefix without a name.
     name = re.split(r"[/\\]", path)[-1]
-    moved = os.path.join(directory, "" if name == "." else name)
+    moved = paths.joined(directory, "" if name == "." else name)
     if moved != path and _is_there(moved, directory, latest_filename):
         _logger.warning(
-            "The state file of %r names %r, which is gone; the checkpoint of the same name beside it is taken.",
+            "The state file of %r names %r, which is %s; the checkpoint of the same name beside it is taken.",
             os.fsdecode(checkpoint_dir),
             path,
+            "on remote storage" if is_copy else "gone",
         )
         return moved
-    return None
+    return path if is_copy and _is_there(path, directory, latest_filename) else None
 
 
 def _is_there(path: str, directory: str, latest_filename: str | None) -> bool:
     """Whether there is a checkpoint at a path: the state file itself is none, even where the two share a name."""
-    is_state_file = os.path.realpath(path) == os.path.realpath(os.path.join(directory, latest_filename or STATE_FILE))
-    return os.path.exists(index_name(path)) if is_state_file else checkpoint_exists(path)
+    is_state_file = paths.same(path, paths.joined(directory, latest_filename or STATE_FILE))
+    return storage_for(path).exists(index_name(path)) if is_state_file else checkpoint_exists(path)
 
 
 def _relative(path: str, directory: str) -> str:
-    return os.path.relpath(path, directory or ".")
+    return paths.relative(path, directory)
 
 
 def _relative_unless_absolute(path: str, directory: str) -> str:
-    return path if os.path.isabs(path) else _relative(path, directory)
+    return path if paths.is_absolute(path) else _relative(path, directory)
 
 
 def _joined(path: str, state_path: str) -> str:
-    return path if os.path.isabs(path) else os.path.join(os.path.dirname(state_path), path)
+    return path if paths.is_absolute(path) else paths.joined(paths.directory(state_path), path)

@@ -32,7 +32,7 @@ std::shared_ptr<const ReadableFile> DataFiles::Open(int32_t shard) {
 std::shared_ptr<const ReadableFile> DataFiles::OpenFirst(int32_t shard) const {
   for (const std::string& suffix : names_.suffixes) {
     try {
-      return std::make_shared<const ReadableFile>(names_.Name(shard, suffix));
+      return names_.place->Open(names_.Name(shard, suffix));
     } catch (const FileError& error) {
       if (error.kind() != ErrorKind::kNotFound) throw;
     }

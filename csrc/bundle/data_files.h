@@ -8,12 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "io/file.h"
+#include "io/readable_file.h"
 
 namespace trackckpt {
 
 // <prefix>.data-<shard>-of-<num_shards><suffix>
 struct DataFileNames {
+  std::shared_ptr<const FilePlace> place;
   std::string prefix;
   std::vector<std::string> suffixes;
   int32_t num_shards = 0;
@@ -29,6 +30,8 @@ class DataFiles {
 
   // The first existing file of a shard.
   std::shared_ptr<const ReadableFile> Open(int32_t shard);
+  // That of all files.
+  const ReadGrain& grain() const { return names_.place->grain(); }
 
  private:
   std::shared_ptr<const ReadableFile> OpenFirst(int32_t shard) const;

@@ -16,7 +16,7 @@ void FixedReader::Verify(const BundleEntry& value) {
   ValueStream stream(value, *file, &buffer_);
   uint32_t crc = 0;
   while (stream.remaining() > 0) {
-    const std::string_view chunk = stream.Take(kStreamBytes);
+    const std::string_view chunk = stream.Take(StreamBytes(*file));
     crc = Crc32cExtend(crc, chunk.data(), chunk.size());
   }
   CheckChecksum(crc, value, *file);
@@ -28,7 +28,7 @@ void FixedReader::ReadInPlace(const BundleEntry& value, char* destination) {
   const ElementForm form(value.dtype, order_);
   uint32_t crc = 0;
   for (uint64_t done = 0; done < size;) {
-    const uint64_t n = std::min(size - done, kStreamBytes);
+    const uint64_t n = std::min(size - done, StreamBytes(*file));
     file->Read(static_cast<uint64_t>(value.offset) + done, destination + done, n);
     crc = Crc32cExtend(crc, destination + done, n);
     form.ToMemory(destination + done, n);
@@ -56,7 +56,7 @@ void FixedReader::Scatter(const StoredPart& part, const Box& request, char* dest
     char* p = destination + to * item_size;
     for (uint64_t left = num_elements * item_size; left > 0;) {
       if (chunk.empty()) {
-        chunk = stream.Take(kStreamBytes);
+        chunk = stream.Take(StreamBytes(*file));
         crc = Crc32cExtend(crc, chunk.data(), chunk.size());
         form.ToMemory(buffer_.data(), chunk.size());  // the chunk is all of the buffer
       }

@@ -52,7 +52,7 @@ void MarkSlicesOf(const BundleEntry& tensor, const std::vector<BundleEntry>& ent
 
 }  // namespace
 
-BundleIndex::BundleIndex(const std::string& path) : path_(path), table_(path) { ReadHeader(); }
+BundleIndex::BundleIndex(const ReadableFile& file) : path_(file.path()), table_(file) { ReadHeader(); }
 
 void BundleIndex::ReadHeader() {
   const std::string intro = "Unable to read file (" + path_ + "). Perhaps the file is corrupt ";

@@ -21,7 +21,7 @@ namespace trackckpt {
 class BundleIndex {
  public:
   // Reads the whole file and checks the header.
-  explicit BundleIndex(const std::string& path);
+  explicit BundleIndex(const ReadableFile& file);
 
   const std::string& path() const { return path_; }
   int32_t num_shards() const { return num_shards_; }

@@ -173,8 +173,8 @@ BundleHeader MergedHeader(const BundleHeader& first, size_t num_shards) {
 }
 
 void WriteTable(const std::vector<Source>& sources, const ShardNumbers& numbers, const BundleHeader& header,
-                WritableFile* file) {
-  TableBuilder table(file, kDefaultBlockSize);
+                ByteSink* sink) {
+  TableBuilder table(sink, kDefaultBlockSize);
   std::string record;
   header.EncodeTo(&record);
   table.Add("", record);

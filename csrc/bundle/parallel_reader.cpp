@@ -38,9 +38,11 @@ static_assert(kLeastChunkBytes % 16 == 0 && kStepBytes % 16 == 0);  // whole ele
 // Memory for the threads of one call.
 class Buffers {
  public:
+  explicit Buffers(uint64_t size) : size_(size) {}
+
   std::unique_ptr<char[]> Take() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.empty()) return std::unique_ptr<char[]>(new char[ParallelReader::kMaxBufferedBytes]);
+    if (free_.empty()) return std::unique_ptr<char[]>(new char[size_]);
     std::unique_ptr<char[]> buffer = std::move(free_.back());
     free_.pop_back();
     return buffer;
@@ -52,6 +54,7 @@ class Buffers {
   }
 
  private:
+  const uint64_t size_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<char[]>> free_;
 };
@@ -75,8 +78,11 @@ bool LiesBefore(const PlacedValue& a, const PlacedValue& b) {
   return a.shard_id != b.shard_id ? a.shard_id < b.shard_id : a.offset < b.offset;
 }
 
-uint64_t ChunkBytes(uint64_t num_bytes, size_t num_threads) {
-  const uint64_t share = num_bytes / (4 * std::max<size_t>(num_threads, 1));
+uint64_t ChunkBytes(uint64_t num_bytes, size_t num_threads, const ReadGrain& grain) {
+  // Threads come to their ends at about the same time, unless that would cost requests.
+  const size_t num_shares = grain.num_requests > 0 ? std::max(num_threads, grain.num_requests)
+                                                   : 4 * std::max<size_t>(num_threads, 1);
+  const uint64_t share = num_bytes / num_shares;
   return std::clamp(share / kLeastChunkBytes * kLeastChunkBytes, kLeastChunkBytes, kMostChunkBytes);
 }
 
@@ -169,6 +175,7 @@ class ParallelReader::Pass {
   void CheckWhole(const Large& large) const;
 
   const ParallelReader& reader_;
+  const ReadGrain grain_;
   const bool is_reading_;
   const uint64_t chunk_bytes_;
   Buffers buffers_;
@@ -184,10 +191,13 @@ class ParallelReader::Pass {
 ParallelReader::Pass::Pass(const ParallelReader& reader, bool is_reading, size_t num_threads,
                            uint64_t max_group_bytes, uint64_t landing_bytes)
     : reader_(reader),
+      grain_(reader.files_.grain()),
       is_reading_(is_reading),
       // All threads are to be busy with what lands at once, too.
-      chunk_bytes_(ChunkBytes(
-          std::min(reader.NumBytes(), landing_bytes == 0 ? UINT64_MAX : 2 * landing_bytes), num_threads)),
+      chunk_bytes_(
+          ChunkBytes(std::min(reader.NumBytes(), landing_bytes == 0 ? UINT64_MAX : 2 * landing_bytes),
+                     num_threads, grain_)),
+      buffers_(std::max(kMaxBufferedBytes, grain_.request_bytes)),
       touched_(is_reading ? reader.values_.size() + reader.scattered_.size() : 0) {
   AddValues(max_group_bytes);
   for (uint32_t i = 0; i < reader_.scattered_.size(); ++i) AddScattered(i);
@@ -225,7 +235,7 @@ uint32_t ParallelReader::Pass::EndOfGroup(uint32_t begin, uint64_t max_bytes, ui
     const PlacedValue& next = values[end];
     num_landing += LandingBytes(next);
     const bool is_near = next.shard_id == first.shard_id && next.offset >= first.offset &&
-                         next.offset <= group_end + kMaxGapBytes;
+                         next.offset <= group_end + std::max(kMaxGapBytes, grain_.gap_bytes);
     if (!is_near || next.size > max_bytes || next.end() - first.offset > max_bytes) break;
     // Tiny values take more room where they land, and values of several keys may be the same bytes of the file.
     if (num_landing > kLeastLandingBytes) break;
@@ -326,7 +336,12 @@ uint64_t ParallelReader::Pass::Run(size_t num_threads, uint64_t max_bytes, const
     ++next_unit_;
   }
   const size_t count = next_unit_ - begin;
-  const size_t num_useful = reader_.has_shared_memory_ ? 1 : num_bytes / kLeastBytesPerThread + 1;
+  size_t num_useful = num_bytes / kLeastBytesPerThread + 1;
+  if (grain_.num_requests > 0) {  // threads wait most of the time
+    num_threads = std::max(num_threads, grain_.num_requests);
+    num_useful = count;
+  }
+  if (reader_.has_shared_memory_) num_useful = 1;
   try {
     ParallelFor(std::min(num_threads, num_useful), count, [&](size_t i) { Do(units_[begin + i]); });
   } catch (...) {
@@ -399,7 +414,7 @@ void ParallelReader::Pass::DoChunk(const Unit& unit) {
   }
   uint32_t crc = 0;
   for (uint64_t done = 0; done < unit.size;) {
-    const uint64_t n = std::min(unit.size - done, kStepBytes);
+    const uint64_t n = std::min(unit.size - done, std::max(kStepBytes, grain_.request_bytes));
     char* const p = is_reading_ ? destination + done : buffer->data();
     file->Read(value.offset + unit.from + done, p, n);
     if (!value.is_part) crc = Crc32cExtend(crc, p, n);
@@ -501,7 +516,8 @@ uint64_t ParallelReader::NumBytes() const {
 
 void ParallelReader::Verify(size_t num_threads, bool with_parts) {
   Arrange();
-  Pass pass(*this, false, num_threads, kGroupBytes);
+  const uint64_t group_bytes = std::max(kGroupBytes, files_.grain().request_bytes);
+  Pass pass(*this, false, num_threads, group_bytes);
   if (with_parts) pass.AddPartlyNeeded();
   pass.Run(num_threads, UINT64_MAX, {}, nullptr);
 }
@@ -514,8 +530,9 @@ uint64_t ParallelReader::Read(size_t num_threads, uint64_t max_bytes, const Land
                               std::vector<Landed>* landed) {
   Arrange();
   if (reading_ == nullptr) {
+    const uint64_t group_bytes = std::max(kGroupBytes, files_.grain().request_bytes);
     reading_ =
-        std::make_shared<Pass>(*this, true, num_threads, std::min(kGroupBytes, max_bytes), landing.size);
+        std::make_shared<Pass>(*this, true, num_threads, std::min(group_bytes, max_bytes), landing.size);
   }
   return reading_->Run(num_threads, max_bytes, landing, landed);
 }

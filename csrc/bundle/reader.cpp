@@ -74,8 +74,9 @@ std::unique_ptr<StringParts> LoadParts(const TensorLocator& locator, const Bundl
 }  // namespace
 
 BundleReader::BundleReader(const std::string& index_path, std::string data_prefix,
-                           std::vector<std::string> data_suffixes)
-    : index_(index_path) {
+                           std::vector<std::string> data_suffixes, std::shared_ptr<const FilePlace> place)
+    : index_(*place->Open(index_path)) {
+  data_names_.place = std::move(place);
   data_names_.prefix = std::move(data_prefix);
   data_names_.suffixes = std::move(data_suffixes);
   data_names_.num_shards = index_.num_shards();

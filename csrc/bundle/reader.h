@@ -20,6 +20,7 @@
 #include "bundle/index.h"
 #include "bundle/locator.h"
 #include "bundle/string_parts.h"
+#include "io/file.h"
 
 namespace trackckpt {
 
@@ -33,8 +34,8 @@ struct ReadRequest {
 // Any number of threads may use one reader at once.
 class BundleReader {
  public:
-  BundleReader(const std::string& index_path, std::string data_prefix,
-               std::vector<std::string> data_suffixes);
+  BundleReader(const std::string& index_path, std::string data_prefix, std::vector<std::string> data_suffixes,
+               std::shared_ptr<const FilePlace> place = std::make_shared<LocalPlace>());
 
   int32_t num_shards() const { return index_.num_shards(); }
   bool is_big_endian() const { return index_.byte_order() == ByteOrder::kBig; }

@@ -1,5 +1,6 @@
 #include "bundle/run_reader.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace trackckpt {
@@ -21,7 +22,9 @@ void RunReader::Add(uint64_t from, char* to, uint64_t size) {
 bool RunReader::IsNear(uint64_t from, uint64_t size) const {
   if (runs_.empty() || runs_.size() >= kMaxRuns) return false;
   const uint64_t gap = from - (runs_.back().from + runs_.back().size);
-  return gap < kPageBytes && from + size - runs_.front().from <= kMaxSpan;
+  const ReadGrain& grain = file_.grain();
+  return gap < std::max(kPageBytes, grain.gap_bytes) &&
+         from + size - runs_.front().from <= std::max(kMaxSpan, grain.request_bytes);
 }
 
 void RunReader::Flush() {

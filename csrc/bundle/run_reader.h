@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bundle/element_form.h"
-#include "io/file.h"
+#include "io/readable_file.h"
 
 namespace trackckpt {
 

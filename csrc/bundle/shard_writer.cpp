@@ -53,15 +53,9 @@ Box CheckedBox(const std::string& key, const TensorSlice& slice, const std::vect
 
 }  // namespace
 
-ShardWriter::ShardWriter(std::string path, int32_t shard_id, int64_t alignment, bool durable,
+ShardWriter::ShardWriter(std::unique_ptr<Output> output, int32_t shard_id, int64_t alignment,
                          const WriterState& state)
-    : path_(std::move(path)), shard_id_(shard_id), alignment_(alignment), durable_(durable), state_(state) {
-  CreateEmptyFile(path_);
-}
-
-void ShardWriter::Expect(uint64_t size) {
-  if (durable_) File().Reserve(size);
-}
+    : output_(std::move(output)), shard_id_(shard_id), alignment_(alignment), state_(state) {}
 
 void ShardWriter::Add(const TensorBytes& tensor) {
   CheckSize(tensor);
@@ -106,7 +100,7 @@ void ShardWriter::AddStrings(std::string_view key, std::vector<int64_t> shape,
   uint32_t crc;
   const std::string header = EncodeStringHeader(values, &crc);
   uint64_t size = header.size();
-  File().Append(header.data(), header.size());
+  Sink().Append(header.data(), header.size());
   for (std::string_view value : values) {
     crc = AppendChecked(crc, value.data(), value.size());
     size += value.size();
@@ -128,23 +122,13 @@ void ShardWriter::AddStringsSlice(std::string key, std::vector<int64_t> shape, c
 void ShardWriter::Complete() {
   if (is_complete_) return;
   CheckNotPartial();
-  if (durable_) File().Sync();
-  if (file_) file_->Close();
+  output_->Complete();
   is_complete_ = true;
 }
 
-void ShardWriter::Discard() {
-  file_.reset();
-  RemoveFile(path_);
-}
-
-WritableFile& ShardWriter::File() {
-  if (is_complete_) throw Error(ErrorKind::kWriterClosed, path_ + ": the shard is complete");
-  if (!file_) {
-    file_.emplace(path_, WritableFile::Opening::kEmpty);
-    if (durable_) file_->BeginWritingEarly();
-  }
-  return *file_;
+Output& ShardWriter::Sink() {
+  if (is_complete_) throw Error(ErrorKind::kWriterClosed, output_->path() + ": the shard is complete");
+  return *output_;
 }
 
 void ShardWriter::BeginEntry(std::string_view key, int32_t dtype) {
@@ -191,13 +175,13 @@ void ShardWriter::EnterSlice(const TensorSlice& slice, int32_t dtype, std::strin
 }
 
 uint32_t ShardWriter::AppendChecked(uint32_t crc, const void* data, uint64_t size) {
-  WritableFile& file = File();
+  Output& sink = Sink();
   const char* p = static_cast<const char*>(data);
   while (size > 0) {
     state_.CheckOpen();
     const uint64_t n = std::min(size, kChunkBytes);
     crc = Crc32cExtend(crc, p, n);
-    file.Append(p, n);
+    sink.Append(p, n);
     p += n;
     size -= n;
   }
@@ -211,7 +195,7 @@ void ShardWriter::AppendPadding() {
   offset_ += missing;
   while (missing > 0) {
     const int64_t n = std::min<int64_t>(missing, sizeof(kZeros));
-    File().Append(kZeros, static_cast<size_t>(n));
+    Sink().Append(kZeros, static_cast<size_t>(n));
     missing -= n;
   }
 }

@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <optional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,7 +20,7 @@
 #include "bundle/string_tensor.h"
 #include "bundle/tensor_memory.h"
 #include "bundle/writer_state.h"
-#include "io/file.h"
+#include "io/output.h"
 
 namespace trackckpt {
 
@@ -42,12 +42,11 @@ class ShardWriter {
   // Tensors that are stored in slices, each with the slices that lie in this shard.
   using SlicedTensors = std::map<std::string, BundleEntry>;
 
-  // Makes an empty file; there must be none. It is open from the first tensor on until Complete. `state`
-  // outlives the writer; once it is closed, calls that are under way throw.
-  ShardWriter(std::string path, int32_t shard_id, int64_t alignment, bool durable, const WriterState& state);
+  // `state` outlives the writer; once it is closed, calls that are under way throw.
+  ShardWriter(std::unique_ptr<Output> output, int32_t shard_id, int64_t alignment, const WriterState& state);
 
-  // Says that at least so many bytes are going to be added. Disks are told; memory has no use for it.
-  void Expect(uint64_t size);
+  // Says that at least so many bytes are going to be added.
+  void Expect(uint64_t size) { Sink().Expect(size); }
   void Add(const TensorBytes& tensor);
   // A row of a table that holds it, and is plain.
   void AddRow(std::string_view key, const TensorMemoryTable& table, const TensorMemory& row);
@@ -59,11 +58,10 @@ class ShardWriter {
   void AddStringsSlice(std::string key, std::vector<int64_t> shape, const TensorSlice& slice,
                        const std::vector<std::string_view>& values);
 
-  // Closes the file, after it has reached the disk where it has to. Nothing can be added any more; harmless if it
-  // was called before.
+  // Completes the file. Nothing can be added any more; harmless if it was called before.
   void Complete();
-  // Closes and removes the file.
-  void Discard();
+  // Removes the file.
+  void Discard() { output_->Discard(); }
 
   // What the index says of this shard: for each key a record, in the order of the file.
   const StringArray& keys() const { return keys_; }
@@ -71,7 +69,7 @@ class ShardWriter {
   const SlicedTensors& sliced() const { return sliced_; }
 
  private:
-  WritableFile& File();
+  Output& Sink();
   void BeginEntry(std::string_view key, int32_t dtype);
   void CheckNotPartial() const;
   void EndEntry(std::string_view key, uint64_t size, uint32_t crc);
@@ -79,12 +77,10 @@ class ShardWriter {
   uint32_t AppendChecked(uint32_t crc, const void* data, uint64_t size);
   void AppendPadding();
 
-  const std::string path_;
+  const std::unique_ptr<Output> output_;
   const int32_t shard_id_;
   const int64_t alignment_;
-  const bool durable_;
   const WriterState& state_;
-  std::optional<WritableFile> file_;
   bool is_complete_ = false;
   int64_t offset_ = 0;
   BundleEntry entry_;  // of the tensor that is being written; kept, so that the next costs no allocation

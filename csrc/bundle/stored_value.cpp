@@ -15,6 +15,7 @@ namespace trackckpt {
 namespace {
 
 constexpr size_t kMaxVarintBytes = 10;
+constexpr uint64_t kStreamBytes = 512 << 10;
 
 Error DataLoss(const std::string& message) { return Error(ErrorKind::kDataLoss, message); }
 
@@ -56,6 +57,8 @@ void CheckInside(const BundleEntry& entry, const ReadableFile& file) {
 }
 
 }  // namespace
+
+uint64_t StreamBytes(const ReadableFile& file) { return std::max(kStreamBytes, file.grain().request_bytes); }
 
 std::optional<uint64_t> ExpectedSize(const BundleEntry& entry) {
   const uint64_t num_elements = *NumElements(entry.shape);
@@ -111,7 +114,7 @@ bool ValueStream::GetBytes(size_t n, std::string_view* bytes) {
 void ValueStream::Prepare(size_t n) {
   if (rest_.size() >= n || unread() == 0) return;
   const size_t kept = rest_.size();
-  const size_t added = std::min(unread(), kStreamBytes);
+  const size_t added = std::min(unread(), StreamBytes(file_));
   if (kept > 0) {  // a few bytes: the rest of a number
     const std::string saved(rest_);
     buffer_->replace(0, kept, saved);

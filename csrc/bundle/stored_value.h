@@ -10,12 +10,13 @@
 
 #include "bundle/entry.h"
 #include "error.h"
-#include "io/file.h"
+#include "io/readable_file.h"
 
 namespace trackckpt {
 
-// Small enough to be still in the cache when its checksum is computed right after it was read.
-constexpr uint64_t kStreamBytes = 512 << 10;
+// How much of a value is read at once: so little that it is still in the cache when its checksum is computed right
+// after that, unless the file asks for more.
+uint64_t StreamBytes(const ReadableFile& file);
 
 // The bytes of all elements of a fixed size; for others, the least that they can take. Nothing if no file is
 // that large. The shape is one that NumElements accepts.

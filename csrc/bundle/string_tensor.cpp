@@ -82,7 +82,7 @@ void DecodeStrings(ValueStream* stream, ByteOrder order, StringArray* strings) {
   }
   if (strings != nullptr) strings->ReserveBytes(stream->remaining());
   while (stream->remaining() > 0) {
-    const std::string_view portion = stream->Take(kStreamBytes);
+    const std::string_view portion = stream->Take(StreamBytes(stream->file()));
     crc = Crc32cExtend(crc, portion.data(), portion.size());
     if (strings != nullptr) strings->AddBytes(portion);
   }

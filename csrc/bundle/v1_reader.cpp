@@ -111,7 +111,7 @@ class V1Reader::Records {
  private:
   const std::vector<TableFile>& tables_;
   size_t number_ = 0;
-  std::optional<ReadableFile> open_;
+  std::optional<LocalFile> open_;
   TableFile::LastBlock block_;
 };
 
@@ -131,7 +131,7 @@ V1Reader::V1Reader(const std::vector<std::string>& paths) {
 
 SavedMeta V1Reader::ReadMeta(const TableFile& table) {
   TableFile::LastBlock block;
-  const ReadableFile file = table.Open();
+  const LocalFile file = table.Open();
   const auto record = table.Get(file, "", &block);
   SavedMeta meta;
   if (record && IsBundleHeader(*record)) {

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "error.h"
-#include "io/file.h"
 #include "table/table_builder.h"
 
 namespace trackckpt {
@@ -18,9 +17,9 @@ constexpr int32_t kProducerVersion = 1;
 
 Error InvalidArgument(const std::string& message) { return Error(ErrorKind::kInvalidArgument, message); }
 
-void CheckArguments(const std::vector<std::string>& data_paths, int64_t alignment) {
+void CheckArguments(size_t num_shards, int64_t alignment) {
   if (alignment < 1) throw InvalidArgument("Alignment must be at least 1, not " + std::to_string(alignment));
-  if (data_paths.empty()) throw InvalidArgument("A bundle has at least one data file");
+  if (num_shards == 0) throw InvalidArgument("A bundle has at least one data file");
 }
 
 // A line of the index.
@@ -53,22 +52,31 @@ void AddSlices(const ShardWriter::SlicedTensors& later, ShardWriter::SlicedTenso
 
 BundleWriter::BundleWriter(const std::vector<std::string>& data_paths, const std::string& index_path,
                            bool durable, size_t block_size, int64_t alignment)
-    : durable_(durable),
-      block_size_(block_size),
-      index_path_(index_path),
-      owner_(getpid()),
-      state_(index_path) {
-  CheckArguments(data_paths, alignment);
+    : block_size_(block_size), alignment_(alignment), owner_(getpid()), state_(index_path) {
+  CheckArguments(data_paths.size(), alignment);
   try {
-    for (const std::string& path : data_paths) {
-      const auto shard_id = static_cast<int32_t>(shards_.size());
-      shards_.push_back(std::make_unique<Shard>(path, shard_id, alignment, durable, state_));
-    }
-    CreateEmptyFile(index_path_);
+    for (const std::string& path : data_paths) AddShard(std::make_unique<FileOutput>(path, durable));
+    index_ = std::make_unique<FileOutput>(index_path, durable);
   } catch (...) {
     for (const auto& shard : shards_) shard->writer.Discard();
     throw;
   }
+}
+
+BundleWriter::BundleWriter(std::vector<std::unique_ptr<Output>> data, std::unique_ptr<Output> index,
+                           size_t block_size, int64_t alignment)
+    : block_size_(block_size),
+      alignment_(alignment),
+      index_(std::move(index)),
+      owner_(getpid()),
+      state_(index_->path()) {
+  CheckArguments(data.size(), alignment);
+  for (std::unique_ptr<Output>& output : data) AddShard(std::move(output));
+}
+
+void BundleWriter::AddShard(std::unique_ptr<Output> output) {
+  const auto shard_id = static_cast<int32_t>(shards_.size());
+  shards_.push_back(std::make_unique<Shard>(std::move(output), shard_id, alignment_, state_));
 }
 
 BundleWriter::~BundleWriter() { Abandon(); }
@@ -141,7 +149,7 @@ void BundleWriter::Abandon() {
   if (!owns_files_) return;
   owns_files_ = false;
   for (const auto& shard : shards_) shard->writer.Discard();
-  RemoveFile(index_path_);
+  index_->Discard();
 }
 
 std::vector<std::unique_lock<std::mutex>> BundleWriter::LockAll() {
@@ -190,13 +198,11 @@ void BundleWriter::WriteIndex() {
   header.producer = kProducerVersion;
   record.clear();
   header.EncodeTo(&record);
-  WritableFile file(index_path_, WritableFile::Opening::kEmpty);
-  TableBuilder table(&file, block_size_);
+  TableBuilder table(index_.get(), block_size_);
   table.Add("", record);
   for (const Line& line : lines) table.Add(line.key, line.record);
   table.Finish();
-  if (durable_) file.Sync();
-  file.Close();
+  index_->Complete();
 }
 
 }  // namespace trackckpt

@@ -18,11 +18,13 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bundle/shard_writer.h"
 #include "bundle/tensor_memory.h"
 #include "bundle/writer_state.h"
+#include "io/output.h"
 
 namespace trackckpt {
 
@@ -33,6 +35,9 @@ class BundleWriter {
   // Makes all files, empty; none may exist. With `durable`, they have been synced when their call returns.
   BundleWriter(const std::vector<std::string>& data_paths, const std::string& index_path, bool durable,
                size_t block_size, int64_t alignment);
+  // Whatever it is that the files become.
+  BundleWriter(std::vector<std::unique_ptr<Output>> data, std::unique_ptr<Output> index, size_t block_size,
+               int64_t alignment);
   BundleWriter(const BundleWriter&) = delete;
   BundleWriter& operator=(const BundleWriter&) = delete;
   // Abandons what has not been finished.
@@ -68,21 +73,21 @@ class BundleWriter {
 
  private:
   struct Shard {
-    Shard(const std::string& path, int32_t shard_id, int64_t alignment, bool durable,
-          const WriterState& state)
-        : writer(path, shard_id, alignment, durable, state) {}
+    Shard(std::unique_ptr<Output> output, int32_t shard_id, int64_t alignment, const WriterState& state)
+        : writer(std::move(output), shard_id, alignment, state) {}
     std::mutex mutex;
     ShardWriter writer;
   };
 
+  void AddShard(std::unique_ptr<Output> output);
   std::vector<std::unique_lock<std::mutex>> LockAll();
   void Run(size_t shard, const std::function<void(ShardWriter*)>& action);
   void RemoveFiles();
   void WriteIndex();
 
-  const bool durable_;
   const size_t block_size_;
-  const std::string index_path_;
+  const int64_t alignment_;
+  std::unique_ptr<Output> index_;
   const pid_t owner_;
   WriterState state_;
   std::vector<std::unique_ptr<Shard>> shards_;

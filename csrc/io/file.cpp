@@ -21,6 +21,7 @@ constexpr size_t kSmallBytes = 64 << 10;
 constexpr size_t kBufferBytes = 512 << 10;
 // Large enough for a disk to write in one go, small enough that it has something to do soon.
 constexpr uint64_t kWritebackBytes = 16 << 20;
+constexpr ReadGrain kLocalGrain;
 
 [[noreturn]] void ThrowErrno(const std::string& path) { throw FileError(ErrorKind::kSystem, errno, path); }
 
@@ -141,22 +142,31 @@ bool FileState::operator==(const FileState& other) const {
          modified_seconds == other.modified_seconds && modified_nanoseconds == other.modified_nanoseconds;
 }
 
-ReadableFile::ReadableFile(std::string path)
-    : path_(std::move(path)), fd_(OpenFile(path_)), state_(StateOf(fd_.get(), path_)) {}
+LocalFile::LocalFile(std::string path)
+    : ReadableFile(std::move(path)), fd_(OpenFile(this->path())), state_(StateOf(fd_.get(), this->path())) {}
 
-void ReadableFile::Read(uint64_t offset, void* destination, size_t n) const {
+const ReadGrain& LocalFile::grain() const { return kLocalGrain; }
+
+void LocalFile::Read(uint64_t offset, void* destination, size_t n) const {
   char* p = static_cast<char*>(destination);
   while (n > 0) {
     const ssize_t got = Retry([&] { return pread(fd_.get(), p, n, static_cast<off_t>(offset)); });
-    if (got < 0) ThrowErrno(path_);
+    if (got < 0) ThrowErrno(path());
     if (got == 0) {
-      throw Error(ErrorKind::kDataLoss, path_ + ": Read less bytes than requested: the file ends at offset " +
-                                            std::to_string(offset));
+      throw Error(
+          ErrorKind::kDataLoss,
+          path() + ": Read less bytes than requested: the file ends at offset " + std::to_string(offset));
     }
     p += got;
     offset += static_cast<uint64_t>(got);
     n -= static_cast<size_t>(got);
   }
 }
+
+std::shared_ptr<const ReadableFile> LocalPlace::Open(const std::string& path) const {
+  return std::make_shared<const LocalFile>(path);
+}
+
+const ReadGrain& LocalPlace::grain() const { return kLocalGrain; }
 
 }  // namespace trackckpt

@@ -8,6 +8,9 @@
 #include <memory>
 #include <string>
 
+#include "io/byte_sink.h"
+#include "io/readable_file.h"
+
 namespace trackckpt {
 
 // Owns an open file descriptor.
@@ -34,7 +37,7 @@ void RemoveFile(const std::string& path);
 
 // A file, written from front to end. Small pieces gather in a buffer; large ones go to the system as they lie in the
 // caller's memory.
-class WritableFile {
+class WritableFile : public ByteSink {
  public:
   enum class Opening { kNew, kEmpty };  // kEmpty: an empty file that is there
 
@@ -50,8 +53,7 @@ class WritableFile {
   // that was not there before, and the file may become larger.
   void Reserve(uint64_t n);
 
-  // The bytes may change when this returns.
-  void Append(const void* data, size_t n);
+  void Append(const void* data, size_t n) override;
   void Flush();
   // Flushes and waits until the bytes are on the device.
   void Sync();
@@ -85,24 +87,29 @@ struct FileState {
   bool operator==(const FileState& other) const;
 };
 
-class ReadableFile {
+class LocalFile : public ReadableFile {
  public:
   // Throws, without waiting, if what is at `path` is no regular file.
-  explicit ReadableFile(std::string path);
+  explicit LocalFile(std::string path);
 
-  const std::string& path() const { return path_; }
-  uint64_t size() const { return state_.size; }
+  uint64_t size() const override { return state_.size; }
+  const ReadGrain& grain() const override;
   int descriptor() const { return fd_.get(); }
   // As it was when the file was opened.
   const FileState& state() const { return state_; }
 
-  // Reads exactly `n` bytes, or throws. Any number of threads may read at once.
-  void Read(uint64_t offset, void* destination, size_t n) const;
+  void Read(uint64_t offset, void* destination, size_t n) const override;
 
  private:
-  std::string path_;
   FileDescriptor fd_;
   FileState state_;
+};
+
+// The files of this machine.
+class LocalPlace : public FilePlace {
+ public:
+  std::shared_ptr<const ReadableFile> Open(const std::string& path) const override;
+  const ReadGrain& grain() const override;
 };
 
 }  // namespace trackckpt

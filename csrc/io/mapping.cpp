@@ -11,7 +11,7 @@
 namespace trackckpt {
 
 FileMapping::FileMapping(const std::string& path, uint64_t offset, size_t size) {
-  const ReadableFile file(path);
+  const LocalFile file(path);
   if (offset > file.size() || size > file.size() - offset) {
     throw Error(ErrorKind::kDataLoss, path + ": the file ends before offset " + std::to_string(offset) +
                                           " and " + std::to_string(size) + " bytes");

@@ -16,6 +16,7 @@
 #include "bundle/v1_reader.h"
 #include "python/arguments.h"
 #include "python/errors.h"
+#include "python/foreign_files.h"
 #include "python/text.h"
 
 namespace nb = nanobind;
@@ -26,15 +27,22 @@ namespace trackckpt {
 namespace {
 
 void InitReader(BundleReader* self, const nb::str& index_path, const nb::str& data_prefix,
-                const nb::tuple& data_suffixes) {
+                const nb::tuple& data_suffixes, const nb::object& files) {
   const std::string index = PathFromPython(index_path);
   std::string prefix = PathFromPython(data_prefix);
   std::vector<std::string> suffixes;
   for (nb::handle suffix : data_suffixes) {
     suffixes.push_back(PathFromPython(Require<nb::str>(suffix, "a data suffix must be a str")));
   }
+  std::shared_ptr<const FilePlace> place;
+  if (files.is_none()) {
+    place = std::make_shared<const LocalPlace>();
+  } else {
+    place = std::make_shared<const ForeignPlace>(files);
+  }
+  // `place` stays until the interpreter lock is held again, should this throw.
   const nb::gil_scoped_release release;
-  new (self) BundleReader(index, std::move(prefix), std::move(suffixes));
+  new (self) BundleReader(index, std::move(prefix), std::move(suffixes), place);
 }
 
 template <typename Reader>
@@ -273,7 +281,8 @@ void DefineEntry(nb::module_& module) {
 
 void DefineReader(nb::module_& module) {
   nb::class_<BundleReader>(module, "BundleReader", nb::is_final(), "Reads one bundle.")
-      .def("__init__", &InitReader, "index_path"_a, "data_prefix"_a, "data_suffixes"_a = nb::make_tuple(""))
+      .def("__init__", &InitReader, "index_path"_a, "data_prefix"_a, "data_suffixes"_a = nb::make_tuple(""),
+           "files"_a = nb::none())
       .def_prop_ro("num_shards", &BundleReader::num_shards)
       .def_prop_ro("is_big_endian", &BundleReader::is_big_endian)
       .def("data_path", &DataPath, "shard_id"_a)

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "bundle/writer.h"
 #include "error.h"
 #include "python/arguments.h"
+#include "python/foreign_files.h"
 #include "python/tensor_table.h"
 #include "table/format.h"
 
@@ -24,13 +26,27 @@ namespace trackckpt {
 namespace {
 
 void InitWriter(BundleWriter* self, const nb::list& data_paths, const nb::str& index_path, bool durable,
-                size_t block_size, int64_t alignment) {
+                size_t block_size, int64_t alignment, const nb::object& next_parts,
+                const nb::object& take_index) {
   const auto data = ListFromPython<std::string>(data_paths, [](nb::handle path) {
     return PathFromPython(Require<nb::str>(path, "a path must be a str"));
   });
   const std::string index = PathFromPython(index_path);
-  const nb::gil_scoped_release release;
-  new (self) BundleWriter(data, index, durable, block_size, alignment);
+  if (next_parts.is_none()) {
+    const nb::gil_scoped_release release;
+    new (self) BundleWriter(data, index, durable, block_size, alignment);
+    return;
+  }
+  const auto callbacks = Require<nb::list>(next_parts, "next_parts must be a list");
+  if (callbacks.size() != data.size()) throw nb::value_error("there is not one of next_parts for each path");
+  std::vector<std::unique_ptr<Output>> outputs;
+  for (size_t i = 0; i < data.size(); ++i) outputs.push_back(ForeignOutput(data[i], callbacks[i]));
+  const auto take = [take_index](const std::string& bytes) {
+    const nb::gil_scoped_acquire lock;
+    take_index(BytesOf(bytes));
+  };
+  new (self)
+      BundleWriter(std::move(outputs), std::make_unique<MemoryOutput>(index, take), block_size, alignment);
 }
 
 // Runs a conversion of arguments; the contract wants the writer failed after any error.
@@ -169,7 +185,8 @@ void DefineWriter(nb::module_& module) {
   const nb::call_guard<nb::gil_scoped_release> unlocked;
   nb::class_<BundleWriter>(module, "BundleWriter", nb::is_final(), "Writes data files and their index.")
       .def("__init__", &InitWriter, "data_paths"_a, "index_path"_a, nb::kw_only(), "durable"_a,
-           "block_size"_a = kDefaultBlockSize, "alignment"_a = 1)
+           "block_size"_a = kDefaultBlockSize, "alignment"_a = 1, "next_parts"_a = nb::none(),
+           "take_index"_a = nb::none())
       .def("expect", &BundleWriter::Expect, "shard"_a, "size"_a, unlocked)
       .def("add", &AddTensors, "shard"_a, "tensors"_a)
       .def("add_rows", &AddRows, "shard"_a, "keys"_a, "table"_a, "rows"_a)

@@ -68,8 +68,8 @@ void TableBuilder::AddIndexEntry(std::string_view separator) {
 BlockHandle TableBuilder::WriteBlock(BlockBuilder* block) {
   const std::string_view contents = block->Finish();
   const std::string trailer = EncodeBlockTrailer(contents);
-  file_->Append(contents.data(), contents.size());
-  file_->Append(trailer.data(), trailer.size());
+  sink_->Append(contents.data(), contents.size());
+  sink_->Append(trailer.data(), trailer.size());
   const BlockHandle handle{offset_, contents.size()};
   offset_ += contents.size() + trailer.size();
   block->Reset();
@@ -79,7 +79,7 @@ BlockHandle TableBuilder::WriteBlock(BlockBuilder* block) {
 void TableBuilder::WriteFooter(const Footer& footer) {
   std::string encoded;
   footer.EncodeTo(&encoded);
-  file_->Append(encoded.data(), encoded.size());
+  sink_->Append(encoded.data(), encoded.size());
 }
 
 }  // namespace trackckpt

@@ -8,7 +8,7 @@
 #include <string>
 #include <string_view>
 
-#include "io/file.h"
+#include "io/byte_sink.h"
 #include "table/block_builder.h"
 #include "table/format.h"
 
@@ -16,12 +16,12 @@ namespace trackckpt {
 
 class TableBuilder {
  public:
-  // `file` stays with the caller, is empty, and outlives the builder.
-  TableBuilder(WritableFile* file, size_t block_size) : file_(file), block_size_(block_size) {}
+  // `sink` stays with the caller, has got nothing yet, and outlives the builder.
+  TableBuilder(ByteSink* sink, size_t block_size) : sink_(sink), block_size_(block_size) {}
 
   // `key` is greater than all keys before it.
   void Add(std::string_view key, std::string_view value);
-  // Writes what is left. Neither syncs nor closes the file.
+  // Writes what is left. Neither syncs nor closes anything.
   void Finish();
 
  private:
@@ -30,7 +30,7 @@ class TableBuilder {
   BlockHandle WriteBlock(BlockBuilder* block);
   void WriteFooter(const Footer& footer);
 
-  WritableFile* const file_;
+  ByteSink* const sink_;
   const size_t block_size_;
   uint64_t offset_ = 0;
   BlockBuilder data_block_{kBlockRestartInterval};

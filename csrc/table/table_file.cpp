@@ -8,7 +8,7 @@ namespace trackckpt {
 namespace {
 
 // A made-up index could have blocks overlap, each of them as large as the file, and be read for ever.
-void CheckNoOverlap(std::string_view index_block, const ReadableFile& file) {
+void CheckNoOverlap(std::string_view index_block, const LocalFile& file) {
   uint64_t stored_bytes = 0;
   BlockIterator index(index_block, file.path());
   for (index.SeekToFirst(); index.Valid(); index.Next()) {
@@ -22,27 +22,27 @@ void CheckNoOverlap(std::string_view index_block, const ReadableFile& file) {
 }  // namespace
 
 TableFile::TableFile(const std::string& path) : path_(path) {
-  const ReadableFile file(path);
+  const LocalFile file(path);
   state_ = file.state();
   const Footer footer = ReadFooter(file);
   index_block_ = LastBlock().Load(file, footer.index_handle);
   CheckNoOverlap(index_block_, file);
 }
 
-ReadableFile TableFile::Open() const {
-  ReadableFile file(path_);
+LocalFile TableFile::Open() const {
+  LocalFile file(path_);
   if (file.state() == state_) return file;
   throw Error(ErrorKind::kDataLoss, path_ + ": the file has changed since it was opened");
 }
 
-std::optional<std::string_view> TableFile::Get(const ReadableFile& file, std::string_view key,
+std::optional<std::string_view> TableFile::Get(const LocalFile& file, std::string_view key,
                                                LastBlock* block) const {
   const auto handle = FindDataBlock(index_block_, key, path_);
   if (!handle) return std::nullopt;
   return FindInBlock(block->Load(file, *handle), key, path_);
 }
 
-std::string_view TableFile::LastBlock::Load(const ReadableFile& file, const BlockHandle& handle) {
+std::string_view TableFile::LastBlock::Load(const LocalFile& file, const BlockHandle& handle) {
   if (file_ == file.state() && handle_ == handle) return contents_;
   CheckInside(handle, file.size(), file.path());
   Clear();

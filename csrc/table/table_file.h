@@ -21,13 +21,13 @@ class TableFile {
   uint64_t size() const { return state_.size; }
 
   // Opens the file again. Throws kDataLoss if it is no longer the one that the index block was read from.
-  ReadableFile Open() const;
+  LocalFile Open() const;
 
   // The data block that was read last.
   class LastBlock {
    public:
     // The contents of the block at `handle`, valid until the next call.
-    std::string_view Load(const ReadableFile& file, const BlockHandle& handle);
+    std::string_view Load(const LocalFile& file, const BlockHandle& handle);
 
    private:
     void Clear();
@@ -42,7 +42,7 @@ class TableFile {
 
   // The value of `key`, valid until `block` loads another. `file` is from Open. Any number of
   // threads may ask at once, each with a file and a block of its own.
-  std::optional<std::string_view> Get(const ReadableFile& file, std::string_view key, LastBlock* block) const;
+  std::optional<std::string_view> Get(const LocalFile& file, std::string_view key, LastBlock* block) const;
 
  private:
   std::string path_;

@@ -61,8 +61,9 @@ class KeySet {
 
 }  // namespace
 
-TableReader::TableReader(const std::string& path) : path_(path) {
-  const ReadableFile file(path);
+TableReader::TableReader(const std::string& path) : TableReader(LocalFile(path)) {}
+
+TableReader::TableReader(const ReadableFile& file) : path_(file.path()) {
   const Footer footer = ReadFooter(file);  // refuses a wrong file of many gigabytes before it is loaded
   file_.resize(file.size());
   file.Read(0, file_.data(), file_.size());

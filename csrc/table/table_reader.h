@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "io/readable_file.h"
 #include "table/format.h"
 
 namespace trackckpt {
@@ -21,6 +22,8 @@ class TableReader {
  public:
   // Loads the file and checks its footer and its index block; the other blocks are checked when first
   // touched.
+  explicit TableReader(const ReadableFile& file);
+  // A file of this machine.
   explicit TableReader(const std::string& path);
 
   size_t file_size() const { return file_.size(); }

@@ -326,7 +326,7 @@ def program(folder: Path, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
         status.assert_consumed()
     x += 1
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "LocalStorage", lambda *, durable: storage)
+        patch.setattr(checkpoint, "storage_for", lambda path, *, durable: storage)
         group.save(folder / "ckpt")
     return found
 

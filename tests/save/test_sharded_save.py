@@ -297,7 +297,7 @@ def test_whatever_operation_fails_the_checkpoint_is_whole_or_nothing_of_it_is_le
     left: dict[int, list[str]] = {}
     for failing in itertools.count(1):
         storage = FailingStorage(failing)
-        monkeypatch.setattr(checkpoint, "LocalStorage", lambda durable, storage=storage: storage)
+        monkeypatch.setattr(checkpoint, "storage_for", lambda path, durable, storage=storage: storage)
         folder = tmp_path / str(failing)
         folder.mkdir()
         group = Checkpoint(x=torch.arange(10))

@@ -20,7 +20,9 @@ import logging
 import os
 import re
 
-from torch_trackckpt.errors import CheckpointNotFoundError
+from torch_trackckpt.errors import CheckpointNotFoundError, UnsupportedFormatError
+from torch_trackckpt.storage.choice import storage_for
+from torch_trackckpt.storage.paths import is_url
 
 __all__ = [
     "NEXT",
@@ -83,6 +85,8 @@ def find_checkpoint(path: str) -> BundleFiles | V1Files:
     Raises:
         CheckpointNotFoundError: there are none.
     """
+    if is_url(path):
+        return _find_remote(path)
     prefix = path if os.path.exists(index_name(path)) else path.removesuffix(".index")
     if os.path.exists(index_name(prefix) + NEXT):
         return BundleFiles(prefix, index_name(prefix) + NEXT, (NEXT, ""))
@@ -90,27 +94,44 @@ def find_checkpoint(path: str) -> BundleFiles | V1Files:
         return BundleFiles(prefix, index_name(prefix), ("",))
     paths = _older_files(path)
     if not paths:
-        raise CheckpointNotFoundError(_not_found(prefix))
+        raise CheckpointNotFoundError(_not_found(prefix, is_directory=os.path.isdir(prefix)))
     return V1Files(path, paths)
 
 
-def current_index(prefix: str) -> tuple[int, ...] | None:
+def _find_remote(path: str) -> BundleFiles:
+    """Of remote storage only bundles are read, whose index has its name from the moment on when it is there."""
+    storage = storage_for(path)
+    if storage.exists(index_name(path)):
+        return BundleFiles(path, index_name(path), ("",))
+    prefix = path.removesuffix(".index")
+    if prefix != path and storage.exists(path):
+        return BundleFiles(prefix, path, ("",))
+    if storage.exists(path) and not _DATA_FILE.fullmatch(path):
+        raise UnsupportedFormatError(
+            f"{path!r} is no checkpoint of the format with an index. Checkpoints of TensorFlow's older format are read "
+            "from local files only; copy it to this machine."
+        )
+    raise CheckpointNotFoundError(_not_found(prefix, is_directory=storage.is_directory(prefix)))
+
+
+def current_index(prefix: str) -> tuple[object, ...] | None:
     """What tells one index of a prefix from the next, through its changes of name; None where there is none.
 
     While two calls give the same, no checkpoint has replaced another at the prefix in between.
     """
-    for path in (index_name(prefix) + NEXT, index_name(prefix)):
-        try:
-            status = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    storage = storage_for(prefix)
+    names = [index_name(prefix)] if storage.is_remote else [index_name(prefix) + NEXT, index_name(prefix)]
+    for path in names:
+        if (identity := storage.identity(path)) is not None:
+            return identity
     return None
 
 
 def saved_model_prefix(path: str) -> str | None:
     """The checkpoint inside a SavedModel directory; None for what is no such directory."""
-    if not any(os.path.exists(os.path.join(path, name)) for name in ("saved_model.pb", "saved_model.pbtxt")):
+    names = [os.path.join(path, name) for name in ("saved_model.pb", "saved_model.pbtxt")]
+    found = storage_for(path).list(names[0]) if is_url(path) else filter(os.path.exists, names)
+    if not any(name in names for name in found):
         return None
     return os.path.join(path, "variables", "variables")
 
@@ -172,10 +193,10 @@ def _warn_of_missing_shards(paths: tuple[str, ...]) -> None:
             )
 
 
-def _not_found(prefix: str) -> str:
+def _not_found(prefix: str, *, is_directory: bool) -> str:
     if (variables := saved_model_prefix(prefix)) is not None:
         return f"{prefix!r} is a SavedModel directory, which Checkpoint.restore takes; its checkpoint is {variables!r}."
-    if os.path.isdir(prefix):
+    if is_directory:
         return (
             f"{prefix!r} is a directory, not a checkpoint; latest_checkpoint({prefix!r}) finds the newest checkpoint "
             "in it."

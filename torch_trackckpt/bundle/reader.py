@@ -27,6 +27,8 @@ from torch_trackckpt.errors import (
     TensorNotFoundError,
     UnsupportedFormatError,
 )
+from torch_trackckpt.storage.base import Ranges
+from torch_trackckpt.storage.choice import storage_for
 
 __all__ = ["CheckpointReader", "LazyTensor", "StoredTensor", "torch_tensor_like_stored"]
 
@@ -111,7 +113,8 @@ class CheckpointReader(Mapping[str, LazyTensor]):
     Args:
         file_prefix: the path of a checkpoint without ``.index``, as `Checkpoint.save` returned it (with
             ``.index`` it is accepted too). For the older format the path of its file, a pattern such as
-            ``model.ckpt-?????-of-00003``, or what its files' names have in common before ``-00000-of-00003``.
+            ``model.ckpt-?????-of-00003``, or what its files' names have in common before ``-00000-of-00003``. Or a
+            URL of remote storage (``docs/remote.md``), from which the older format is not read.
 
     Raises:
         CheckpointNotFoundError: there is no such checkpoint.
@@ -128,6 +131,8 @@ class CheckpointReader(Mapping[str, LazyTensor]):
 
     def __init__(self, file_prefix: str | os.PathLike[str]) -> None:
         path = os.fsdecode(file_prefix)
+        self._storage = storage_for(path)
+        self._ranges: Ranges | None = None
         self._files: BundleFiles | V1Files
         self._bundle: _native.BundleReader | _native.V1Reader
         self._open(path)
@@ -139,13 +144,16 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             self._files = find_checkpoint(path)
             self._index = current_index(self._files.prefix)
             try:
+                self._ranges = self._storage.ranges(self._files.prefix)
                 # The index that was looked at has to be the one that is opened.
-                if find_checkpoint(path) == self._files:
-                    self._bundle = _native_reader(self._files)
+                if self._ranges is not None or find_checkpoint(path) == self._files:
+                    self._bundle = _native_reader(self._files, self._ranges)
                     if self._is_current():
                         return
-            except CheckpointNotFoundError:
-                if attempt == _MOST_ATTEMPTS:
+            except (CheckpointNotFoundError, DataLossError) as error:
+                # What is read in several requests may be of two files, of which each is sound.
+                is_torn = isinstance(error, CheckpointNotFoundError) or not self._is_current()
+                if attempt == _MOST_ATTEMPTS or not is_torn:
                     raise
 
     # What is there.
@@ -243,7 +251,13 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             CheckpointNotFoundError: its data file is missing. Values in other files can be read.
             UnsupportedFormatError: its type cannot be read.
             ValueError, IndexError, TypeError: there is no such part.
+            ValueError: ``mmap`` is set, and the checkpoint is on remote storage.
+            OSError: remote storage does not answer.
         """
+        if mmap and self._ranges is not None:
+            raise ValueError(
+                f"Only files of this machine can be mapped, and {self.file_prefix!r} is on remote storage."
+            )
         if slice is not None and mmap:
             raise ValueError("Only whole tensors can be mapped; map the tensor and take the part of it.")
         if slice is not None:
@@ -413,7 +427,7 @@ class CheckpointReader(Mapping[str, LazyTensor]):
     def _names_hold(self) -> bool:
         """Whether files called `.next` are still this checkpoint's, and not those of the next one."""
         next_index = self._next_index()
-        return next_index is None or os.path.exists(next_index)
+        return next_index is None or self._storage.exists(next_index)
 
     def _reopen(self) -> None:
         opened = self._index
@@ -476,12 +490,11 @@ class CheckpointReader(Mapping[str, LazyTensor]):
             # A byte of a compressed block stands for 22 at most, and as a varint that byte for a number of 8.
             return 22 * 8 * sum(os.path.getsize(path) for path in self._files.paths)
         assert isinstance(self._bundle, _native.BundleReader)
+        size = (self._storage if self._ranges is None else self._ranges).size
         if not entry.slices:
-            return os.path.getsize(self._bundle.data_path(entry.shard_id))
+            return size(self._bundle.data_path(entry.shard_id))
         # The files that there are: the header may tell of any number.
-        folder, name = os.path.split(self._files.prefix)
-        with os.scandir(folder or ".") as found:
-            return sum(file.stat().st_size for file in found if file.name.startswith(f"{name}.data-"))
+        return sum(map(size, self._storage.list(f"{self._files.prefix}.data-")))
 
 
 def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
@@ -498,10 +511,10 @@ def torch_tensor_like_stored(stored: StoredTensor) -> torch.Tensor:
     return tensor
 
 
-def _native_reader(files: BundleFiles | V1Files) -> _native.BundleReader | _native.V1Reader:
+def _native_reader(files: BundleFiles | V1Files, ranges: Ranges | None) -> _native.BundleReader | _native.V1Reader:
     if isinstance(files, V1Files):
         return _native.V1Reader(list(files.paths))
-    return _native.BundleReader(files.index, files.prefix, files.data_suffixes)
+    return _native.BundleReader(files.index, files.prefix, files.data_suffixes, ranges)
 
 
 def _described(entry: _native.BundleEntry) -> StoredTensor:

@@ -14,6 +14,7 @@ from torch_trackckpt.bundle.dtypes import DataType, data_type_of_torch
 from torch_trackckpt.bundle.memory import row_major
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.errors import UnsupportedValueError
+from torch_trackckpt.storage.base import Upload
 
 __all__ = ["BundleWriter"]
 
@@ -31,6 +32,8 @@ class BundleWriter:
         data_paths: the data files to create, one for each shard; or the only one.
         index_path: the index to create. None of the files may exist.
         durable: whether `finish` waits until the disk has every byte.
+        uploads: what becomes of the data files where they are no files of this machine; one for each path. The index
+            is not written then, but is `index` after `finish`.
         alignment: every tensor begins at a multiple of so many bytes. TensorFlow's own writer uses 1; with 64, say,
             `CheckpointReader.get_tensor` can map every value.
 
@@ -47,10 +50,29 @@ class BundleWriter:
     """
 
     def __init__(
-        self, data_paths: str | Sequence[str], index_path: str, *, durable: bool = True, alignment: int = 1
+        self,
+        data_paths: str | Sequence[str],
+        index_path: str,
+        *,
+        durable: bool = True,
+        uploads: Sequence[Upload] | None = None,
+        alignment: int = 1,
     ) -> None:
         paths = [data_paths] if isinstance(data_paths, str) else list(data_paths)
-        self._writer = _native.BundleWriter(paths, index_path, durable=durable, alignment=alignment)
+        self._uploads = uploads or ()
+        self._unfinished = dict(enumerate(self._uploads))
+        self.index = b""
+        self._writer = _native.BundleWriter(
+            paths,
+            index_path,
+            durable=durable,
+            alignment=alignment,
+            next_parts=None if uploads is None else [upload.next_part for upload in uploads],
+            take_index=self._take_index,
+        )
+
+    def _take_index(self, content: bytes) -> None:
+        self.index = content
 
     def expect(self, num_bytes: int, *, shard: int = 0) -> None:
         """Says that at least so many bytes will be added, so that the disk has one place for all of them."""
@@ -163,6 +185,9 @@ class BundleWriter:
             WriterClosedError: the writer has finished before, or failed.
         """
         self._writer.finish_shard(shard)
+        if shard in self._unfinished:
+            self._unfinished[shard].finish()
+            del self._unfinished[shard]
 
     def finish(self) -> None:
         """Completes all files.
@@ -171,11 +196,16 @@ class BundleWriter:
             DuplicateKeyError: a key was added twice.
             WriterClosedError: the writer has finished before, or failed.
         """
+        for shard in list(self._unfinished):
+            self.finish_shard(shard)
         self._writer.finish()
+        self._uploads = ()
 
     def abandon(self) -> None:
         """Removes all files, unless they are complete; what other threads are writing ends soon."""
         self._writer.abandon()
+        for upload in self._uploads:
+            upload.abort()
 
     def __enter__(self) -> BundleWriter:
         return self

@@ -17,16 +17,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from torch_trackckpt.errors import DataLossError
 from torch_trackckpt.retention import SavedCheckpoint
 from torch_trackckpt.state_file import CheckpointState, get_checkpoint_state, write_checkpoint_state
+from torch_trackckpt.storage import paths
 from torch_trackckpt.storage.base import Storage
+from torch_trackckpt.storage.choice import storage_for
 
 __all__ = ["RECORDS_FILE", "Ledger", "read_ledger", "write_ledger"]
 
@@ -54,8 +54,8 @@ class Ledger:
 
     def with_newest(self, saved: SavedCheckpoint) -> Ledger:
         """The ledger with one more checkpoint; one of the same path has been replaced by it."""
-        path = os.path.abspath(saved.path)
-        others = (other for other in self.active if os.path.abspath(other.path) != path)
+        path = paths.absolute(saved.path)
+        others = (other for other in self.active if paths.absolute(other.path) != path)
         return self._listing(saved.path, (*others, saved), self.last_preserved)
 
     def without(self, leaving: Iterable[SavedCheckpoint], last_preserved: float) -> Ledger:
@@ -67,8 +67,8 @@ class Ledger:
 
     def seen_from(self, here: str) -> Ledger:
         """The ledger with paths that are no longer relative to the program's directory, but begin with that."""
-        active = (dataclasses.replace(saved, path=os.path.join(here, saved.path)) for saved in self.active)
-        latest = None if self.latest is None else os.path.join(here, self.latest)
+        active = (dataclasses.replace(saved, path=paths.joined(here, saved.path)) for saved in self.active)
+        latest = None if self.latest is None else paths.joined(here, self.latest)
         return self._listing(latest, tuple(active), self.last_preserved)
 
     def _listing(self, latest: str | None, active: tuple[SavedCheckpoint, ...], last_preserved: float) -> Ledger:
@@ -93,7 +93,7 @@ def read_ledger(directory: str, now: float) -> Ledger:
     active: dict[str, SavedCheckpoint] = {}
     # As in TensorFlow, what has no time was not saved by a manager, and none deletes it.
     for path, timestamp in zip(state.all_model_checkpoint_paths, state.all_model_checkpoint_timestamps, strict=False):
-        record = records.get((os.path.abspath(path), timestamp))
+        record = records.get((paths.absolute(path), timestamp))
         step, metrics = (_number_of(path), {}) if record is None else (record.step, record.metrics)
         active[path] = SavedCheckpoint(path, timestamp, step, metrics)
     return Ledger(
@@ -133,7 +133,7 @@ def write_ledger(ledger: Ledger, directory: str, storage: Storage, *, with_recor
 def _write_records(checkpoints: Iterable[SavedCheckpoint], directory: str, storage: Storage) -> None:
     records = [
         {
-            "path": os.path.relpath(saved.path, directory or "."),
+            "path": paths.relative(saved.path, directory),
             "timestamp": saved.timestamp,
             "step": saved.step,
             "metrics": {name: value if math.isfinite(value) else str(value) for name, value in saved.metrics.items()},
@@ -141,28 +141,30 @@ def _write_records(checkpoints: Iterable[SavedCheckpoint], directory: str, stora
         for saved in checkpoints
     ]
     text = json.dumps({"checkpoints": records}, indent=1, allow_nan=False) + "\n"
-    storage.put(os.path.join(directory, RECORDS_FILE), text.encode())
+    storage.put(paths.joined(directory, RECORDS_FILE), text.encode())
 
 
 def _read_records(directory: str) -> dict[tuple[str, float], SavedCheckpoint]:
     """The records by what they hold for: an absolute path and a time."""
-    path = Path(directory, RECORDS_FILE)
-    if not path.exists():
+    path = paths.joined(directory, RECORDS_FILE)
+    try:
+        content = storage_for(path).get(path)
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     try:
-        records = [_decoded(record, directory) for record in json.loads(path.read_bytes())["checkpoints"]]
+        records = [_decoded(record, directory) for record in json.loads(content)["checkpoints"]]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataLossError(
-            f"The steps and metrics of the checkpoints, {str(path)!r}, cannot be understood ({error!r}). Without them "
+            f"The steps and metrics of the checkpoints, {path!r}, cannot be understood ({error!r}). Without them "
             "a manager might delete the best checkpoints; restore the file, or delete it to go on without it."
         ) from error
-    return {(os.path.abspath(record.path), record.timestamp): record for record in records}
+    return {(paths.absolute(record.path), record.timestamp): record for record in records}
 
 
 def _decoded(record: Any, directory: str) -> SavedCheckpoint:
     step = record["step"]
     return SavedCheckpoint(
-        os.path.join(directory, record["path"]),
+        paths.joined(directory, record["path"]),
         float(record["timestamp"]),
         None if step is None else int(step),
         {name: float(value) for name, value in record["metrics"].items()},

@@ -33,9 +33,11 @@ from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.preemption import in_preemption_save_context
 from torch_trackckpt.retention import Retention, SavedCheckpoint, checked_integer
 from torch_trackckpt.save.commit import remove_checkpoint
+from torch_trackckpt.save.publish import remove_unfinished
 from torch_trackckpt.state_file import find_listed
+from torch_trackckpt.storage import paths
 from torch_trackckpt.storage.base import Storage
-from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.storage.choice import storage_for
 
 __all__ = ["CheckpointManager"]
 
@@ -105,7 +107,7 @@ class CheckpointManager:
             raise ValueError("CheckpointManager: checkpoint_interval counts steps; pass a step_counter as well.")
         self._checkpoint = checkpoint
         self._directory = os.fsdecode(directory)
-        self._prefix = os.path.join(self._directory, checkpoint_name)
+        self._prefix = paths.joined(self._directory, checkpoint_name)
         self._rule = _pruning_rule(max_to_keep, keep_checkpoint_every_n_hours, retention)
         self._metrics = frozenset() if retention is None else retention.metrics
         self._step_counter = step_counter
@@ -114,6 +116,7 @@ class CheckpointManager:
         self._init_fn = init_fn
         self._clock = clock
         self._lock = threading.Lock()
+        self._has_tidied = False
         self._recording_in: int | None = None
         """The thread that holds the lock."""
         now = clock()
@@ -228,14 +231,14 @@ class CheckpointManager:
     # Bookkeeping; maybe in another thread.
 
     def _with_bookkeeping(self, options: CheckpointOptions, step: int, metrics: dict[str, float]) -> CheckpointOptions:
-        storage = LocalStorage(durable=options.durable)
+        storage = storage_for(self._directory, durable=options.durable)
         # The program may change its directory while a save is pending.
-        here = "" if os.path.isabs(self._directory) else os.getcwd()
+        here = "" if paths.is_absolute(self._directory) else os.getcwd()
 
         def record(path: str) -> None:
             if not self._checkpoint._own.keeps_the_books(options):
                 # Rank 0 has written and deleted, when this is called.
-                self._ledger = read_ledger(os.path.join(here, self._directory), self._clock())
+                self._ledger = read_ledger(paths.joined(here, self._directory), self._clock())
                 self._complete_step = step
                 return
             if self._recording_in == threading.get_ident():
@@ -258,13 +261,16 @@ class CheckpointManager:
         self._replace_ledger(self._ledger.with_newest(saved), here, storage)
         leaving = self._rule.leaving(self._ledger)
         for old in leaving.deleted:
-            remove_checkpoint(os.path.join(here, old.path), storage)
+            remove_checkpoint(paths.joined(here, old.path), storage)
         if leaving.deleted or leaving.preserved:
             remaining = self._ledger.without((*leaving.deleted, *leaving.preserved), leaving.last_preserved)
             self._replace_ledger(remaining, here, storage)
+        if storage.is_remote and not self._has_tidied:
+            self._has_tidied = True
+            remove_unfinished(self._prefix, storage)
 
     def _replace_ledger(self, ledger: Ledger, here: str, storage: Storage) -> None:
-        directory = os.path.join(here, self._directory)
+        directory = paths.joined(here, self._directory)
         write_ledger(ledger.seen_from(here), directory, storage, with_records=self._rule.needs_records)
         self._ledger = ledger
 

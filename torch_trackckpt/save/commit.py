@@ -12,7 +12,7 @@ as soon as there is an index of that name:
 
 Names are made durable between the steps. A process that dies on the way leaves `.tempstate` files, which mean
 nothing, or a committed checkpoint with some names to go; `recover` completes or cleans up either before the next
-save to the prefix.
+save to the prefix. Remote storage, which cannot rename, has a way of its own (`save.publish`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ import contextlib
 import re
 
 from torch_trackckpt.bundle.file_names import NEXT, TEMPORARY, index_name
+from torch_trackckpt.save.publish import UploadedFiles, data_files, publish
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Storage
 
 __all__ = ["commit", "recover", "remove_checkpoint"]
 
 
-def commit(files: WrittenFiles, prefix: str, storage: Storage) -> None:
+def commit(files: WrittenFiles | UploadedFiles, prefix: str, storage: Storage) -> None:
     """Gives written files their names.
 
     After a failure there is the new checkpoint, if it was committed, or no file of it.
     """
+    if isinstance(files, UploadedFiles):
+        publish(files, prefix, storage)
+        return
     try:
         _publish(files, prefix, storage)
     except BaseException:
@@ -53,6 +57,11 @@ def _publish(files: WrittenFiles, prefix: str, storage: Storage) -> None:
 
 def recover(prefix: str, storage: Storage) -> None:
     """Completes what an interrupted save to a prefix had committed, and removes what it had not."""
+    if storage.is_remote:
+        if not storage.exists(index_name(prefix)):
+            for path in data_files(prefix, storage):
+                storage.remove(path)
+        return
     if storage.exists(index_name(prefix) + NEXT):
         _finish_replacement(prefix, storage)
     is_committed = storage.exists(index_name(prefix))

@@ -144,7 +144,7 @@ class JointSave:
             if not self.storage.exists(part.index[0]):
                 raise CheckpointNotFoundError(
                     f"Rank 0 does not see what rank {rank} has written, {part.index[0]!r}. All ranks have to save to "
-                    "one file system that they share, or to a remote one (s3://...)."
+                    "one file system that they share."
                 )
         suffix = f"{TEMPORARY}{self._token}"
         try:

@@ -13,6 +13,7 @@ from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.write import WrittenFiles, temporary_suffix
 from torch_trackckpt.storage.base import Storage
 from torch_trackckpt.storage.local import LocalStorage
+from torch_trackckpt.storage.paths import is_url
 
 __all__ = ["merge_checkpoints"]
 
@@ -45,8 +46,8 @@ def merge_checkpoints(
     Raises:
         CheckpointNotFoundError: a source is missing.
         DuplicateKeyError: two sources hold the same tensor, or the same slice of one.
-        ValueError: there is no source; byte order, version, or the shape or type of a sliced tensor differ; or a
-            source is named twice.
+        ValueError: there is no source; byte order, version, or the shape or type of a sliced tensor differ; a source
+            is named twice; or a path is a URL of remote storage.
         DataLossError: an index is damaged.
         OSError: the system refuses.
 
@@ -64,8 +65,11 @@ def merge_checkpoints(
     if isinstance(checkpoint_prefixes, str | bytes | os.PathLike):
         raise TypeError(f"checkpoint_prefixes must be several prefixes, not the one {checkpoint_prefixes!r}.")
     destination = os.fsdecode(destination_prefix)
+    prefixes = [os.fsdecode(prefix) for prefix in checkpoint_prefixes]
+    if remote := [path for path in (*prefixes, destination) if is_url(path)]:
+        raise ValueError(f"Only checkpoints on this machine can be merged; {remote[0]!r} is on remote storage.")
     storage = LocalStorage(durable=durable)
-    sources = _sources([os.fsdecode(prefix) for prefix in checkpoint_prefixes], storage, allow_missing_files)
+    sources = _sources(prefixes, storage, allow_missing_files)
     storage.make_directory(os.path.dirname(destination))
     recover(destination, storage)
     commit(_linked(sources, destination, storage, durable=durable), destination, storage)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  which is to register before `_wait_at_exit`: the last is called first
+import contextlib
 import logging
 import os
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 
 from torch_trackckpt.save.background import Pace
@@ -22,6 +25,22 @@ def can_be_pending() -> bool:
     return threading.main_thread().is_alive()
 
 
+def _wait_at_exit(thread: threading.Thread, pace: Pace) -> None:
+    """Has the interpreter wait for a thread before executors end. This is how they have it wait for their own threads;
+    there is no other way."""
+    running, its_pace = weakref.ref(thread), weakref.ref(pace)
+
+    def wait() -> None:
+        if (hurried := its_pace()) is not None:
+            hurried.hurry()
+        if (waited := running()) is not None:
+            waited.join()
+
+    # Who is late finds the executors gone, or, of a save that needs no new connection, does without.
+    with contextlib.suppress(RuntimeError):
+        threading._register_atexit(wait)  # type: ignore[attr-defined]
+
+
 class PendingSave:
     """Runs the rest of a save in a thread that outlives its maker and that the interpreter waits for at its exit.
 
@@ -33,10 +52,18 @@ class PendingSave:
         complete: what is left to do.
         pace: that of its threads; they rest no more when somebody waits.
         late: the values that are still to be copied by it.
+        needs_executors: whether what is left to do takes threads of `concurrent.futures`, as remote file systems do.
+            At its exit the interpreter ends these before it waits for ordinary threads.
     """
 
     def __init__(
-        self, path: str, complete: Callable[[], None], pace: Pace | None = None, late: LateCopy | None = None
+        self,
+        path: str,
+        complete: Callable[[], None],
+        pace: Pace | None = None,
+        late: LateCopy | None = None,
+        *,
+        needs_executors: bool = False,
     ) -> None:
         self._path = path
         self._lock = threading.Lock()
@@ -49,10 +76,13 @@ class PendingSave:
         self._is_abandoned = False
         # A daemon thread would be stopped in the middle of a file when the interpreter exits.
         self._thread = threading.Thread(target=self._run, args=(complete,), name=f"save {path}", daemon=False)
+        self._needs_executors = needs_executors
 
     def start(self) -> None:
         """Has the thread begin. It waits for the end of this call, which an interrupt may cut short at any place."""
         self._thread.start()
+        if self._needs_executors:
+            _wait_at_exit(self._thread, self._pace)
         self._may_begin.set()
 
     def abandon(self) -> bool:

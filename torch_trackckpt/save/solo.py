@@ -10,6 +10,7 @@ from torch_trackckpt.distributed.dtensor import is_dtensor, parts_of
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.publish import UploadedFiles
 from torch_trackckpt.save.ranks import Rows
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Storage
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Save", "SoloSave", "WriteFiles"]
 
-WriteFiles = Callable[[WrittenFiles | None], WrittenFiles]
+WriteFiles = Callable[[WrittenFiles | None], WrittenFiles | UploadedFiles]
 """Writes the files of a process, under given names or under usual ones."""
 
 

@@ -18,9 +18,11 @@ from torch_trackckpt.options import Progress
 from torch_trackckpt.save.at_once import at_once
 from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.plan import SavePlan, WriteItem
+from torch_trackckpt.save.publish import UploadedFiles, free_number_of_shards
 from torch_trackckpt.save.staging import Batch, StagingMemory, stage
 from torch_trackckpt.save.unchanged import check_unchanged
-from torch_trackckpt.storage.base import Storage
+from torch_trackckpt.storage.base import Storage, Upload
+from torch_trackckpt.storage.paths import directory
 
 __all__ = ["WrittenFiles", "temporary_suffix", "write_shards"]
 
@@ -52,10 +54,11 @@ def write_shards(
     pace: Pace | None = None,
     devices: Devices | None = None,
     files: WrittenFiles | None = None,
-) -> WrittenFiles:
+) -> WrittenFiles | UploadedFiles:
     """Writes the data file of each shard, and one index for all.
 
-    On failure no file is left.
+    On failure no file is left. Remote storage may have one data file more, without a value, so that no file gets the
+    name of one that another checkpoint at the prefix has (`save.publish`).
 
     Args:
         plan: what to write. None of the values may change until everything is written, or the checkpoint would hold
@@ -73,11 +76,13 @@ def write_shards(
         ValueChangedError: a tensor changed.
         OSError: the system refuses.
     """
-    storage.make_directory(os.path.dirname(prefix))
-    files = files or _files(prefix, len(plan.shards))
+    storage.make_directory(directory(prefix))
+    files = files or _files(prefix, _number_of_files(plan, prefix, storage))
     num_threads = min(num_threads, len(plan.shards))
+    uploads = _uploads(plan, files, storage, num_threads) if storage.is_remote else None
     done_bytes, told_bytes, total_bytes = 0, 0, plan.num_bytes
-    with BundleWriter([temporary for temporary, _ in files.data], files.index[0], durable=durable) as writer:
+    paths = [temporary for temporary, _ in files.data]
+    with BundleWriter(paths, files.index[0], durable=durable, uploads=uploads) as writer:
         memory = StagingMemory(num_threads)
         _wait_for_streams(plan)
         works = [_write_shard(writer, plan, shard, memory, pace, devices) for shard in range(len(plan.shards))]
@@ -90,7 +95,10 @@ def write_shards(
         if progress is not None:
             progress(total_bytes, total_bytes)
         check_unchanged(plan)
-    return files
+    if uploads is None:
+        return files
+    data_bytes = sum(upload.num_bytes for upload in uploads)
+    return UploadedFiles(tuple(upload.path for upload in uploads), data_bytes, files.index[1], writer.index)
 
 
 def temporary_suffix() -> str:
@@ -103,6 +111,19 @@ def _files(prefix: str, num_shards: int) -> WrittenFiles:
     data = [data_name(prefix, shard, num_shards) for shard in range(num_shards)]
     index = index_name(prefix)
     return WrittenFiles(tuple((final + suffix, final) for final in data), (index + suffix, index))
+
+
+def _number_of_files(plan: SavePlan, prefix: str, storage: Storage) -> int:
+    number = len(plan.shards)
+    return free_number_of_shards(prefix, number, storage) if storage.is_remote else number
+
+
+def _uploads(plan: SavePlan, files: WrittenFiles, storage: Storage, num_threads: int) -> list[Upload]:
+    sizes = [int(plan.sizes[rows].sum()) for rows in plan.shards]
+    sizes += [0] * (len(files.data) - len(sizes))
+    return [
+        storage.upload(final, num_bytes, num_threads) for (_, final), num_bytes in zip(files.data, sizes, strict=True)
+    ]
 
 
 def _write_shard(

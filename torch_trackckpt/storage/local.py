@@ -10,6 +10,9 @@ import os
 import re
 import secrets
 import shutil
+from pathlib import Path
+
+from torch_trackckpt.storage.base import Upload
 
 __all__ = ["LocalStorage"]
 
@@ -17,11 +20,26 @@ __all__ = ["LocalStorage"]
 class LocalStorage:
     """The local file system; with ``durable``, what it reports as done survives the loss of power."""
 
+    is_remote = False
+
     def __init__(self, *, durable: bool = True) -> None:
         self.durable = durable
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
+
+    def is_directory(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def size(self, path: str) -> int:
+        return os.path.getsize(path)
+
+    def identity(self, path: str) -> tuple[object, ...] | None:
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def list(self, prefix: str) -> builtins.list[str]:
         return sorted(glob.glob(glob.escape(prefix) + "*"))
@@ -69,6 +87,15 @@ class LocalStorage:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
+    def ranges(self, prefix: str) -> None:
+        return None
+
+    def get(self, path: str) -> bytes:
+        # What is no file could keep us waiting, or go on for ever.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError(f"{path!r} is no file")
+        return Path(path).read_bytes()
+
     def put(self, path: str, data: bytes) -> None:
         for left_over in self.list(path + ".tmp"):
             if re.fullmatch(r"\.tmp[0-9a-f]{16}", left_over.removeprefix(path)):
@@ -94,6 +121,9 @@ class LocalStorage:
             self.remove(temporary)
             raise
         return True
+
+    def upload(self, path: str, num_bytes: int, files_at_once: int) -> Upload:
+        raise NotImplementedError("Data files of this machine are written by the native core.")
 
     def sync_directory(self, path: str) -> None:
         if not self.durable:
