@@ -223,8 +223,8 @@ def _cuts(
 def _runs(size: int, cuts: list[_Cut]) -> tuple[Run, ...]:
     """What a process has of a dimension."""
     runs: tuple[Run, ...] = ((0, size),)
-    for cut in _in_order(cuts):
-        pieces = _split(runs, cut.split_factor)
+    for cut in _in_order(cuts) if cuts else ():
+        pieces = [runs] if cut.split_factor == 1 else _split(runs, cut.split_factor)
         runs = _joined(itertools.chain.from_iterable(_split(piece, cut.num_chunks)[cut.index] for piece in pieces))
     return runs
 

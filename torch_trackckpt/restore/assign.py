@@ -84,6 +84,8 @@ class _InPlace:
     """The value, where it is not the stored one but what a module has computed."""
     part: TensorSlice | None = None
     """Which part of the stored tensor it is, of a tensor that lies in several processes."""
+    is_clear: bool = False
+    """Whether nothing but its shape or type can be in the way, as was found before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +258,7 @@ def _conflicts(item: _InPlace) -> Iterator[str]:
             f"{item.readable}: received incompatible tensor with shape {list(stored.shape)} when attempting to "
             f"restore a tensor with shape {list(live.shape)} (key {stored.key})"
         )
-    if not item.waits_for_memory and (obstacle := _obstacle(live)):
+    if not (item.waits_for_memory or item.is_clear) and (obstacle := _obstacle(live)):
         yield f"{item.readable}: {obstacle}"
 
 
@@ -396,7 +398,7 @@ class _Destinations:
         stored = _stored(self._reader, self._rows.keys[row], readable)
         if part is not None:
             stored = dataclasses.replace(stored, shape=part.shape, nbytes=tensor.nbytes)
-        return _InPlace(stored, readable, tensor, part=part)
+        return _InPlace(stored, readable, tensor, part=part, is_clear=self._rows.is_clear(row))
 
     def _readable(self, row: int) -> str:
         return self._values.readable(self._rows.owner(row))

@@ -44,9 +44,13 @@ class RowsWithBoxes:
         """By row, which part of the stored tensor it takes."""
         self.divided = [row for row, tensor in enumerate(tensors) if is_dtensor(tensor)]
         """The rows of tensors that have rows for their boxes, and take nothing themselves."""
+        self._clear: set[int] = set()
         self._owners: dict[int, int] = {}
         for owner in self.divided:
-            for part, view in _parts_with_elements(tensors[owner]):
+            parts, obstacle = _parts_to_read(tensors[owner])
+            if obstacle is None:
+                self._clear.add(owner)
+            for part, view in parts:
                 row = len(self.keys)
                 self.keys.append(keys[owner])
                 self.tensors.append(view)
@@ -62,6 +66,10 @@ class RowsWithBoxes:
         """The row of the tensor that a row is a box of; any other row itself."""
         return self._owners.get(row, row)
 
+    def is_clear(self, row: int) -> bool:
+        """Whether it is known that a row can take values: the parts of its tensor were found."""
+        return row in self._clear
+
     def moved(self) -> list[int]:
         """The rows of those tensors whose parts lie elsewhere than before, or are others."""
         before: dict[int, list[object]] = {owner: [] for owner in self.divided}
@@ -70,18 +78,26 @@ class RowsWithBoxes:
         return [
             owner
             for owner, places in before.items()
-            if places != [_place(*part) for part in _parts_with_elements(self.tensors[owner])]
+            if places != [_place(*part) for part in _parts_to_read(self.tensors[owner])[0]]
         ]
 
 
-def _parts_with_elements(tensor: torch.Tensor) -> list[tuple[TensorSlice, torch.Tensor]]:
-    """The parts to be read; none where there is an obstacle, which `obstacle_of_parts` tells of."""
+def _parts_to_read(tensor: torch.Tensor) -> tuple[list[tuple[TensorSlice, torch.Tensor]], str | None]:
+    """The parts that have elements; or none, and why the tensor cannot take values."""
     if not is_dtensor(tensor) or tensor.is_meta:
-        return []
+        return [], memory_obstacle(tensor)
     try:
-        return [(part, view) for part, view in parts_of(tensor) if view.numel()]
-    except UnsupportedValueError:
-        return []
+        parts = [(part, view) for part, view in parts_of(tensor) if view.numel()]
+    except UnsupportedValueError as error:
+        return [], str(error)
+    for _, view in parts:
+        if obstacle := memory_obstacle(view):
+            return [], obstacle
+        if any(stride == 0 and size > 1 for stride, size in zip(view.stride(), view.shape, strict=True)):
+            return [], (
+                "the local tensor is expanded: several of its elements share one place in memory; clone() it first."
+            )
+    return parts, None
 
 
 def _place(part: TensorSlice, view: torch.Tensor) -> object:
@@ -90,18 +106,7 @@ def _place(part: TensorSlice, view: torch.Tensor) -> object:
 
 def obstacle_of_parts(tensor: torch.Tensor) -> str | None:
     """Why the parts of a tensor cannot take values, if they cannot."""
-    if not is_dtensor(tensor) or tensor.is_meta:
-        return memory_obstacle(tensor)
-    try:
-        views = [view for _, view in parts_of(tensor)]
-    except UnsupportedValueError as error:
-        return str(error)
-    for view in views:
-        if obstacle := memory_obstacle(view):
-            return obstacle
-        if any(stride == 0 and size > 1 for stride, size in zip(view.stride(), view.shape, strict=True)):
-            return "the local tensor is expanded: several of its elements share one place in memory; clone() it first."
-    return None
+    return _parts_to_read(tensor)[1]
 
 
 def read_boxes(
