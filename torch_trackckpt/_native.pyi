@@ -134,13 +134,18 @@ class BundleWriter:
     def abandon(self) -> None:
         """Closes and removes the files of a writer that has not finished. Harmless otherwise."""
 
-def merge_indexes(index_paths: list[str], merged_path: str, *, durable: bool) -> list[tuple[int, int, int]]:
+def merge_indexes(
+    index_paths: list[str], merged_path: str, *, durable: bool, num_files: int | None = None
+) -> list[tuple[int, int, int]]:
     """Writes one index for the bundles whose indexes are given; touches nothing else.
 
     Returns, for each data file of the merged bundle in order of its new shard number, the position of its index
     in `index_paths`, its old shard number and the old number of shards. Raises `DuplicateKeyError` for a key of
     two bundles, unless both hold slices of it, and ``ValueError`` for bundles that cannot be one (byte order,
     version, shape or dtype of a sliced tensor, or no bundle at all). On failure there is no merged file.
+
+    With `num_files`, each bundle has one data file, which is known to have the number of its index among so many, and
+    which stays in, whether anything lies in it or not.
     """
 
 @final

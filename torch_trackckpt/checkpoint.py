@@ -592,11 +592,6 @@ class _Own:
         if group is None:
             # A thread must not need the current directory, which the program may change meanwhile.
             return SoloSave(anchored(path) if is_async else path, storage, is_async)
-        if storage.is_remote:
-            raise ValueError(
-                f"Several processes cannot save together to remote storage, as to {path!r}, yet. Save to a file system "
-                "that they share, or with CheckpointOptions(all_ranks=False) from one of them what it has."
-            )
         place = anchored(path) if path else ""
         purpose = f"The save to {place!r}" if place else "Making ready for saves"
         session = group.session(purpose, options.rank_silence_seconds)

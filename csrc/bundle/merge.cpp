@@ -164,6 +164,20 @@ std::vector<MergedShard> ListShards(const std::vector<Source>& sources, ShardNum
   return shards;
 }
 
+// The same where files have their numbers already.
+std::vector<MergedShard> KeepShards(const std::vector<Source>& sources, int32_t num_files,
+                                    ShardNumbers* numbers) {
+  if (sources.size() > static_cast<size_t>(num_files)) {
+    throw InvalidArgument("there are more bundles than data files");
+  }
+  std::vector<MergedShard> shards;
+  for (size_t source = 0; source < sources.size(); ++source) {
+    (*numbers)[{source, 0}] = static_cast<int32_t>(source);
+    shards.push_back({source, 0, sources[source].header.num_shards});
+  }
+  return shards;
+}
+
 // TensorFlow's header has the sum of the old numbers of shards. That is the same, unless a data file is left
 // out; then no reader would find the others under the names that they get.
 BundleHeader MergedHeader(const BundleHeader& first, size_t num_shards) {
@@ -179,7 +193,9 @@ void WriteTable(const std::vector<Source>& sources, const ShardNumbers& numbers,
   header.EncodeTo(&record);
   table.Add("", record);
   ForEachEntry(sources, [&](size_t source, BundleEntry* entry) {
-    entry->shard_id = numbers.at({source, entry->shard_id});
+    const auto number = numbers.find({source, entry->shard_id});
+    if (number == numbers.end()) throw InvalidArgument("a bundle has more than one data file");
+    entry->shard_id = number->second;
     record.clear();
     entry->EncodeTo(&record);
     table.Add(entry->key, record);
@@ -190,13 +206,16 @@ void WriteTable(const std::vector<Source>& sources, const ShardNumbers& numbers,
 }  // namespace
 
 std::vector<MergedShard> MergeIndexes(const std::vector<std::string>& index_paths,
-                                      const std::string& merged_path, bool durable) {
+                                      const std::string& merged_path, bool durable,
+                                      std::optional<int32_t> num_files) {
   const std::vector<Source> sources = LoadAll(index_paths);
   ShardNumbers numbers;
-  std::vector<MergedShard> shards = ListShards(sources, &numbers);
+  std::vector<MergedShard> shards =
+      num_files ? KeepShards(sources, *num_files, &numbers) : ListShards(sources, &numbers);
+  const size_t num_shards = num_files ? static_cast<size_t>(*num_files) : shards.size();
   WritableFile file(merged_path);
   try {
-    WriteTable(sources, numbers, MergedHeader(sources.front().header, shards.size()), &file);
+    WriteTable(sources, numbers, MergedHeader(sources.front().header, num_shards), &file);
     if (durable) file.Sync();
     file.Close();
   } catch (...) {

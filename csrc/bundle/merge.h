@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,12 @@ struct MergedShard {
 // Writes the index of the merged bundle, and returns the sources of its data files in the order of their new
 // numbers. `merged_path` must not exist; on failure it does not. With `durable`, the index has been synced.
 //
+// With `num_files`, each bundle has one data file, which is known to be called by the bundle's position among so many, and
+// stays in whether an entry lies in it or not.
+//
 // All keys and entries are held in memory, each once: about as many bytes as the indexes have.
 std::vector<MergedShard> MergeIndexes(const std::vector<std::string>& index_paths,
-                                      const std::string& merged_path, bool durable);
+                                      const std::string& merged_path, bool durable,
+                                      std::optional<int32_t> num_files = std::nullopt);
 
 }  // namespace trackckpt

@@ -1,6 +1,7 @@
 #include "python/bundle_writer.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 
 #include <cstdint>
 #include <exception>
@@ -162,7 +163,8 @@ void AddStringsSlice(BundleWriter& self, size_t shard, const nb::bytes& key, con
   self.AddStringsSlice(shard, std::move(plain_key), std::move(plain_shape), slice, views);
 }
 
-nb::list MergeIndexesOf(const nb::list& index_paths, const nb::str& merged_path, bool durable) {
+nb::list MergeIndexesOf(const nb::list& index_paths, const nb::str& merged_path, bool durable,
+                        std::optional<int32_t> num_files) {
   const auto paths = ListFromPython<std::string>(index_paths, [](nb::handle path) {
     return PathFromPython(Require<nb::str>(path, "an index path must be a str"));
   });
@@ -170,7 +172,7 @@ nb::list MergeIndexesOf(const nb::list& index_paths, const nb::str& merged_path,
   std::vector<MergedShard> shards;
   {
     const nb::gil_scoped_release release;
-    shards = MergeIndexes(paths, merged, durable);
+    shards = MergeIndexes(paths, merged, durable, num_files);
   }
   nb::list result;
   for (const MergedShard& shard : shards) {
@@ -203,7 +205,7 @@ void DefineWriter(nb::module_& module) {
 
 void DefineMerge(nb::module_& module) {
   module.def("merge_indexes", &MergeIndexesOf, "index_paths"_a, "merged_path"_a, nb::kw_only(), "durable"_a,
-             "Writes one index for several bundles.");
+             "num_files"_a = nb::none(), "Writes one index for several bundles.");
 }
 
 }  // namespace trackckpt

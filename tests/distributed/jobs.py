@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState
+from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState, latest_checkpoint
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import DataLossError, RankError
 
@@ -414,3 +414,42 @@ def ragged(rank: int, size: int, path: str) -> Any:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def save_remotely(rank: int, size: int, url: str, is_async: bool) -> Any:
+    """Sharded saves to remote storage: new ones, and one in the place of another."""
+    torch.manual_seed(0)
+    model, optimizer = sharded_training()
+    train(model, optimizer, range(2))
+    checkpoint = Checkpoint(model=model, optimizer=optimizer, rng=RNGState())
+    options = MODES["first" if is_async else "synchronous"]
+    checkpoint.write(f"{url}/same", options)
+    train(model, optimizer, range(2, 3))
+    checkpoint.write(f"{url}/same", options)
+    train(model, optimizer, range(3, 4))
+    first = checkpoint.save(f"{url}/ckpt", options)
+    checkpoint.sync()
+    expected = whole(model, optimizer)
+    again, its_optimizer = sharded_training()
+    Checkpoint(model=again, optimizer=its_optimizer, rng=RNGState()).restore(first).assert_consumed()
+    return {"expected": expected, "found": whole(again, its_optimizer), "path": first}
+
+
+def fail_remotely(rank: int, size: int, url: str, failing: int) -> Any:
+    """One rank cannot upload."""
+    checkpoint = Checkpoint(model=nn.Linear(100, 100))
+    first = checkpoint.save(f"{url}/ckpt", FAST)
+    dist.barrier()
+    error = ""
+    broken = OSError(errno.EIO, "the network is down")
+    patched: Any = mock.patch.object(BundleWriter, "finish", side_effect=broken)
+    with patched if rank == failing else contextlib.nullcontext():
+        try:
+            checkpoint.save(f"{url}/ckpt", FAST)
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+    dist.barrier()
+    latest = latest_checkpoint(url)
+    dist.barrier()
+    third = checkpoint.save(f"{url}/ckpt", FAST)
+    return {"first": first, "error": error, "latest": latest, "third": third}

@@ -87,7 +87,7 @@ def test_an_asynchronous_save_has_the_values_of_its_call(mode: str, tmp_path: Pa
         assert alone(model, tmp_path / "ckpt-1") == result["saved"] != result["later"]
 
 
-def alone(model: nn.Module, path: Path) -> Any:
+def alone(model: nn.Module, path: Path | str) -> Any:
     """What one process reads of a checkpoint."""
     optimizer = torch.optim.AdamW(model.parameters())
     Checkpoint(model=model, optimizer=optimizer).read(path).assert_existing_objects_matched().expect_partial()

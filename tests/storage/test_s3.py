@@ -308,6 +308,31 @@ def test_a_program_takes_a_url_for_its_directory_and_is_killed_and_resumed_as_on
     assert [key for key in expected if bits(expected, key) != bits(found, key)] == []
 
 
+def test_a_sharded_program_takes_a_url_for_its_directory(s3: FaultyProxy, bucket: str) -> None:
+    """`examples/fsdp.py`, unchanged, under torchrun and alone."""
+    settings = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "eu-west-1"}
+    environment = os.environ | settings | {"AWS_ENDPOINT_URL": s3.url, "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+    def run(launcher: list[str], steps: int) -> subprocess.CompletedProcess[str]:
+        script = str(EXAMPLE.with_name("fsdp.py"))
+        command = [sys.executable, *launcher, script, f"--directory={bucket}/run", f"--steps={steps}"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+    together, alone = run(torchrun, 10), run([], 15)
+
+    assert together.returncode == 0, together.stderr
+    assert f"2 processes, 10 steps, saved as {bucket}/run/ckpt-2" in together.stdout
+    assert alone.returncode == 0, alone.stderr
+    assert f"restored {bucket}/run/ckpt-2, step 10" in alone.stdout
+    CheckpointReader(f"{bucket}/run/ckpt-2").verify()
+    assert {name for name in objects(bucket) if name.startswith("run/ckpt-2")} == {
+        "run/ckpt-2.data-00000-of-00002",
+        "run/ckpt-2.data-00001-of-00002",
+        "run/ckpt-2.index",
+    }
+
+
 def bits(reader: CheckpointReader, key: str) -> bytes:
     value = reader.get_tensor(key)
     return value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()

@@ -10,25 +10,33 @@ have to see the same file system.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
-from collections.abc import Callable
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.distributed.group import Session
 from torch_trackckpt.errors import CheckpointNotFoundError
-from torch_trackckpt.graph.keys import is_by_rank
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.commit import commit, recover
+from torch_trackckpt.save.publish import UploadedFiles, free_number_of_shards
 from torch_trackckpt.save.ranks import Offer, Rows, Shares
 from torch_trackckpt.save.solo import WriteFiles
 from torch_trackckpt.save.write import WrittenFiles
-from torch_trackckpt.storage.base import Storage
+from torch_trackckpt.storage.base import Ranges, Storage
+from torch_trackckpt.storage.paths import directory
 
 __all__ = ["JointSave"]
+
+_FETCHES_AT_ONCE = 8
+"""How many indexes come from remote storage at one time."""
 
 
 class JointSave:
@@ -49,6 +57,7 @@ class JointSave:
         self.is_async = is_async
         self._durable = durable
         self._token = ""
+        self._num_files = session.size
 
     def telling(self) -> contextlib.AbstractContextManager[None]:
         return self._session.telling()
@@ -61,7 +70,8 @@ class JointSave:
             UnsupportedValueError: ranks have different things under one name.
         """
         session, offer = self._session, Offer(snapshot)
-        shares = Shares.heard(session.agree(offer.summary, lambda said: self._begin(Shares.summarised(said))))
+        begun = session.agree(offer.summary, lambda said: self._begin(Shares.summarised(said)))
+        shares, self._token, self._num_files = Shares.heard(begun["shares"]), begun["token"], begun["files"]
         details: list[Any] = []
         if shares.need_details:
             first = shares
@@ -71,23 +81,20 @@ class JointSave:
                 return first.detailed(said).message()
 
             shares = Shares.heard(session.agree(lambda: offer.details(first, session.rank), detail))
-        self._token = shares.token
         rows = shares.rows(offer, session.rank)
         return rows.followed_by(shares.of_all(offer, details)) if session.decides else rows
 
     def _begin(self, shares: Shares) -> dict[str, Any]:
         """What rank 0 does before anybody writes."""
+        num_files = self._session.size
         if self.place:
-            self.storage.make_directory(os.path.dirname(self.place))
+            self.storage.make_directory(directory(self.place))
             recover(self.place, self.storage)
-        return shares.message()
-
-    def _files_of(self, rank: int) -> WrittenFiles:
-        data = data_name(self.place, rank, self._session.size)
-        index = index_name(self.place)
-        return WrittenFiles(
-            ((f"{data}{TEMPORARY}{self._token}", data),), (f"{index}{TEMPORARY}{self._token}_{rank}", index)
-        )
+            for part in self.storage.list(index_name(self.place) + TEMPORARY):
+                self.storage.remove(part)
+            if self.storage.is_remote:
+                num_files = free_number_of_shards(self.place, num_files, self.storage)
+        return {"shares": shares.message(), "token": secrets.token_hex(8), "files": num_files}
 
     def watched(self, progress: Progress | None) -> Progress:
         def tell(done: int, total: int) -> None:
@@ -106,66 +113,127 @@ class JointSave:
         """
         session, files = self._session, self._files_of(self._session.rank)
 
-        def make_one(said: list[Any]) -> None:
+        def write_mine() -> int:
+            written = write(files)
+            if isinstance(written, UploadedFiles):
+                self.storage.put(files.index[0], written.content)
+                return written.data_bytes
+            return 0
+
+        def make_one(said: list[int]) -> None:
+            parts = [self._files_of(rank) for rank in range(session.size)]
             try:
-                commit(self._joined(), self.place, self.storage)
+                with self._joined(parts, sum(said)) as joined:
+                    commit(joined, self.place, self.storage)
             except BaseException:
                 # All ranks have written, and nobody else does here.
                 with contextlib.suppress(OSError):
                     recover(self.place, self.storage)
                 raise
             # Before anybody is told, so that nobody sees what is not the checkpoint's.
-            for rank in range(session.size):
-                self._remove(self._files_of(rank))
+            for part in parts:
+                self.storage.remove(part.index[0])
             publish(True)
-
-        def write_mine() -> None:
-            write(files)
 
         try:
             session.agree(write_mine, make_one)
+        except BaseException:
+            for temporary, _ in (*files.data, files.index):
+                # Another rank may still be reading, and the next save removes what is left.
+                with contextlib.suppress(OSError):
+                    self.storage.remove(temporary)
+            raise
         finally:
-            self._remove(files)
             session.close()
         if not session.decides:
             publish(False)
 
-    def _remove(self, files: WrittenFiles) -> None:
-        """Removes what has not got a name of the checkpoint's."""
-        for temporary, _ in (*files.data, files.index):
-            self.storage.remove(temporary)
-
-    def _joined(self) -> WrittenFiles:
-        """The files of all ranks with one index."""
-        parts = [self._files_of(rank) for rank in range(self._session.size)]
+    def _files_of(self, rank: int) -> WrittenFiles:
+        """The files that a rank writes; the data has its final name at once where files cannot be renamed."""
+        data = [data_name(self.place, rank, self._num_files)]
+        if rank == 0:
+            # Where more of them are needed than there are ranks, they are empty.
+            data += [
+                data_name(self.place, number, self._num_files) for number in range(self._session.size, self._num_files)
+            ]
+        suffix = "" if self.storage.is_remote else self._suffix
         index = index_name(self.place)
-        joined = f"{index}{TEMPORARY}{self._token}"
-        for rank, part in enumerate(parts):
-            if not self.storage.exists(part.index[0]):
-                raise CheckpointNotFoundError(
-                    f"Rank 0 does not see what rank {rank} has written, {part.index[0]!r}. All ranks have to save to "
-                    "one file system that they share."
+        return WrittenFiles(tuple((final + suffix, final) for final in data), (f"{index}{self._suffix}_{rank}", index))
+
+    @property
+    def _suffix(self) -> str:
+        return f"{TEMPORARY}{self._token}"
+
+    @contextlib.contextmanager
+    def _joined(self, parts: list[WrittenFiles], data_bytes: int) -> Iterator[WrittenFiles | UploadedFiles]:
+        """The files of all ranks with one index."""
+        index = index_name(self.place)
+        data = tuple(pair for part in parts for pair in part.data)
+        if not self.storage.is_remote:
+            joined = index + self._suffix
+            try:
+                self._join([self._seen(part.index[0], rank) for rank, part in enumerate(parts)], joined, None)
+                yield WrittenFiles(data, (joined, index))
+            finally:
+                self.storage.remove(joined)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            indexes = [os.path.join(folder, f"{rank}.index") for rank in range(len(parts))]
+            with ThreadPoolExecutor(_FETCHES_AT_ONCE) as pool:
+                fetched = pool.map(
+                    lambda pair: self._fetch(*pair), zip([part.index[0] for part in parts], indexes, strict=True)
                 )
-        suffix = f"{TEMPORARY}{self._token}"
-        try:
-            sources = _native.merge_indexes([part.index[0] for part in parts], joined, durable=self._durable)
-            data = []
-            # A rank that had nothing to write has no number among the files.
-            for number, (rank, _, _) in enumerate(sources):
-                final = data_name(self.place, number, len(sources))
-                if parts[rank].data[0][0] != final + suffix:
-                    self.storage.rename(parts[rank].data[0][0], final + suffix)
-                data.append((final + suffix, final))
-            self._check(_native.BundleReader(joined, self.place, (suffix,)))
-        except BaseException:
-            self.storage.remove(joined)
-            raise
-        return WrittenFiles(tuple(data), (joined, index))
+                collections.deque(fetched, maxlen=0)
+            joined = os.path.join(folder, "all.index")
+            self._join(indexes, joined, self.storage.ranges(self.place))
+            with open(joined, "rb") as file:
+                yield UploadedFiles(tuple(final for _, final in data), data_bytes, index, file.read())
 
-    def _check(self, reader: _native.BundleReader) -> None:
-        """Checks that every value lies in its file, and that parts make up the whole: nobody else looks at all of them.
+    def _seen(self, path: str, rank: int) -> str:
+        if not self.storage.exists(path):
+            raise CheckpointNotFoundError(
+                f"Rank 0 does not see what rank {rank} has written, {path!r}. All ranks have to save to one file "
+                "system that they share, or to remote storage."
+            )
+        return path
 
-        What each rank has for itself may lack those that do not have the object.
-        """
-        keys = reader.keys()
-        reader.check([key.encode() for key in keys if not is_by_rank(key)])
+    def _fetch(self, path: str, destination: str) -> None:
+        with open(destination, "wb") as file:
+            file.write(self.storage.get(path))
+
+    def _join(self, indexes: list[str], joined: str, ranges: Ranges | None) -> None:
+        """Makes one index of all, and checks that every value lies in its file and that parts make up the whole, which
+        nobody else sees all of."""
+        _native.merge_indexes(indexes, joined, durable=self._durable, num_files=self._num_files)
+        suffix = "" if self.storage.is_remote else self._suffix
+        known = None if ranges is None else _BesideLocal(ranges, joined)
+        reader = _native.BundleReader(joined, self.place, (suffix,), known)
+        reader.check([key.encode() for key in reader.keys()])  # noqa: SIM118
+
+
+class _BesideLocal:
+    """Files of remote storage, and one of this machine.
+
+    Args:
+        ranges: the former.
+        path: the latter.
+    """
+
+    def __init__(self, ranges: Ranges, path: str) -> None:
+        self._ranges = ranges
+        self._path = path
+        self.request_bytes, self.gap_bytes, self.num_requests = (
+            ranges.request_bytes,
+            ranges.gap_bytes,
+            ranges.num_requests,
+        )
+
+    def size(self, path: str) -> int:
+        return os.path.getsize(path) if path == self._path else self._ranges.size(path)
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        if path != self._path:
+            return self._ranges.read(path, offset, size)
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)

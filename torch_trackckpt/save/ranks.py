@@ -17,7 +17,6 @@ import base64
 import collections
 import dataclasses
 import hashlib
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -113,8 +112,6 @@ class Offer:
 class Shares:
     """What rank 0 has found of the offers of all ranks."""
 
-    token: str
-    """A part of the names of files that are being written."""
     kinds: tuple[int, ...]
     """For each rank which kind of offer it has made: ranks of one kind have the same."""
     by_rank: frozenset[str]
@@ -134,7 +131,7 @@ class Shares:
         by_rank = {key for key, found in seen.items() if len(found) > 1}
         # A state and the tensors in it go together.
         by_rank |= {state for key in by_rank if (state := _state_of(key)) in seen}
-        return cls(secrets.token_hex(8), tuple(number[digest] for digest in digests), frozenset(by_rank), {})
+        return cls(tuple(number[digest] for digest in digests), frozenset(by_rank), {})
 
     @property
     def are_of_one_kind(self) -> bool:
@@ -178,7 +175,7 @@ class Shares:
     @classmethod
     def heard(cls, message: Mapping[str, Any]) -> Shares:
         """What another rank has said by `message`."""
-        return cls(message["token"], tuple(message["kinds"]), frozenset(message["by_rank"]), message["kinds_of"])
+        return cls(tuple(message["kinds"]), frozenset(message["by_rank"]), message["kinds_of"])
 
     def of_all(self, offer: Offer, details: Sequence[Mapping[str, Any]]) -> Rows:
         """What rank 0 writes for all: the record of the graph, states by rank, and zeros for the tensors of states that
