@@ -453,3 +453,19 @@ def fail_remotely(rank: int, size: int, url: str, failing: int) -> Any:
     dist.barrier()
     third = checkpoint.save(f"{url}/ckpt", FAST)
     return {"first": first, "error": error, "latest": latest, "third": third}
+
+
+def meshes_side_by_side(rank: int, size: int, path: str) -> Any:
+    """Two meshes of two, on each of which there is all of the model; and ranks that have something more."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    model, optimizer = sharded_training(mesh["data"])
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.fill_(number)
+    train(model, optimizer, range(2))
+    checkpoint = Checkpoint(model=model, optimizer=optimizer)
+    checkpoint.write(f"{path}/same", FAST)
+    if rank in (1, 3):
+        checkpoint.more = nn.Linear(2, 2)
+    checkpoint.write(f"{path}/more", FAST)
+    return whole(model, optimizer)

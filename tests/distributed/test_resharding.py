@@ -80,6 +80,17 @@ def test_a_mesh_that_also_replicates_writes_each_part_once_and_strided_shards_ar
     assert data < sum(stored[key].nbytes for key in stored) + 200
 
 
+def test_of_meshes_that_each_have_the_whole_one_writes_a_value(tmp_path: Path) -> None:
+    first, *others = results_of(run_ranks(4, "distributed.jobs:meshes_side_by_side", str(tmp_path)))
+    assert all(other == first for other in others)
+    for name in ("same", "more"):
+        model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 1))
+        assert alone(model, tmp_path / name) == first
+    sizes = [file.stat().st_size for file in tmp_path.glob("same.data-*")]
+    assert len(sizes) == 4
+    assert all(size > 100 for size in sizes)
+
+
 @pytest.mark.parametrize("mode", ["first", "overlapped"])
 def test_an_asynchronous_save_has_the_values_of_its_call(mode: str, tmp_path: Path) -> None:
     for result in results_of(run_ranks(2, "distributed.jobs:shard_and_save", str(tmp_path), mode)):

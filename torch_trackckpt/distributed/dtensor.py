@@ -29,7 +29,7 @@ from torch_trackckpt.errors import UnsupportedValueError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["LocalBox", "boxes_at", "copies_of", "is_dtensor", "local_of", "parts_of", "with_memory"]
+__all__ = ["LocalBox", "boxes_at", "copies_of", "is_dtensor", "local_of", "parts_of", "ranks_of", "with_memory"]
 
 Run = tuple[int, int]
 """Where it begins in a dimension, and how long it is."""
@@ -107,6 +107,11 @@ def parts_of(tensor: DTensor) -> list[tuple[TensorSlice, torch.Tensor]]:
     if 0 in shape:
         return [(local_box.box, local.new_empty(shape)) for local_box in boxes]
     return [(local_box.box, local_box.view(local)) for local_box in boxes]
+
+
+def ranks_of(tensor: DTensor) -> tuple[int, ...]:
+    """All ranks of a tensor's mesh, ascending."""
+    return tuple(sorted(tensor.device_mesh.mesh.flatten().tolist()))
 
 
 def with_memory(tensor: DTensor, device: torch.device) -> torch.Tensor:

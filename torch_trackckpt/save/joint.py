@@ -69,7 +69,7 @@ class JointSave:
             RankError: another rank has failed, or saves something else.
             UnsupportedValueError: ranks have different things under one name.
         """
-        session, offer = self._session, Offer(snapshot)
+        session, offer = self._session, Offer(snapshot, self._session.size)
         begun = session.agree(offer.summary, lambda said: self._begin(Shares.summarised(said)))
         shares, self._token, self._num_files = Shares.heard(begun["shares"]), begun["token"], begun["files"]
         details: list[Any] = []

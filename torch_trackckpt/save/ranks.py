@@ -3,7 +3,8 @@
     replicated   a parameter, or what an optimizer keeps for one, is the same on all ranks that have it, and one of them
                  writes it, so that all write about as much. Other tensors (of a batch normalisation, say)
                  are taken from the first rank that has them, as DistributedDataParallel does.
-    sharded      of a DTensor each rank has a part, which is written as a slice; of several equal parts one is
+    sharded      of a DTensor each rank has a part, which is written as a slice; of several equal parts one is, and of
+                 several meshes that each have all of it, one writes
     by rank      a python state (random numbers, the position of a data loader) that is not the same on all ranks is
                  kept for each of them, under a key of its own: its tensors are slices of one with a dimension more;
                  its JSON goes to rank 0, which writes that of all, because TensorFlow reads no slices of strings
@@ -18,7 +19,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ import torch
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
 from torch_trackckpt.bundle.slices import TensorSlice
-from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, parts_of
+from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, parts_of, ranks_of
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.keys import attribute_key, by_rank_key
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, Value
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Offer", "Rows", "Shares"]
 
@@ -65,24 +69,34 @@ class Offer:
 
     Args:
         snapshot: its graph and its values.
+        size: how many ranks there are.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, size: int) -> None:
         self.keys = snapshot.keys
         self.values = snapshot.values
         self.record = snapshot.graph.record
         self.state_keys = frozenset(snapshot.state_keys())
+        self.meshes: list[tuple[int, ...]] = []
+        """The ranks of meshes that not all ranks are in: others may have the same."""
+        self.mesh_of: dict[str, int] = {}
+        """For DTensors on one of these, which."""
+        for key, value in zip(self.keys, self.values, strict=True):
+            if is_dtensor(value) and len(ranks := ranks_of(value)) < size:
+                if ranks not in self.meshes:
+                    self.meshes.append(ranks)
+                self.mesh_of[key] = self.meshes.index(ranks)
 
     def summary(self) -> dict[str, Any]:
         """What rank 0 has to know at first: a digest of what there is, and one of each python state."""
         digest = hashlib.blake2b(self.record, digest_size=16)
-        digest.update(repr(list(self.described().items())).encode())
+        digest.update(repr([list(self.described().items()), self.mesh_of]).encode())
         states = {
             key: _digest(key, value)
             for key, value in zip(self.keys, self.values, strict=True)
             if key in self.state_keys and not is_dtensor(value)
         }
-        return {"digest": digest.hexdigest(), "states": states}
+        return {"digest": digest.hexdigest(), "states": states, "meshes": self.meshes}
 
     def details(self, shares: Shares, rank: int) -> dict[str, Any]:
         """What rank 0 has to know as well, where ranks have different things.
@@ -100,6 +114,7 @@ class Offer:
         # Ranks of one kind have the same to say of the rest.
         if not shares.are_of_one_kind and shares.speaks(rank):
             said["described"] = self.described()
+            said["mesh_of"] = self.mesh_of
             said["record"] = base64.b64encode(self.record).decode()
         return said
 
@@ -116,8 +131,13 @@ class Shares:
     """For each rank which kind of offer it has made: ranks of one kind have the same."""
     by_rank: frozenset[str]
     """The keys of states that are not the same on all ranks that have them."""
-    kinds_of: Mapping[str, Sequence[int]]
-    """The keys that several kinds have, and which; another one is only had by ranks of one."""
+    meshes: tuple[tuple[int, ...], ...]
+    """Meshes that not all ranks are in."""
+    meshes_of: tuple[tuple[int, ...], ...]
+    """For each rank which of them it has told of, in the order in which it has."""
+    kinds_of: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    """The keys that several kinds have, and for each kind, which of a rank's meshes the value is on: -1 for none.
+    Another key is only had by ranks of one kind."""
 
     @classmethod
     def summarised(cls, summaries: Sequence[Mapping[str, Any]]) -> Shares:
@@ -131,7 +151,11 @@ class Shares:
         by_rank = {key for key, found in seen.items() if len(found) > 1}
         # A state and the tensors in it go together.
         by_rank |= {state for key in by_rank if (state := _state_of(key)) in seen}
-        return cls(tuple(number[digest] for digest in digests), frozenset(by_rank), {})
+        told = [[tuple(mesh) for mesh in summary["meshes"]] for summary in summaries]
+        meshes = list(dict.fromkeys(mesh for of_rank in told for mesh in of_rank))
+        place = {mesh: number for number, mesh in enumerate(meshes)}
+        meshes_of = tuple(tuple(place[mesh] for mesh in of_rank) for of_rank in told)
+        return cls(tuple(number[digest] for digest in digests), frozenset(by_rank), tuple(meshes), meshes_of)
 
     @property
     def are_of_one_kind(self) -> bool:
@@ -154,17 +178,23 @@ class Shares:
             UnsupportedValueError: two have different things under one name.
         """
         _check_tensors(details)
-        kinds_of: dict[str, list[int]] = collections.defaultdict(list)
+        kinds_of: dict[str, dict[str, int]] = collections.defaultdict(dict)
         first: dict[str, str] = {}
         for rank, said in enumerate(details):
             for key, described in said.get("described", {}).items():
                 if first.setdefault(key, described) != described and key not in self.by_rank:
-                    other = self.kinds.index(kinds_of[key][0])
+                    other = self.kinds.index(int(next(iter(kinds_of[key]))))
                     raise UnsupportedValueError(
                         f"{key}: rank {rank} has {described}, and rank {other} has {first[key]}. What ranks have under "
                         "one name has to be one thing; give them different names, or shard it as a DTensor."
                     )
-                kinds_of[key].append(self.kinds[rank])
+                kinds_of[key][str(self.kinds[rank])] = said["mesh_of"].get(key, -1)
+        for key, on in kinds_of.items():
+            if -1 in on.values() and len(set(on.values())) > 1:
+                raise UnsupportedValueError(
+                    f"{key}: some ranks have it on a mesh that others are not in, and some not. What ranks have under "
+                    "one name has to be one thing; give them different names."
+                )
         shared = {key: kinds for key, kinds in kinds_of.items() if len(kinds) > 1 and key != OBJECT_GRAPH_KEY}
         return dataclasses.replace(self, kinds_of=shared)
 
@@ -175,7 +205,8 @@ class Shares:
     @classmethod
     def heard(cls, message: Mapping[str, Any]) -> Shares:
         """What another rank has said by `message`."""
-        return cls(tuple(message["kinds"]), frozenset(message["by_rank"]), message["kinds_of"])
+        meshes, meshes_of = (tuple(map(tuple, message[name])) for name in ("meshes", "meshes_of"))
+        return cls(tuple(message["kinds"]), frozenset(message["by_rank"]), meshes, meshes_of, message["kinds_of"])
 
     def of_all(self, offer: Offer, details: Sequence[Mapping[str, Any]]) -> Rows:
         """What rank 0 writes for all: the record of the graph, states by rank, and zeros for the tensors of states that
@@ -216,31 +247,48 @@ class Shares:
         return rows
 
     def _of(self, offer: Offer, rank: int) -> Iterator[tuple[str, Value, TensorSlice | None]]:
-        everybody = tuple(other for other, kind in enumerate(self.kinds) if kind == self.kinds[rank])
         owners = _Owners()
-        for key, value in zip(offer.keys, offer.values, strict=True):
+        # All ranks that have a value come to it in this order, whatever else they have.
+        for key, value in sorted(zip(offer.keys, offer.values, strict=True), key=lambda pair: pair[0]):
             if key == OBJECT_GRAPH_KEY:
                 continue
             if key in self.by_rank:
                 if isinstance(value, torch.Tensor):
                     yield by_rank_key(key), *_of_rank(value, rank, len(self.kinds))
-                continue
-            if is_dtensor(value):
-                parts = parts_of(value)
-                if not value.numel():
-                    if rank == min(copies_of(value)):
-                        yield key, torch.empty(value.shape, dtype=value.dtype, device="cpu"), None
-                elif owners.choose(copies_of(value), sum(view.nbytes for _, view in parts)) == rank:
-                    yield from ((key, view, part) for part, view in parts)
-                continue
-            holders = everybody
-            if key in self.kinds_of:
-                holders = tuple(other for other, kind in enumerate(self.kinds) if kind in self.kinds_of[key])
-            if isinstance(value, torch.nn.Parameter) or (_SLOT in key and isinstance(value, torch.Tensor)):
-                if owners.choose(holders, value.nbytes) == rank:
+            elif is_dtensor(value):
+                if rank in self._writing_mesh(key, value, offer, rank, owners):
+                    yield from ((key, view, part) for view, part in _own_parts(value, rank, owners))
+            elif isinstance(value, torch.nn.Parameter) or (_SLOT in key and isinstance(value, torch.Tensor)):
+                if owners.choose(self._holders(key, rank), value.nbytes) == rank:
                     yield key, value, None
-            elif holders[0] == rank:
+            elif self._holders(key, rank)[0] == rank:
                 yield key, value, None
+
+    def _holders(self, key: str, rank: int) -> tuple[int, ...]:
+        """The ranks that have a value, of which the given one is one."""
+        kinds = {int(kind) for kind in self.kinds_of.get(key, ())} or {self.kinds[rank]}
+        return tuple(other for other, kind in enumerate(self.kinds) if kind in kinds)
+
+    def _writing_mesh(self, key: str, tensor: DTensor, offer: Offer, rank: int, owners: _Owners) -> Sequence[int]:
+        """The ranks that write a tensor, of which there may be the whole on several meshes."""
+        if key not in offer.mesh_of:
+            return ranks_of(tensor)
+        number_in = self.kinds_of.get(key) or {str(self.kinds[rank]): offer.mesh_of[key]}
+        holders = self._holders(key, rank)
+        meshes = {self.meshes[self.meshes_of[other][number_in[str(self.kinds[other])]]] for other in holders}
+        by_first = {min(mesh): mesh for mesh in meshes}
+        return by_first[owners.choose(tuple(sorted(by_first)), tensor.numel() * tensor.element_size())]
+
+
+def _own_parts(tensor: DTensor, rank: int, owners: _Owners) -> Iterator[tuple[torch.Tensor, TensorSlice | None]]:
+    """What a rank writes of a tensor that its mesh writes."""
+    if not tensor.numel():
+        if rank == min(ranks_of(tensor)):
+            yield torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"), None
+        return
+    parts = parts_of(tensor)
+    if owners.choose(copies_of(tensor), sum(view.nbytes for _, view in parts)) == rank:
+        yield from ((view, part) for part, view in parts)
 
 
 def _check_tensors(details: Sequence[Mapping[str, Any]]) -> None:
