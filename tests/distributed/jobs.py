@@ -7,6 +7,7 @@ import errno
 import os
 import pkgutil
 import random
+import resource
 import signal
 import time
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -469,3 +470,49 @@ def meshes_side_by_side(rank: int, size: int, path: str) -> Any:
         checkpoint.more = nn.Linear(2, 2)
     checkpoint.write(f"{path}/more", FAST)
     return whole(model, optimizer)
+
+
+def flat_parameters(rank: int, size: int, path: str) -> Any:
+    """FSDP1."""
+    model = FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu"))
+    try:
+        Checkpoint(model=model).save(f"{path}/ckpt", FAST)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def measure_memory(rank: int, size: int, path: str, count: int) -> Any:
+    """How much more memory a sharded save, and a restore, need than the values themselves, in MiB."""
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def sharded(count: int) -> nn.Module:
+        model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(count)))
+        for layer in model:
+            fully_shard(layer)
+        fully_shard(model)
+        return model
+
+    # What comes with the first of either, whatever its size.
+    first = Checkpoint(model=sharded(1))
+    first.write(f"{path}/first", FAST)
+    first.read(f"{path}/first").assert_consumed()
+    model = sharded(count)
+    checkpoint = Checkpoint(model=model)
+    own = sum(value.to_local().nbytes for value in model.parameters()) / 2**20
+    # Whole layers were there before they were sharded; what they took is to be taken again before anything counts.
+    ballast = torch.ones(max(0, int((peak() - _resident()) * 2**18)))
+    before = peak()
+    checkpoint.write(f"{path}/ckpt", FAST)
+    saved = peak()
+    checkpoint.read(f"{path}/ckpt").assert_consumed()
+    del ballast
+    return {"own": own, "save": saved - before, "restore": peak() - saved}
+
+
+def _resident() -> float:
+    """How much memory the process has now, in MiB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,19 @@ def test_one_process_saves_what_several_restore(tmp_path: Path) -> None:
         expected[f"{name}'s state"] = listed(dict(sorted(optimizer.state[value].items())))
     for result in results_of(run_ranks(2, "distributed.jobs:reshard", path, str(tmp_path / "two"))):
         assert result["restored"] == expected
+
+
+@pytest.mark.memory
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_process_needs_its_own_part_and_no_more(tmp_path: Path) -> None:
+    for result in results_of(run_ranks(2, "distributed.jobs:measure_memory", str(tmp_path), 60)):
+        assert result["own"] == 120
+        assert result["save"] < 40
+        assert result["restore"] < 40
+
+
+def test_flattened_parameters_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    for error in results_of(run_ranks(1, "distributed.jobs:flat_parameters", str(tmp_path))):
+        assert error.startswith("UnsupportedValueError: ")
+        assert "fully_shard" in error
+        assert "get_model_state_dict" in error

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from torch_trackckpt.adapters.module import ModuleAdapter
 from torch_trackckpt.adapters.registry import adapt, register_adapter
+from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.trackable import Trackable, Value, Waiting
 
 __all__ = ["AveragedModelAdapter"]
@@ -76,6 +77,16 @@ def _adapt_parallel(wrapper: Any) -> Trackable | None:
     return ModuleAdapter(wrapper) if _registered(wrapper) else adapt(wrapper.module)
 
 
+def _refuse_flat_parameters(wrapper: Any) -> Trackable | None:
+    """FSDP1 has many parameters in one, of which each process has a part without a shape of its own."""
+    raise UnsupportedValueError(
+        "FullyShardedDataParallel (FSDP1) keeps its parameters flattened, so that they have neither names nor shapes "
+        "of their own. Use fully_shard (FSDP2), whose checkpoints go to any number of processes. To take a training "
+        "along, load what torch.distributed.checkpoint.state_dict.get_model_state_dict gives for this module into a "
+        "module of FSDP2 by set_model_state_dict, and save that."
+    )
+
+
 def _inside(name: str) -> Any:
     """An adapter that hands on to the attribute of this name."""
     return lambda wrapper: adapt(getattr(wrapper, name))
@@ -90,6 +101,7 @@ register_adapter(
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper",
     _inside("_checkpoint_wrapped_module"),
 )
+register_adapter("torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel", _refuse_flat_parameters)
 for _fabric in ("lightning.fabric.wrappers", "lightning_fabric.wrappers"):
     register_adapter(f"{_fabric}._FabricModule", _inside("module"))
     register_adapter(f"{_fabric}._FabricOptimizer", _inside("optimizer"))
