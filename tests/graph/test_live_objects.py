@@ -91,12 +91,15 @@ def test_the_record_is_what_protobuf_writes_and_its_keys_are_those_of_the_values
 
 @given(programs(), programs())
 @settings(deadline=None)
-def test_a_record_is_made_anew_only_where_it_would_be_another_one(first: AutoTrackable, second: AutoTrackable) -> None:
+def test_a_record_is_taken_over_for_the_same_graph_and_only_where_it_would_be_the_same(
+    first: AutoTrackable, second: AutoTrackable
+) -> None:
     known = collect(capture(first)).graph
     again = collect(capture(first), known).graph
     other = collect(capture(second), known).graph
     assert again is known
-    assert (other is known) == (collect(capture(second)).graph.record == known.record)
+    # The reverse need not be: what differs may not show in the record.
+    assert other is not known or collect(capture(second)).graph.record == known.record
 
 
 def test_objects_are_the_same_only_if_none_was_replaced() -> None:
