@@ -277,13 +277,3 @@ def test_urls_with_passwords_are_refused_without_being_told() -> None:
     with pytest.raises(ValueError, match="holds a password") as raised:
         Checkpoint().save("ftp://me:secret@host/run/ckpt")
     assert "secret" not in str(raised.value)
-
-
-def test_processes_that_would_save_together_are_told_that_they_cannot_yet(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = Checkpoint(x=torch.ones(2))
-    monkeypatch.setattr(type(checkpoint._own), "group_for", lambda own, options: object())
-    with pytest.raises(ValueError, match=r"Several processes cannot save together to remote storage, as to 'counted:"):
-        checkpoint.save(URL)
-    assert place.files() == {}
