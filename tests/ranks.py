@@ -38,7 +38,12 @@ class Outcome:
 
 
 def run_ranks(
-    size: int, function: str, *arguments: Any, keeps_store: bool = True, timeout: float = PATIENCE_SECONDS
+    size: int,
+    function: str,
+    *arguments: Any,
+    keeps_store: bool = True,
+    exits: bool = False,
+    timeout: float = PATIENCE_SECONDS,
 ) -> list[Outcome]:
     """Runs ``module:function(rank, size, *arguments)`` in processes that have a process group of gloo.
 
@@ -47,6 +52,7 @@ def run_ranks(
         function: where the function is; the module is one of the folder of tests.
         arguments: what can be JSON.
         keeps_store: whether this process keeps the store of the group, as torchrun does; else rank 0 does.
+        exits: whether the interpreter is to exit in the usual way.
         timeout: how long all of it may take.
     """
     store = dist.TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False) if keeps_store else None
@@ -67,7 +73,7 @@ def run_ranks(
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             }
             result = Path(place, str(rank))
-            command = [sys.executable, __file__, function, json.dumps(arguments), str(result)]
+            command = [sys.executable, __file__, function, json.dumps(arguments), str(result), str(exits)]
             with result.with_suffix(".out").open("w") as output:
                 processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
         ends: list[float] = []
@@ -108,7 +114,7 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    function, arguments, result = sys.argv[1:]
+    function, arguments, result, exits = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     module, name = function.split(":")
@@ -122,6 +128,8 @@ def main() -> None:
         said["error"] = f"{type(error).__name__}: {error}"
         status = 1
     Path(result).write_text(json.dumps(said))
+    if exits == "True":
+        return
     if status == 0:
         dist.destroy_process_group()
     sys.stdout.flush()

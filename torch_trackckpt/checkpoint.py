@@ -150,17 +150,20 @@ class Checkpoint(AutoTrackable):
             Exception: whatever the asynchronous save before failed with; this one has not begun, the next will.
         """
         options = options or CheckpointOptions()
-        with self._own.turn():
-            path = f"{os.fsdecode(file_prefix)}-{self._spend_number()}"
+        prefix = os.fsdecode(file_prefix)
+        with self._own.turn(options):
+            path = f"{prefix}-{self._spend_number(prefix, options)}"
             self._write(path, options, updates_state=True)
         return path
 
-    def _spend_number(self) -> int:
-        """The number of the next save, which begins in the same `_Own.turn`."""
+    def _spend_number(self, prefix: str, options: CheckpointOptions) -> int:
+        """The number of the next save, which begins in the same `_Own.turn`. All ranks take that of rank 0: some may
+        have saved by themselves before."""
         counter = self.save_counter
+        number, *_ = self._own.agree_on(f"Numbering a save to {anchored(prefix)!r}", lambda: int(counter) + 1, options)
         with torch.no_grad():
-            counter += 1
-        return int(counter)
+            counter.fill_(number)
+        return int(number)
 
     def write(self, file_prefix: str | os.PathLike[str], options: CheckpointOptions | None = None) -> str:
         """Saves under exactly this path: no number, no state file. `read` is its counterpart.
@@ -178,8 +181,9 @@ class Checkpoint(AutoTrackable):
             UnsupportedValueError, ValueChangedError, OSError, Exception: as `save`.
         """
         path = os.fsdecode(file_prefix)
-        with self._own.turn():
-            self._write(path, options or CheckpointOptions(), updates_state=False)
+        options = options or CheckpointOptions()
+        with self._own.turn(options):
+            self._write(path, options, updates_state=False)
         return path
 
     def prewarm(self, options: CheckpointOptions | None = None) -> None:
@@ -206,10 +210,11 @@ class Checkpoint(AutoTrackable):
             >>> checkpoint.sync()
         """
         options = options or CheckpointOptions()
-        with self._own.turn(is_save=False):
+        with self._own.turn(options, is_save=False):
             save = self._own.begin_save("", options)
             with save.telling():
                 plan = self._plan(save.share(self._walk(options)), options, save)
+            save.close()
             self._own.staging.prewarm(plan, options.thread_count, options.device_snapshot_bytes)
 
     def release_memory(self) -> None:
@@ -542,8 +547,13 @@ class _Own:
         self.metrics = CheckpointMetrics()
 
     @contextlib.contextmanager
-    def turn(self, *, is_save: bool = True) -> Iterator[None]:
-        """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write."""
+    def turn(self, options: CheckpointOptions | None = None, *, is_save: bool = True) -> Iterator[None]:
+        """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write.
+
+        Args:
+            options: those of what is going to be done, if all ranks do it together.
+            is_save: whether it counts as a save in the metrics.
+        """
         self._refuse_pending_save_itself()
         if self.turn_of == threading.get_ident():
             # A callback that saves asynchronously may do so again, and there is one buffer for the copies.
@@ -553,16 +563,28 @@ class _Own:
         with self.metrics.stalling() if is_save else contextlib.nullcontext(), self.lock:
             self.turn_of = threading.get_ident()
             try:
-                self.wait_for_pending()
+                try:
+                    self.wait_for_pending()
+                except BaseException as error:
+                    self._tell(error, options)
+                    raise
                 yield
             finally:
                 self.turn_of = None
+
+    def _tell(self, error: BaseException, options: CheckpointOptions | None) -> None:
+        """Has the other ranks, which come to what this one will not come to, not wait for it."""
+        group = None if options is None else self.group_for(options)
+        if group is not None and options is not None:
+            session = group.session("What comes after a save that failed", options.rank_silence_seconds)
+            with contextlib.suppress(type(error)), session.telling():
+                raise error
 
     def group_for(self, options: CheckpointOptions) -> Group | None:
         """The processes that do together what these options are for; None where this one does it alone."""
         if not options.all_ranks:
             return None
-        if self.group is None:
+        if self.group is None or not self.group.is_current:
             self.group = find_group()
         return self.group
 
@@ -585,16 +607,19 @@ class _Own:
 
     def begin_save(self, path: str, options: CheckpointOptions) -> Save:
         """The save that this process, alone or with all others, begins now; without a path it will not be made."""
-        # In the caller's thread: fsspec has other connections for each thread that opens a place.
-        storage = storage_for(path, durable=options.durable)
-        is_async = _becomes_pending(path, options)
         group = self.group_for(options)
         if group is None:
+            is_async = _becomes_pending(path, options)
+            storage = storage_for(path, durable=options.durable)
             # A thread must not need the current directory, which the program may change meanwhile.
             return SoloSave(anchored(path) if is_async else path, storage, is_async)
         place = anchored(path) if path else ""
         purpose = f"The save to {place!r}" if place else "Making ready for saves"
         session = group.session(purpose, options.rank_silence_seconds)
+        with session.telling():
+            # In the caller's thread: fsspec has other connections for each thread that opens a place.
+            storage = storage_for(path, durable=options.durable)
+            is_async = _becomes_pending(path, options)
         return JointSave(session, place, storage, is_async, durable=options.durable)
 
     def wait_for_pending(self) -> None:

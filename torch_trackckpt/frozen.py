@@ -10,6 +10,7 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.errors import MismatchError, StructureChangedError
 from torch_trackckpt.graph.frozen import FrozenGraph
+from torch_trackckpt.graph.keys import by_rank_key
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.status import LoadStatus
@@ -72,8 +73,9 @@ class FrozenSaver:
         """
         path = os.fsdecode(file_prefix)
         checkpoint = self._checkpoint
-        with checkpoint._own.turn():
-            checkpoint._write(path, options or CheckpointOptions(), updates_state=False, walk=self._snapshot)
+        options = options or CheckpointOptions()
+        with checkpoint._own.turn(options):
+            checkpoint._write(path, options, updates_state=False, walk=self._snapshot)
         return path
 
     def restore(self, save_path: str | os.PathLike[str], options: CheckpointOptions | None = None) -> LoadStatus:
@@ -92,7 +94,12 @@ class FrozenSaver:
         """
         self._checkpoint.sync()
         reader = CheckpointReader(save_path)
-        missing = [key for key in self._frozen.snapshot.keys if not reader.has_tensor(key)]
+        # A state may be kept by rank.
+        missing = [
+            key
+            for key in self._frozen.snapshot.keys
+            if not (reader.has_tensor(key) or reader.has_tensor(by_rank_key(key)))
+        ]
         if missing:
             raise MismatchError(
                 f"The checkpoint {reader.file_prefix!r} is not one of the objects of this frozen saver: it lacks "

@@ -23,7 +23,15 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, RNGState, latest_checkpoint
+from torch_trackckpt import (
+    Checkpoint,
+    CheckpointManager,
+    CheckpointOptions,
+    CheckpointReader,
+    RNGState,
+    frozen_saver,
+    latest_checkpoint,
+)
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import DataLossError, RankError
 
@@ -188,7 +196,8 @@ _PLACES = {
     "telling of it": "torch_trackckpt.distributed.group.Session._say",
 }
 # How often the function is called before, where that is not at once.
-_CALLS_BEFORE = {"having written": {0: 2, 1: 1}, "renaming the index": {0: 2}, "telling of it": {0: 3}}
+# A session for the number of the save comes first.
+_CALLS_BEFORE = {"having written": {0: 4, 1: 2}, "renaming the index": {0: 2}, "telling of it": {0: 5}}
 PLACES = list(_PLACES)
 
 
@@ -516,3 +525,127 @@ def _resident() -> float:
     """How much memory the process has now, in MiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def fail_in_callback(rank: int, size: int, url: str, failing: int) -> Any:
+    """What is called when there is the checkpoint raises in one process."""
+
+    def raise_there() -> None:
+        if rank == failing:
+            raise ZeroDivisionError("in a callback")
+
+    model = nn.Linear(100, 100)
+    nn.init.zeros_(model.weight)
+    checkpoint = Checkpoint(model=model)
+    checkpoint.write(f"{url}/ckpt", FAST)
+    nn.init.ones_(model.weight)
+    error = ""
+    try:
+        checkpoint.write(f"{url}/ckpt", CheckpointOptions(durable=False, experimental_write_callbacks=(raise_there,)))
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    dist.barrier()
+    found = CheckpointReader(f"{url}/ckpt").get_tensor("model/weight/.ATTRIBUTES/VARIABLE_VALUE").tolist()[0][0]
+    dist.barrier()
+    again = checkpoint.write(f"{url}/again", FAST)
+    return {"error": error, "found": found, "again": again}
+
+
+def fail_in_background(rank: int, size: int, path: str) -> Any:
+    """A callback of an asynchronous save raises in one process, which learns of it at its next save."""
+
+    def raise_there() -> None:
+        if rank == 1:
+            raise ZeroDivisionError("in a callback")
+
+    step = torch.zeros(3)
+    checkpoint = Checkpoint(step=step, other=nn.Parameter(torch.zeros(5)))
+    outcomes = []
+    for number in range(4):
+        step.fill_(number)
+        checkpoint.other.data.fill_(number)
+        callbacks = (raise_there,) if number == 1 else ()
+        options = CheckpointOptions(durable=False, enable_async=True, experimental_write_callbacks=callbacks)
+        try:
+            outcomes.append(checkpoint.write(f"{path}/ckpt-{number}", options)[-1])
+        except Exception as raised:
+            outcomes.append(type(raised).__name__)
+    checkpoint.sync()
+    return outcomes
+
+
+def save_alone_before(rank: int, size: int, path: str) -> Any:
+    """One process has saved by itself, so that its counter is ahead."""
+    checkpoint = Checkpoint(x=torch.zeros(2))
+    if rank == 1:
+        checkpoint.save(f"{path}/mine", CheckpointOptions(durable=False, all_ranks=False))
+    return [checkpoint.save(f"{path}/ckpt", FAST), int(checkpoint.save_counter)]
+
+
+def last_save_at_exit(rank: int, size: int, path: str) -> Any:
+    """The last asynchronous save takes long after the main thread is over."""
+    checkpoint = Checkpoint(x=torch.zeros(100))
+    write = BundleWriter.add_rows
+
+    def slowly(self: BundleWriter, *arguments: Any, **named: Any) -> None:
+        time.sleep(4)
+        write(self, *arguments, **named)
+
+    BundleWriter.add_rows = slowly  # type: ignore[method-assign]
+    options = CheckpointOptions(durable=False, enable_async=True, rank_silence_seconds=2)
+    checkpoint.save(f"{path}/ckpt", options)
+    return "ends"
+
+
+def large_states(rank: int, size: int, path: str) -> Any:
+    """States that are larger than what a store takes at once."""
+
+    class State:
+        def __init__(self) -> None:
+            self.numbers = [rank] * 5_000_000
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"numbers": self.numbers}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.numbers = state["numbers"]
+
+    state = State()
+    checkpoint = Checkpoint(state=state)
+    saved = checkpoint.save(f"{path}/ckpt", FAST)
+    state.numbers = []
+    checkpoint.restore(saved).assert_consumed()
+    return state.numbers == [rank] * 5_000_000
+
+
+def of_two_kinds(rank: int, size: int, path: str) -> Any:
+    """A parameter in one process, and a tensor in the other."""
+    w = torch.zeros(3)
+    try:
+        Checkpoint(w=nn.Parameter(w) if rank == 0 else w, a=nn.Linear(2, 2)).save(f"{path}/ckpt", FAST)
+    except Exception as raised:
+        return f"{type(raised).__name__}: {raised}"
+    return ""
+
+
+def frozen(rank: int, size: int, path: str) -> Any:
+    """A saver of the same objects, one of which has a state by rank."""
+    torch.manual_seed(rank)
+    saver = frozen_saver(Checkpoint(rng=RNGState()))
+    saved = saver.save(f"{path}/ckpt", FAST)
+    expected = torch.rand(3)
+    saver.restore(saved).assert_consumed()
+    return torch.equal(expected, torch.rand(3))
+
+
+def group_anew(rank: int, size: int, path: str) -> Any:
+    """The processes part, and each saves for itself."""
+    checkpoint = Checkpoint(x=torch.zeros(2))
+    checkpoint.save(f"{path}/ckpt", FAST)
+    dist.barrier()
+    store = dist.distributed_c10d._get_default_store()
+    dist.destroy_process_group()
+    mine = checkpoint.write(f"{path}/mine-{rank}", FAST)
+    dist.init_process_group("gloo", store=dist.PrefixStore("again", store), rank=size - 1 - rank, world_size=size)
+    together = checkpoint.write(f"{path}/again", FAST)
+    return [mine, together, sorted(name for name in os.listdir(path) if name.startswith("again"))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -230,3 +232,59 @@ def test_a_group_that_nobody_has_any_more_gives_no_sign_of_life() -> None:
     heart = group._heart
     del group
     assert heart._stopped.wait(PATIENCE_SECONDS)
+
+
+def test_a_heart_goes_on_when_the_store_did_not_take_a_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "_BEAT_SECONDS", 0.1)
+    beats: list[str] = []
+
+    class Shaky:
+        def add(self, key: str, amount: int) -> int:
+            return amount
+
+        def set(self, key: str, value: str) -> None:
+            beats.append(value)
+            if len(beats) == 2:
+                raise dist.DistNetworkError("try again")
+
+    group = Group(Shaky(), 1, 2)  # type: ignore[arg-type]
+    session_of(group)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(beats) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    group._heart.stop()
+    assert len(beats) >= 4
+
+
+def test_long_messages_arrive_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "_PIECE_CHARACTERS", 10)
+    said = [list(range(30)), "short", {"text": "x" * 100}]
+
+    def act(group: Group, rank: int, rounds: int) -> Any:
+        for _ in range(rounds):
+            session = session_of(group)
+            heard = session.agree(lambda: said[rank], list)
+            session.close()
+        return heard
+
+    counts = []
+    for rounds in (4, 9):
+        store = dist.HashStore()
+        assert together(3, functools.partial(act, rounds=rounds), store) == [said] * 3
+        counts.append(store.num_keys())
+    assert counts[0] == counts[1]
+
+
+def test_who_is_waited_for_is_told_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(group_module, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(group_module, "_TELL_SECONDS", 0.2)
+
+    def act(group: Group, rank: int) -> Any:
+        session = session_of(group)
+        return session.agree(lambda: time.sleep(1) if rank == 1 else None)
+
+    with caplog.at_level(logging.WARNING, logger="torch_trackckpt"):
+        together(2, act)
+    assert [record.getMessage().split(" for ")[1] for record in caplog.records] == ["rank 1"]

@@ -136,3 +136,51 @@ def test_what_goes_wrong_in_one_process_is_raised_in_all_and_the_next_save_works
     for number in (1, 3):
         weight = load_checkpoint(tmp_path / f"ckpt-{number}").get_tensor("model/weight/.ATTRIBUTES/VARIABLE_VALUE")
         assert torch.equal(weight, torch.ones(100, 100))
+
+
+def test_what_one_process_learns_at_its_next_save_the_others_learn_there(tmp_path: Path) -> None:
+    """Each save is that of the same step in all processes, whatever went wrong before."""
+    first, second = results_of(run_ranks(2, "distributed.jobs:fail_in_background", str(tmp_path)))
+    assert first == ["0", "1", "RankError", "3"]
+    assert second == ["0", "1", "ZeroDivisionError", "3"]
+    for number in (0, 1, 3):
+        stored = load_checkpoint(tmp_path / f"ckpt-{number}")
+        for name in ("step", "other"):
+            assert (stored.get_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE") == number).all()
+
+
+def test_the_number_is_that_of_the_first_process(tmp_path: Path) -> None:
+    results = results_of(run_ranks(2, "distributed.jobs:save_alone_before", str(tmp_path)))
+    assert results == [[str(tmp_path / "ckpt-1"), 1]] * 2
+
+
+def test_the_last_asynchronous_save_is_complete_however_long_it_takes_after_the_program(tmp_path: Path) -> None:
+    outcomes = run_ranks(2, "distributed.jobs:last_save_at_exit", str(tmp_path), exits=True)
+    assert [outcome.result for outcome in outcomes] == ["ends"] * 2
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1"), outcomes
+    load_checkpoint(tmp_path / "ckpt-1").verify()
+
+
+def test_states_may_be_larger_than_what_can_be_said_at_once(tmp_path: Path) -> None:
+    assert results_of(run_ranks(2, "distributed.jobs:large_states", str(tmp_path))) == [True, True]
+
+
+def test_a_parameter_and_a_tensor_of_one_name_are_refused(tmp_path: Path) -> None:
+    first, second = results_of(run_ranks(2, "distributed.jobs:of_two_kinds", str(tmp_path)))
+    assert "rank 1 has float32 [3], and rank 0 has a parameter of float32 [3]" in first
+    assert second.startswith("RankError")
+
+
+def test_a_frozen_saver_restores_what_is_kept_by_rank(tmp_path: Path) -> None:
+    assert results_of(run_ranks(2, "distributed.jobs:frozen", str(tmp_path))) == [True, True]
+
+
+def test_processes_that_part_save_for_themselves_and_may_meet_again(tmp_path: Path) -> None:
+    expected = ["again.data-00000-of-00002", "again.data-00001-of-00002", "again.index"]
+    for rank, (mine, together, files) in enumerate(
+        results_of(run_ranks(2, "distributed.jobs:group_anew", str(tmp_path)))
+    ):
+        assert mine == str(tmp_path / f"mine-{rank}")
+        assert (tmp_path / f"mine-{rank}.data-00000-of-00001").exists()
+        assert together == str(tmp_path / "again")
+        assert files == expected

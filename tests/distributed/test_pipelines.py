@@ -47,7 +47,7 @@ def test_stages_of_a_pipeline_are_one_checkpoint_for_as_many_processes_or_for_on
 def test_one_name_for_two_things_is_refused_by_all(tmp_path: Path) -> None:
     first, second = results_of(run_ranks(2, "distributed.jobs:conflict", str(tmp_path)))
     assert first.startswith(
-        "UnsupportedValueError: net/weight/.ATTRIBUTES/VARIABLE_VALUE: rank 1 has float32 [2, 3], and"
+        "UnsupportedValueError: net/weight/.ATTRIBUTES/VARIABLE_VALUE: rank 1 has a parameter of float32 [2, 3], and"
     )
     assert second.startswith("RankError: ")
     assert first.removeprefix("UnsupportedValueError: ") in second

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -44,6 +45,9 @@ from torch_trackckpt.errors import DataLossError, MismatchError, UnsupportedValu
 from torch_trackckpt.trackable import Prepared, Resolve, SlotOwner, Waiting
 
 __all__ = ["OptimizerAdapter"]
+
+
+_logger = logging.getLogger("torch_trackckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +312,16 @@ def _join_groups(stored: Sequence[Any]) -> Any:
                 f"the processes that saved it had optimizers of several kinds: {stored[0].get('kind')} and "
                 f"{state.get('kind')}; give them different names."
             )
-        groups += [group for group in state["groups"] if not any(is_equal(group, other) for other in groups)]
+        for group in state["groups"]:
+            same = next((other for other in groups if other["params"] == group["params"]), None)
+            if same is None:
+                groups.append(group)
+            elif not is_equal(hyper_parameters(same), hyper_parameters(group)):
+                _logger.warning(
+                    "Processes have saved other hyper-parameters for the same parameters (%s); those of the first are "
+                    "taken.",
+                    some(group["params"]),
+                )
     return {**stored[0], "groups": groups}
 
 

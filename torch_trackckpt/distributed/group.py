@@ -19,9 +19,11 @@ What is said is JSON. Who has said nothing yet is waited for as long as its proc
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import json
+import logging
 import os
 import threading
 import time
@@ -35,6 +37,8 @@ from torch_trackckpt.errors import RankError
 
 __all__ = ["Group", "Session", "Store", "find_group", "rank_and_size"]
 
+_logger = logging.getLogger("torch_trackckpt")
+
 Message = Any
 """What can be JSON."""
 
@@ -44,8 +48,14 @@ _LONGEST_PAUSE_SECONDS = 0.02
 _LOOK_SECONDS = 1.0
 """How often a rank that waits looks whether those that it waits for are alive."""
 
-_MOST_STAGES = 4
+_MOST_STAGES = 5
 """How many stages a session has at most."""
+
+_PIECE_CHARACTERS = 4 << 20
+"""As much is said at once; a store takes no more than 8 MiB."""
+
+_TELL_SECONDS = 60.0
+"""After so long the log tells whom a rank waits for, because it may not be on its way."""
 
 _JOIN_SECONDS = 600.0
 """How long a process is waited for of which nothing was ever heard: it may still be on its way to its first save."""
@@ -74,8 +84,13 @@ def find_group() -> Group | None:
     rank, size = rank_and_size()
     if size == 1:
         return None
+    return Group(_default_store(), rank, size)
+
+
+def _default_store() -> Store:
     # There is no public name for it; torch's own libraries ask for it like this.
-    return Group(dist.distributed_c10d._get_default_store(), rank, size)
+    store: Store = dist.distributed_c10d._get_default_store()
+    return store
 
 
 class Group:
@@ -92,8 +107,9 @@ class Group:
         self.size = size
         self._process = os.getpid()
         self._sessions = itertools.count(1)
-        self._base = f"trackckpt/{store.add(f'trackckpt/groups/{rank}', 1)}"
-        self._heart = _Heart(_connection(store), rank)
+        own = _connection(store)
+        self._base = f"trackckpt/{own.add(f'trackckpt/groups/{rank}', 1)}"
+        self._heart = _Heart(store, rank)
         weakref.finalize(self, self._heart.stop)
 
     def session(self, purpose: str, silence: float) -> Session:
@@ -112,30 +128,36 @@ class Group:
                 f"{self.rank} itself."
             )
         self._heart.begin()
-        number = next(self._sessions)
-        return Session(_connection(self._store), self.rank, self.size, (self._base, number), purpose, silence)
+        return Session(self, next(self._sessions), purpose, silence)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the processes are still those of torch.distributed, which may have been ended, or begun anew."""
+        return rank_and_size() == (self.rank, self.size) and _default_store() is self._store
 
 
 class Session:
     """One matter on which the ranks agree, in stages. Made by `Group.session`; may go on in another thread.
 
     Args:
-        store: a connection of its own.
-        rank, size: which rank this is, and how many there are.
-        name: the keys of its group, and which of the group's sessions it is.
+        group: the processes.
+        number: which of the group's sessions it is.
         purpose, silence: see `Group.session`.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, name: tuple[str, int], purpose: str, silence: float) -> None:
-        self._store = store
-        self.rank = rank
-        self.size = size
+    def __init__(self, group: Group, number: int, purpose: str, silence: float) -> None:
+        # The group's heart beats as long as there is the group.
+        self._group = group
+        self._store = _connection(group._store)
+        self.rank = group.rank
+        self.size = group.size
         self._purpose = purpose
         self._silence = silence
-        group, number = name
-        self._base = f"{group}/{number}"
-        self._older = f"{group}/{number - 2}"
+        self._base = f"{group._base}/{number}"
+        self._older = f"{group._base}/{number - 2}"
         self._stages = itertools.count()
+        self._is_open = True
+        group._heart.num_sessions += 1
 
     @property
     def decides(self) -> bool:
@@ -193,15 +215,25 @@ class Session:
 
     def close(self) -> None:
         """To be called when the ranks have agreed, or will not; nobody may ask for what was said long ago any more."""
-        if self.decides:
-            self._forget_older()
+        if self._is_open:
+            self._is_open = False
+            self._group._heart.num_sessions -= 1
+            if self.decides:
+                self._forget_older()
 
     def _say(self, key: str, message: Message) -> None:
-        self._store.set(key, json.dumps([self._purpose, message]))
+        text = json.dumps([self._purpose, message])
+        pieces = [text[begin : begin + _PIECE_CHARACTERS] for begin in range(0, len(text), _PIECE_CHARACTERS)]
+        for number, piece in enumerate(pieces[1:], 1):
+            self._store.set(f"{key}/{number}", piece)
+        # The first comes last: who finds it finds the others.
+        self._store.set(key, f"{len(pieces)} {pieces[0]}")
 
     def _hear(self, key: str, by: int) -> Message:
         self._wait([key], [by])
-        purpose, message = json.loads(self._store.get(key))
+        count, _, text = self._store.get(key).decode().partition(" ")
+        pieces = [text, *(self._store.get(f"{key}/{number}").decode() for number in range(1, int(count)))]
+        purpose, message = json.loads("".join(pieces))
         if purpose != self._purpose:
             raise RankError(
                 f"Rank {by} does something else than rank {self.rank}: {purpose}; rank {self.rank}: {self._purpose}. "
@@ -222,7 +254,8 @@ class Session:
         """Waits until all keys are there, one by each of the ranks."""
         pulse = _Pulse(self._store, self._silence)
         pause = _FIRST_PAUSE_SECONDS
-        next_look = time.monotonic() + _LOOK_SECONDS
+        begin = time.monotonic()
+        next_look, has_told = begin + _LOOK_SECONDS, False
         while not self._store.check(list(keys)):
             self.check()
             time.sleep(pause)
@@ -233,6 +266,15 @@ class Session:
                 missing = [rank for key, rank in zip(keys, ranks, strict=True) if not self._store.check([key])]
                 if lost := pulse.lost(missing):
                     raise RankError(f"{self._purpose} was given up, because {lost}.")
+                if not has_told and time.monotonic() - begin > _TELL_SECONDS:
+                    has_told = True
+                    _logger.warning(
+                        "%s: rank %d has waited for rank %s for %.0f seconds. All ranks have to come to it.",
+                        self._purpose,
+                        self.rank,
+                        ", ".join(map(str, missing[:10])),
+                        time.monotonic() - begin,
+                    )
 
     @contextlib.contextmanager
     def _telling_of_lost_store(self) -> Iterator[None]:
@@ -249,7 +291,10 @@ class Session:
         with contextlib.suppress(Exception):
             for stage in range(_MOST_STAGES):
                 for name in (*map(str, range(self.size)), "all"):
-                    self._store.delete_key(f"{self._older}/{stage}/{name}")
+                    key = f"{self._older}/{stage}/{name}"
+                    if self._store.delete_key(key):
+                        pieces = (f"{key}/{number}" for number in itertools.count(1))
+                        collections.deque(itertools.takewhile(self._store.delete_key, pieces), maxlen=0)
             self._store.delete_key(f"{self._older}/failed")
 
 
@@ -291,15 +336,18 @@ class _Heart:
     """A thread that tells the others that this process lives.
 
     Args:
-        store: a connection of its own.
+        store: what the ranks share.
         rank: that of this process.
     """
 
     def __init__(self, store: Store, rank: int) -> None:
         self._store = store
+        self._own = _connection(store)
         self._key = f"trackckpt/alive/{rank}"
         self._stopped = threading.Event()
         self._has_begun = False
+        self.num_sessions = 0
+        """How many sessions are open; the thread of an asynchronous save goes on when the main thread is over."""
 
     def begin(self) -> None:
         """Begins to beat, if it does not yet."""
@@ -317,15 +365,20 @@ class _Heart:
         # No daemon: Python would stop one within the call of the store, which ends in an abort. The interpreter waits
         # for this thread, which sees that the main thread is over.
         pauses = max(1, round(_BEAT_SECONDS / _PAUSE_SECONDS))
-        with contextlib.suppress(Exception):
-            for number in itertools.count(1):
-                if self._stopped.wait(_PAUSE_SECONDS) or not threading.main_thread().is_alive():
-                    return
-                if number % pauses == 0:
-                    self._beat(number)
+        for number in itertools.count(1):
+            is_needed = self.num_sessions > 0 or threading.main_thread().is_alive()
+            if self._stopped.wait(_PAUSE_SECONDS) or not is_needed:
+                return
+            if number % pauses == 0:
+                self._beat(number)
 
     def _beat(self, number: int) -> None:
-        self._store.set(self._key, f"{os.getpid()} {number}")
+        try:
+            self._own.set(self._key, f"{os.getpid()} {number}")
+        except Exception:
+            # The next may be heard again; where the store is gone for good, nobody is there to hear.
+            with contextlib.suppress(Exception):
+                self._own = _connection(self._store)
 
 
 _PAUSE_SECONDS = 0.1

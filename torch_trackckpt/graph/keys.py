@@ -13,9 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["attribute_key", "by_rank_key", "escape", "is_by_rank", "object_path", "readable_path", "slot_path"]
+__all__ = [
+    "BY_RANK",
+    "attribute_key",
+    "by_rank_key",
+    "escape",
+    "is_by_rank",
+    "object_path",
+    "readable_path",
+    "slot_path",
+]
 
-_BY_RANK = "/.BY_RANK"
+BY_RANK = "/.BY_RANK"
+"""What the keys of values that are kept for each rank end in."""
 
 
 def escape(name: str) -> str:
@@ -45,12 +55,12 @@ def attribute_key(path: str, attribute: str) -> str:
 
 def by_rank_key(key: str) -> str:
     """The key of the values of all ranks, where they are not the same."""
-    return key + _BY_RANK
+    return key + BY_RANK
 
 
 def is_by_rank(key: str) -> bool:
     """Whether the values of all ranks are stored under a key."""
-    return key.endswith(_BY_RANK)
+    return key.endswith(BY_RANK)
 
 
 def slot_path(variable: str, optimizer: str, slot_name: str) -> str:

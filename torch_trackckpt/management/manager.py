@@ -27,6 +27,7 @@ from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 from torch_trackckpt.fallback import first_sound
+from torch_trackckpt.graph.keys import BY_RANK
 from torch_trackckpt.management.ledger import Ledger, read_ledger, write_ledger
 from torch_trackckpt.management.pruning import ByPolicy, MaxToKeep, PruningRule
 from torch_trackckpt.options import CheckpointOptions
@@ -197,11 +198,11 @@ class CheckpointManager:
         # Asked first, because a save that is not due waits for none that is pending.
         if not self._is_due(step, check_interval):
             return None
-        with self._checkpoint._own.turn():
+        with self._checkpoint._own.turn(options):
             # Another thread may have saved the step meanwhile.
             if not self._is_due(step, check_interval):
                 return None
-            counted = self._checkpoint._spend_number()
+            counted = self._checkpoint._spend_number(self._prefix, options)
             number = counted if number is None else number
             with_bookkeeping = self._with_bookkeeping(options, number if step is None else step, measured)
             path = self._checkpoint.write(f"{self._prefix}-{number}", with_bookkeeping)
@@ -321,13 +322,13 @@ class _Restoring:
         self._half_restored: list[str] = []
 
     def restore(self, path: str) -> None:
-        for damaged in self._half_restored:
-            _check_covers(path, damaged)
         damage: CheckpointNotFoundError | DataLossError | None = None
 
         def restore() -> str | None:
             nonlocal damage
             try:
+                for damaged in self._half_restored:
+                    _check_covers(path, damaged)
                 self._checkpoint.restore(path, self._options)
             except (CheckpointNotFoundError, DataLossError) as error:
                 damage = error
@@ -345,7 +346,8 @@ class _Restoring:
 
 def _check_covers(path: str, damaged: str) -> None:
     """Checks that to restore one checkpoint overwrites everything that another may have brought."""
-    lacking = sorted(CheckpointReader(damaged).keys() - CheckpointReader(path).keys())
+    there = {key.removesuffix(BY_RANK) for key in CheckpointReader(path)}
+    lacking = sorted({key.removesuffix(BY_RANK) for key in CheckpointReader(damaged)} - there)
     if lacking:
         raise DataLossError(
             f"live values had been overwritten from {damaged!r} when damage was found in it, and {path!r} lacks "

@@ -22,7 +22,7 @@ from typing import Any
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.file_names import TEMPORARY, data_name, index_name
 from torch_trackckpt.distributed.group import Session
-from torch_trackckpt.errors import CheckpointNotFoundError
+from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
 from torch_trackckpt.save.commit import commit, recover
@@ -57,6 +57,7 @@ class JointSave:
         self.is_async = is_async
         self._durable = durable
         self._token = ""
+        self._record = b""
         self._num_files = session.size
 
     def telling(self) -> contextlib.AbstractContextManager[None]:
@@ -82,7 +83,11 @@ class JointSave:
 
             shares = Shares.heard(session.agree(lambda: offer.details(first, session.rank), detail))
         rows = shares.rows(offer, session.rank)
-        return rows.followed_by(shares.of_all(offer, details)) if session.decides else rows
+        if not session.decides:
+            return rows
+        of_all = shares.of_all(offer, details)
+        self._record = of_all.record
+        return rows.followed_by(of_all)
 
     def _begin(self, shares: Shares) -> dict[str, Any]:
         """What rank 0 does before anybody writes."""
@@ -95,6 +100,9 @@ class JointSave:
             if self.storage.is_remote:
                 num_files = free_number_of_shards(self.place, num_files, self.storage)
         return {"shares": shares.message(), "token": secrets.token_hex(8), "files": num_files}
+
+    def close(self) -> None:
+        self._session.close()
 
     def watched(self, progress: Progress | None) -> Progress:
         def tell(done: int, total: int) -> None:
@@ -113,14 +121,20 @@ class JointSave:
         """
         session, files = self._session, self._files_of(self._session.rank)
 
+        has_uploaded = may_be_published = False
+
         def write_mine() -> int:
+            nonlocal has_uploaded
             written = write(files)
             if isinstance(written, UploadedFiles):
+                has_uploaded = True
                 self.storage.put(files.index[0], written.content)
                 return written.data_bytes
             return 0
 
         def make_one(said: list[int]) -> None:
+            nonlocal may_be_published
+            may_be_published = True
             parts = [self._files_of(rank) for rank in range(session.size)]
             try:
                 with self._joined(parts, sum(said)) as joined:
@@ -132,21 +146,27 @@ class JointSave:
                 raise
             # Before anybody is told, so that nobody sees what is not the checkpoint's.
             for part in parts:
-                self.storage.remove(part.index[0])
+                with contextlib.suppress(OSError):
+                    self.storage.remove(part.index[0])
             publish(True)
 
         try:
             session.agree(write_mine, make_one)
         except BaseException:
-            for temporary, _ in (*files.data, files.index):
-                # Another rank may still be reading, and the next save removes what is left.
-                with contextlib.suppress(OSError):
+            # What was uploaded has its final name, and an index may stand for it by now, of which only rank 0 knows.
+            # What stays, the next save removes.
+            data = () if has_uploaded else files.data
+            with contextlib.suppress(OSError):
+                for temporary, _ in (*data, files.index):
                     self.storage.remove(temporary)
+                if session.decides and self.storage.is_remote and not may_be_published:
+                    recover(self.place, self.storage)
             raise
+        try:
+            # What goes wrong here is raised in all as well.
+            session.agree(lambda: None if session.decides else publish(False))
         finally:
             session.close()
-        if not session.decides:
-            publish(False)
 
     def _files_of(self, rank: int) -> WrittenFiles:
         """The files that a rank writes; the data has its final name at once where files cannot be renamed."""
@@ -208,7 +228,15 @@ class JointSave:
         suffix = "" if self.storage.is_remote else self._suffix
         known = None if ranges is None else _BesideLocal(ranges, joined)
         reader = _native.BundleReader(joined, self.place, (suffix,), known)
-        reader.check([key.encode() for key in reader.keys()])  # noqa: SIM118
+        keys = reader.keys()
+        reader.check([key.encode() for key in keys])
+        graph = _native.SavedGraph(self._record)
+        named = {key for node in graph.nodes_with_values() for _, _, key in graph.attributes(node)}
+        if missing := sorted(named.difference(keys)):
+            raise DataLossError(
+                f"No rank has written {len(missing)} of the values that the object graph names, the first is "
+                f"{missing[0]}. This should not happen; please report it."
+            )
 
 
 class _BesideLocal:

@@ -18,14 +18,16 @@ import base64
 import collections
 import dataclasses
 import hashlib
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.dtypes import data_type_of_torch
+from torch_trackckpt.bundle.memory import memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, parts_of, ranks_of
 from torch_trackckpt.errors import UnsupportedValueError
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["Offer", "Rows", "Shares"]
 
 _SLOT = "/.OPTIMIZER_SLOT/"
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,13 @@ class Rows:
             self.parts[len(self.keys)] = part
         self.keys.append(key)
         self.values.append(value)
+
+    @property
+    def record(self) -> bytes:
+        """That of the object graph, where it is among them."""
+        record = self.values[self.keys.index(OBJECT_GRAPH_KEY)]
+        assert isinstance(record, bytes)
+        return record
 
     def followed_by(self, other: Rows) -> Rows:
         """These rows and others."""
@@ -77,15 +88,32 @@ class Offer:
         self.values = snapshot.values
         self.record = snapshot.graph.record
         self.state_keys = frozenset(snapshot.state_keys())
+        # To ask a mesh takes torch much longer than anything here.
+        self._ranks: dict[int, tuple[int, ...]] = {}
+        self._copies: dict[tuple[int, Any], tuple[int, ...]] = {}
         self.meshes: list[tuple[int, ...]] = []
         """The ranks of meshes that not all ranks are in: others may have the same."""
         self.mesh_of: dict[str, int] = {}
         """For DTensors on one of these, which."""
         for key, value in zip(self.keys, self.values, strict=True):
-            if is_dtensor(value) and len(ranks := ranks_of(value)) < size:
+            if is_dtensor(value) and len(ranks := self.ranks_of(value)) < size:
                 if ranks not in self.meshes:
                     self.meshes.append(ranks)
                 self.mesh_of[key] = self.meshes.index(ranks)
+
+    def ranks_of(self, tensor: DTensor) -> tuple[int, ...]:
+        """All ranks of a tensor's mesh."""
+        mesh = id(tensor.device_mesh)
+        if mesh not in self._ranks:
+            self._ranks[mesh] = ranks_of(tensor)
+        return self._ranks[mesh]
+
+    def copies_of(self, tensor: DTensor) -> tuple[int, ...]:
+        """The ranks that have the same part of a tensor."""
+        place = id(tensor.device_mesh), tensor.placements
+        if place not in self._copies:
+            self._copies[place] = copies_of(tensor)
+        return self._copies[place]
 
     def summary(self) -> dict[str, Any]:
         """What rank 0 has to know at first: a digest of what there is, and one of each python state."""
@@ -111,6 +139,11 @@ class Offer:
                 said["states"][key] = base64.b64encode(value).decode()
             elif key in shares.by_rank and isinstance(value, torch.Tensor):
                 said["tensors"][key] = [str(value.dtype).removeprefix("torch."), list(value.shape)]
+            elif key in shares.by_rank:
+                raise UnsupportedValueError(
+                    f"{key}: arrays of strings that are not the same on all ranks cannot be kept by rank; return them "
+                    "as lists from state_dict()."
+                )
         # Ranks of one kind have the same to say of the rest.
         if not shares.are_of_one_kind and shares.speaks(rank):
             said["described"] = self.described()
@@ -248,6 +281,7 @@ class Shares:
 
     def _of(self, offer: Offer, rank: int) -> Iterator[tuple[str, Value, TensorSlice | None]]:
         owners = _Owners()
+        holders: dict[tuple[str, ...], tuple[int, ...]] = {}
         # All ranks that have a value come to it in this order, whatever else they have.
         for key, value in sorted(zip(offer.keys, offer.values, strict=True), key=lambda pair: pair[0]):
             if key == OBJECT_GRAPH_KEY:
@@ -256,38 +290,52 @@ class Shares:
                 if isinstance(value, torch.Tensor):
                     yield by_rank_key(key), *_of_rank(value, rank, len(self.kinds))
             elif is_dtensor(value):
-                if rank in self._writing_mesh(key, value, offer, rank, owners):
-                    yield from ((key, view, part) for view, part in _own_parts(value, rank, owners))
+                if rank in self._writing_mesh(key, value, offer, rank, owners, holders):
+                    yield from ((key, view, part) for view, part in _own_parts(value, offer, rank, owners))
             elif isinstance(value, torch.nn.Parameter) or (_SLOT in key and isinstance(value, torch.Tensor)):
-                if owners.choose(self._holders(key, rank), value.nbytes) == rank:
+                if owners.choose(self._holders(key, rank, holders), value.nbytes) == rank:
                     yield key, value, None
-            elif self._holders(key, rank)[0] == rank:
+            elif self._holders(key, rank, holders)[0] == rank:
                 yield key, value, None
 
-    def _holders(self, key: str, rank: int) -> tuple[int, ...]:
-        """The ranks that have a value, of which the given one is one."""
-        kinds = {int(kind) for kind in self.kinds_of.get(key, ())} or {self.kinds[rank]}
-        return tuple(other for other, kind in enumerate(self.kinds) if kind in kinds)
+    def _holders(self, key: str, rank: int, known: dict[tuple[str, ...], tuple[int, ...]]) -> tuple[int, ...]:
+        """The ranks that have a value, of which the given one is one; for kinds that have been asked for, by what is
+        known."""
+        kinds = tuple(self.kinds_of.get(key, ()))
+        if (found := known.get(kinds)) is None:
+            wanted = set(map(int, kinds)) or {self.kinds[rank]}
+            found = known[kinds] = tuple(other for other, kind in enumerate(self.kinds) if kind in wanted)
+        return found
 
-    def _writing_mesh(self, key: str, tensor: DTensor, offer: Offer, rank: int, owners: _Owners) -> Sequence[int]:
+    def _writing_mesh(
+        self,
+        key: str,
+        tensor: DTensor,
+        offer: Offer,
+        rank: int,
+        owners: _Owners,
+        known: dict[tuple[str, ...], tuple[int, ...]],
+    ) -> Sequence[int]:
         """The ranks that write a tensor, of which there may be the whole on several meshes."""
         if key not in offer.mesh_of:
-            return ranks_of(tensor)
+            return offer.ranks_of(tensor)
         number_in = self.kinds_of.get(key) or {str(self.kinds[rank]): offer.mesh_of[key]}
-        holders = self._holders(key, rank)
+        holders = self._holders(key, rank, known)
         meshes = {self.meshes[self.meshes_of[other][number_in[str(self.kinds[other])]]] for other in holders}
-        by_first = {min(mesh): mesh for mesh in meshes}
-        return by_first[owners.choose(tuple(sorted(by_first)), tensor.numel() * tensor.element_size())]
+        # By the meshes, not by ranks of them: those may have values together that the rest of the meshes do not see.
+        return owners.choose(tuple(sorted(meshes)), tensor.numel() * tensor.element_size())
 
 
-def _own_parts(tensor: DTensor, rank: int, owners: _Owners) -> Iterator[tuple[torch.Tensor, TensorSlice | None]]:
+def _own_parts(
+    tensor: DTensor, offer: Offer, rank: int, owners: _Owners
+) -> Iterator[tuple[torch.Tensor, TensorSlice | None]]:
     """What a rank writes of a tensor that its mesh writes."""
     if not tensor.numel():
-        if rank == min(ranks_of(tensor)):
+        if rank == min(offer.ranks_of(tensor)):
             yield torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"), None
         return
     parts = parts_of(tensor)
-    if owners.choose(copies_of(tensor), sum(view.nbytes for _, view in parts)) == rank:
+    if owners.choose(offer.copies_of(tensor), sum(view.nbytes for _, view in parts)) == rank:
         yield from ((view, part) for part, view in parts)
 
 
@@ -306,17 +354,18 @@ def _check_tensors(details: Sequence[Mapping[str, Any]]) -> None:
 
 
 class _Owners:
-    """Who of several ranks writes what all of them have. Each of them sees the same values in the same order."""
+    """Who of several writes what all of them have. Each of them sees the same values in the same order."""
 
     def __init__(self) -> None:
-        self._loads: dict[tuple[int, ...], list[int]] = {}
+        self._loads: dict[tuple[Any, ...], list[tuple[int, int]]] = {}
 
-    def choose(self, ranks: tuple[int, ...], num_bytes: int) -> int:
-        """The one that has the least to write so far."""
-        loads = self._loads.setdefault(ranks, [0] * len(ranks))
-        place = loads.index(min(loads))
-        loads[place] += num_bytes
-        return ranks[place]
+    def choose(self, several: tuple[T, ...], num_bytes: int) -> T:
+        """The one that has the least to write so far, the first of them where there are more."""
+        if (loads := self._loads.get(several)) is None:
+            loads = self._loads[several] = [(0, place) for place in range(len(several))]
+        load, place = loads[0]
+        heapq.heapreplace(loads, (load + num_bytes, place))
+        return several[place]
 
 
 def _of_rank(value: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor, TensorSlice]:
@@ -347,9 +396,13 @@ def _digest(key: str, value: Value) -> str:
 
 
 def _described(key: str, value: Value) -> str:
-    if isinstance(value, torch.Tensor):
-        try:
-            return f"{data_type_of_torch(value.dtype)} {list(value.shape)}"
-        except UnsupportedValueError as error:
-            raise UnsupportedValueError(f"{key}: {error}") from error
-    return "a string" if isinstance(value, bytes) else f"strings {list(value.shape)}"
+    if not isinstance(value, torch.Tensor):
+        return "a string" if isinstance(value, bytes) else f"strings {list(value.shape)}"
+    if not is_dtensor(value) and (obstacle := memory_obstacle(value)):
+        raise UnsupportedValueError(f"{key}: {obstacle}")
+    try:
+        dtype = data_type_of_torch(value.dtype)
+    except UnsupportedValueError as error:
+        raise UnsupportedValueError(f"{key}: {error}") from error
+    kind = "a DTensor of " if is_dtensor(value) else "a parameter of " if isinstance(value, torch.nn.Parameter) else ""
+    return f"{kind}{dtype} {list(value.shape)}"

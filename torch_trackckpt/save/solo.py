@@ -42,6 +42,9 @@ class Save(Protocol):
     def share(self, snapshot: Snapshot) -> Rows:
         """What of all that there is this process is to write."""
 
+    def close(self) -> None:
+        """To be called where the save will not be completed."""
+
     def watched(self, progress: Progress | None) -> Progress | None:
         """What is told of the progress, and may end the save."""
 
@@ -74,6 +77,9 @@ class SoloSave:
     def share(self, snapshot: Snapshot) -> Rows:
         values = [_whole(value) if is_dtensor(value) else value for value in snapshot.values]
         return Rows(snapshot.keys, values, {})
+
+    def close(self) -> None:
+        pass
 
     def watched(self, progress: Progress | None) -> Progress | None:
         return progress
