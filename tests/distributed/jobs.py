@@ -206,7 +206,7 @@ def die(rank: int, size: int, path: str, victim: int, place: str, is_async: bool
     model = nn.Linear(100, 100)
     nn.init.ones_(model.weight)
     checkpoint = Checkpoint(model=model)
-    options = CheckpointOptions(durable=False, enable_async=is_async, rank_silence_seconds=2)
+    options = CheckpointOptions(durable=False, enable_async=is_async, rank_silence_seconds=4)
     checkpoint.save(f"{path}/ckpt", options)
     checkpoint.sync()
     nn.init.zeros_(model.weight)
@@ -588,11 +588,11 @@ def last_save_at_exit(rank: int, size: int, path: str) -> Any:
     write = BundleWriter.add_rows
 
     def slowly(self: BundleWriter, *arguments: Any, **named: Any) -> None:
-        time.sleep(4)
+        time.sleep(6)
         write(self, *arguments, **named)
 
     BundleWriter.add_rows = slowly  # type: ignore[method-assign]
-    options = CheckpointOptions(durable=False, enable_async=True, rank_silence_seconds=2)
+    options = CheckpointOptions(durable=False, enable_async=True, rank_silence_seconds=3)
     checkpoint.save(f"{path}/ckpt", options)
     return "ends"
 
