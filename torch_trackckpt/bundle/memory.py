@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 import torch
 
-__all__ = ["PLAIN_TYPES", "is_dtensor", "memory_obstacle", "row_major", "takes_file_bytes"]
+__all__ = ["PLAIN_TYPES", "holds_dtensor", "is_dtensor", "memory_obstacle", "row_major", "takes_file_bytes"]
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 """Tensors of other classes may have memory that is not what they mean."""
@@ -16,6 +17,12 @@ def is_dtensor(value: object) -> bool:
     """Whether a value is torch's ``DTensor``, whose values lie in several processes."""
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return kind is not None and isinstance(value, kind)
+
+
+def holds_dtensor(values: Iterable[object]) -> bool:
+    """Whether any of very many values is one: their classes are looked at, not each of them."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and any(issubclass(cls, kind) for cls in set(map(type, values)))
 
 
 def memory_obstacle(tensor: torch.Tensor) -> str | None:

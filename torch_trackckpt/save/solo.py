@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from torch_trackckpt.bundle.memory import holds_dtensor
 from torch_trackckpt.distributed.dtensor import is_dtensor, parts_of
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
@@ -75,6 +76,8 @@ class SoloSave:
         return contextlib.nullcontext()
 
     def share(self, snapshot: Snapshot) -> Rows:
+        if not holds_dtensor(snapshot.values):
+            return Rows(snapshot.keys, snapshot.values, {})
         values = [_whole(value) if is_dtensor(value) else value for value in snapshot.values]
         return Rows(snapshot.keys, values, {})
 
