@@ -13,8 +13,6 @@ import argparse
 import contextlib
 import importlib
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,37 +21,22 @@ import fsspec
 import torch
 from torch import nn
 
+from benchmarks.stand_in import s3_server
 from torch_trackckpt import Checkpoint
-
-_SERVER = """
-import logging, sys
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
 
 
 @contextlib.contextmanager
-def stand_in() -> Iterator[str]:
+def bucket() -> Iterator[str]:
     """The URL of a bucket on this machine."""
-    command = [sys.executable, "-W", "ignore", "-c", _SERVER]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
+    with s3_server() as port:
         fsspec.config.conf["s3"] = {
-            "endpoint_url": f"http://127.0.0.1:{int(server.stdout.readline())}",
+            "endpoint_url": f"http://127.0.0.1:{port}",
             "key": "somebody",
             "secret": "nothing",
             "client_kwargs": {"region_name": "eu-west-1"},
         }
         fsspec.filesystem("s3").mkdir("bench")
         yield "s3://bench/run"
-    finally:
-        server.kill()
-        server.communicate()
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -104,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    with stand_in() if chosen.url is None else contextlib.nullcontext(chosen.url) as url:
+    with bucket() if chosen.url is None else contextlib.nullcontext(chosen.url) as url:
         measure(url, chosen.mib, chosen.rounds)
 
 

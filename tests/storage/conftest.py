@@ -22,7 +22,7 @@ def s3_port() -> Iterator[int]:
     """A server of S3, for all tests; each has a bucket of its own."""
     pytest.importorskip("s3fs", reason="s3fs is not installed (pip install 'torch_trackckpt[test]')")
     pytest.importorskip("moto", reason="moto is not installed (pip install 'torch_trackckpt[test]')")
-    from s3_server import s3_server
+    from benchmarks.stand_in import s3_server
 
     with s3_server() as port:
         yield port
@@ -33,7 +33,7 @@ def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A proxy before the server. fsspec goes through it, and does not try again for long."""
     import fsspec
     import s3fs
-    from s3_server import FaultyProxy
+    from faulty_proxy import FaultyProxy
 
     proxy = FaultyProxy(s3_port)
     settings = {

@@ -14,9 +14,9 @@ import torch
 
 pytest.importorskip("s3fs", reason="s3fs is not installed (pip install 'torch_trackckpt[test]')")
 
+import faulty_proxy
 import fsspec
-import s3_server
-from s3_server import FaultyProxy
+from faulty_proxy import FaultyProxy
 
 from torch_trackckpt import (
     Checkpoint,
@@ -103,24 +103,24 @@ def test_large_files_go_up_in_parts_and_are_those_of_a_local_save(
 
 def test_requests_that_are_throttled_or_dropped_are_made_again(s3: FaultyProxy, bucket: str) -> None:
     checkpoint = Checkpoint(x=large())
-    s3.fail("PUT .*partNumber=2", s3_server.slow_down)
-    s3.fail("PUT .*partNumber=3", s3_server.drop_connection)
-    s3.fail("PUT .*partNumber=1&", s3_server.lose_answer)
-    s3.fail("POST .*uploads", s3_server.slow_down)
-    s3.fail("PUT .*\\.index", s3_server.slow_down)
-    s3.fail("PUT .*/checkpoint", s3_server.lose_answer)
-    s3.fail("HEAD ", s3_server.drop_connection)
-    s3.fail("GET .*list-type", s3_server.slow_down)
+    s3.fail("PUT .*partNumber=2", faulty_proxy.slow_down)
+    s3.fail("PUT .*partNumber=3", faulty_proxy.drop_connection)
+    s3.fail("PUT .*partNumber=1&", faulty_proxy.lose_answer)
+    s3.fail("POST .*uploads", faulty_proxy.slow_down)
+    s3.fail("PUT .*\\.index", faulty_proxy.slow_down)
+    s3.fail("PUT .*/checkpoint", faulty_proxy.lose_answer)
+    s3.fail("HEAD ", faulty_proxy.drop_connection)
+    s3.fail("GET .*list-type", faulty_proxy.slow_down)
 
     path = checkpoint.save(f"{bucket}/run/ckpt", ONE_FILE)
 
-    s3.fail("GET .*\\.data-", s3_server.slow_down)
-    s3.fail("GET .*\\.data-", s3_server.drop_connection)
-    s3.fail("GET .*\\.data-", s3_server.cut_answer)
-    s3.fail("GET .*\\.data-", s3_server.shorten_answer)
-    s3.fail("GET .*\\.index", s3_server.cut_answer)
-    s3.fail("HEAD .*\\.index", s3_server.slow_down)
-    s3.fail("GET .*/checkpoint", s3_server.cut_answer)
+    s3.fail("GET .*\\.data-", faulty_proxy.slow_down)
+    s3.fail("GET .*\\.data-", faulty_proxy.drop_connection)
+    s3.fail("GET .*\\.data-", faulty_proxy.cut_answer)
+    s3.fail("GET .*\\.data-", faulty_proxy.shorten_answer)
+    s3.fail("GET .*\\.index", faulty_proxy.cut_answer)
+    s3.fail("HEAD .*\\.index", faulty_proxy.slow_down)
+    s3.fail("GET .*/checkpoint", faulty_proxy.cut_answer)
     assert latest_checkpoint(f"{bucket}/run") == path
     x = torch.zeros(LARGE // 4, dtype=torch.int32)
     Checkpoint(x=x).restore(path).assert_consumed()
@@ -129,7 +129,7 @@ def test_requests_that_are_throttled_or_dropped_are_made_again(s3: FaultyProxy, 
 
 
 def test_an_upload_whose_completion_was_not_heard_of_is_complete(s3: FaultyProxy, bucket: str) -> None:
-    s3.fail("POST .*uploadId", s3_server.lose_answer)
+    s3.fail("POST .*uploadId", faulty_proxy.lose_answer)
     assert torch.equal(stored(Checkpoint(x=large()).write(f"{bucket}/ckpt", ONE_FILE)), large())
 
 
@@ -137,7 +137,7 @@ def test_a_truncated_upload_is_never_published(s3: FaultyProxy, bucket: str) -> 
     checkpoint = Checkpoint(x=large())
     first = checkpoint.save(f"{bucket}/run/ckpt", ONE_FILE)
     before = objects(bucket)
-    s3.fail("PUT .*ckpt-2.data.*partNumber=3", s3_server.cut_upload, times=1000)
+    s3.fail("PUT .*ckpt-2.data.*partNumber=3", faulty_proxy.cut_upload, times=1000)
 
     with pytest.raises(OSError, match=r"ckpt-2\.data"):
         checkpoint.save(f"{bucket}/run/ckpt", ONE_FILE)
@@ -149,10 +149,10 @@ def test_a_truncated_upload_is_never_published(s3: FaultyProxy, bucket: str) -> 
     assert torch.equal(stored(first), large())
 
 
-@pytest.mark.parametrize("fault", [s3_server.slow_down, s3_server.drop_connection])
+@pytest.mark.parametrize("fault", [faulty_proxy.slow_down, faulty_proxy.drop_connection])
 @pytest.mark.parametrize("request_", ["POST .*uploads", "PUT .*partNumber=2", "POST .*uploadId", r"PUT .*\.index"])
 def test_a_save_that_cannot_get_on_leaves_nothing_and_the_next_one_works(
-    s3: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch, request_: str, fault: s3_server.Action
+    s3: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch, request_: str, fault: faulty_proxy.Action
 ) -> None:
     monkeypatch.setattr("torch_trackckpt.storage.remote._PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
@@ -176,7 +176,7 @@ def test_a_download_that_stays_short_is_an_error_that_says_where(
 ) -> None:
     monkeypatch.setattr("torch_trackckpt.storage.remote._PAUSES_SECONDS", (0.0,))
     path = Checkpoint(x=torch.ones(1000)).write(f"{bucket}/ckpt")
-    s3.fail("GET .*\\.data-", s3_server.shorten_answer, times=1000)
+    s3.fail("GET .*\\.data-", faulty_proxy.shorten_answer, times=1000)
     with pytest.raises(OSError, match=r"Reading 4000 bytes at offset 0 failed 2 times.*2000 bytes have come") as raised:
         CheckpointReader(path).get_tensor(X)
     assert raised.value.filename == f"{path}.data-00000-of-00001"
@@ -254,7 +254,7 @@ def test_a_process_that_is_killed_while_it_saves_leaves_the_checkpoint_before_it
     first = checkpoint.save(f"{bucket}/run/ckpt", ONE_FILE)
     processes: list[subprocess.Popen[str]] = []
 
-    def kill(exchange: s3_server._Exchange) -> None:
+    def kill(exchange: faulty_proxy._Exchange) -> None:
         processes[0].send_signal(signal.SIGKILL)
         exchange.drop()
 
@@ -345,7 +345,7 @@ def test_nothing_that_is_logged_has_a_secret(
     caplog.set_level("DEBUG", logger="torch_trackckpt")
     checkpoint = Checkpoint(x=torch.ones(3))
     checkpoint.save(f"{bucket}/run/ckpt")
-    s3.fail(r"PUT .*\.index", s3_server.drop_connection, times=1000)
+    s3.fail(r"PUT .*\.index", faulty_proxy.drop_connection, times=1000)
     with pytest.raises(OSError, match="ckpt-2") as raised:
         checkpoint.save(f"{bucket}/run/ckpt")
     assert fsspec.config.conf["s3"]["secret"] not in caplog.text + str(raised.value)

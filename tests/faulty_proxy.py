@@ -1,4 +1,4 @@
-"""A server of S3 in a process of its own on this machine, and a proxy before it that fails when it is told to."""
+"""A proxy before a server of an object store on this machine, which fails when it is told to."""
 
 from __future__ import annotations
 
@@ -7,35 +7,8 @@ import dataclasses
 import http.client
 import http.server
 import re
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-
-# Ends when its standard input does, and that is when the tests end, in whatever way.
-_SERVER = """
-import logging, sys
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def s3_server() -> Iterator[int]:
-    """Its port."""
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.communicate()
+from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True)
