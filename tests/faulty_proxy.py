@@ -154,6 +154,16 @@ def slow_down(exchange: _Exchange) -> None:
     exchange.answer(503, [("Content-Type", "application/xml")], b"" if exchange.command == "HEAD" else body)
 
 
+def refuse(exchange: _Exchange) -> None:
+    """The answer to a request that makes no sense, which nobody makes again."""
+    exchange.answer(400, [("Content-Type", "application/json")], b'{"error": {"code": 400, "message": "refused"}}')
+
+
+def give_up_upload(exchange: _Exchange) -> None:
+    """The answer of Google's storage to the end of an upload that is not finished."""
+    exchange.answer(499, [], b"")
+
+
 def drop_connection(exchange: _Exchange) -> None:
     """The server never learns of the request."""
     exchange.drop()

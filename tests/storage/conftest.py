@@ -60,3 +60,44 @@ def bucket(s3: Any, request: pytest.FixtureRequest) -> str:
     fsspec.filesystem("s3").mkdir(name)
     s3.clear()
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def gcs_port() -> Iterator[int]:
+    """A server of Google's storage, for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        # What gcsfs asks by another protocol, which the server does not know, is looked at when it is imported.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        pytest.importorskip("gcsfs", reason="gcsfs is not installed (pip install 'torch_trackckpt[test]')")
+    pytest.importorskip(
+        "gcp_storage_emulator", reason="gcp-storage-emulator is not installed (pip install 'torch_trackckpt[test]')"
+    )
+    from cloud_servers import gcs_server
+
+    with gcs_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def azure_port() -> Iterator[int]:
+    """A server of Azure's blobs, for all tests."""
+    import shutil
+
+    pytest.importorskip("adlfs", reason="adlfs is not installed (pip install 'torch_trackckpt[test]')")
+    if (program := shutil.which("azurite-blob")) is None:
+        pytest.skip("azurite is not installed (npm install --global azurite)")
+    from cloud_servers import azurite
+
+    with azurite(program) as port:
+        yield port
+
+
+@pytest.fixture(params=["gs", "az"])
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A new bucket of Google's storage, and one of Azure's, with a proxy before each."""
+    port = request.getfixturevalue({"gs": "gcs_port", "az": "azure_port"}[request.param])
+    from clouds import Cloud
+
+    cloud = Cloud(request.param, port, request.node.name, monkeypatch)
+    yield cloud
+    cloud.close()

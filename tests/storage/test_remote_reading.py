@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from remote_memory import PATIENCE_SECONDS, Place
+from remote_memory import PATIENCE_SECONDS, CountedFileSystem, Place
 
-from torch_trackckpt import Checkpoint, CheckpointOptions, CheckpointReader
+from torch_trackckpt import Checkpoint, CheckpointManager, CheckpointOptions, CheckpointReader
 from torch_trackckpt.restore import assign
 from torch_trackckpt.storage import remote
 
@@ -139,3 +139,54 @@ def test_values_with_gaps_in_memory_and_of_other_devices_are_restored(place: Pla
     live: Any = torch.zeros(4, 3).T
     Checkpoint(x=live).read(path).assert_consumed()
     assert torch.equal(live, torch.arange(12.0).reshape(3, 4))
+
+
+def test_what_a_file_system_remembers_of_a_directory_is_not_believed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """adlfs looks for a file in the listing of its directory, and forgets that only if it is told this very path."""
+    listings: dict[str, list[dict[str, Any]]] = {}
+    listing, looking = CountedFileSystem.ls, CountedFileSystem.info
+
+    def ls(self: CountedFileSystem, path: str, detail: bool = True) -> Any:
+        path = self._strip_protocol(path)
+        if path not in listings:
+            listings[path] = listing(self, path)
+        return listings[path] if detail else [info["name"] for info in listings[path]]
+
+    def info(self: CountedFileSystem, path: str) -> dict[str, Any]:
+        path = self._strip_protocol(path)
+        for info in (remembered := listings.get(self._parent(path), [])):
+            if info["name"] == path:
+                return info
+        if remembered:
+            raise FileNotFoundError(path)
+        return looking(self, path)
+
+    monkeypatch.setattr(CountedFileSystem, "ls", ls)
+    monkeypatch.setattr(CountedFileSystem, "info", info)
+    monkeypatch.setattr(CountedFileSystem, "invalidate_cache", lambda self, path: listings.pop(path, None))
+
+    manager = CheckpointManager(Checkpoint(x=torch.ones(3)), "counted://run", max_to_keep=2)
+    for number in (1, 2, 3):
+        assert manager.save() == f"counted://run/ckpt-{number}"
+    storage = remote.RemoteStorage(URL)
+    assert len(storage.list("counted://run/")) == 5
+    CountedFileSystem.store.pop("/run/ckpt-3.index")
+    assert not storage.exists("counted://run/ckpt-3.index")
+    assert len(storage.list("counted://run/")) == 4
+
+
+def test_a_file_that_is_not_there_is_named_by_its_url(place: Place) -> None:
+    """gcsfs tells the address of its request, and nothing else."""
+
+    def answer(*call: Any) -> None:
+        if call[0] in ("pipe_file", "cat_file"):
+            raise FileNotFoundError("https://server/storage/v1/b/run")
+
+    place.before = answer
+    storage = remote.RemoteStorage(URL)
+    for act in (lambda: storage.put(URL, b"x"), lambda: storage.get(URL), lambda: storage.read(URL, 0, 1)):
+        with pytest.raises(FileNotFoundError, match="there is nothing at https://server/storage/v1/b/run") as raised:
+            act()
+        assert raised.value.filename == URL

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from typing import Any
 
 import pytest
-from remote_memory import PATIENCE_SECONDS
+from remote_memory import PATIENCE_SECONDS, CountedFileSystem, Place
 
 from torch_trackckpt.errors import WriterClosedError
-from torch_trackckpt.storage import upload
-from torch_trackckpt.storage.upload import PartUpload
+from torch_trackckpt.storage.remote import RemoteStorage
+from torch_trackckpt.storage.upload import PART_BYTES, PartUpload, StreamParts, part_bytes_of
 
 PART = 1000
 
@@ -46,8 +47,7 @@ class FakeParts:
 class File:
     """An upload, and what came of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, num_threads: int = 2, *, may_send: bool = True) -> None:
-        monkeypatch.setattr(upload, "PART_BYTES", PART)
+    def __init__(self, num_threads: int = 2, *, may_send: bool = True) -> None:
         self.parts = FakeParts(may_send=may_send)
         self.whole: bytes | None = None
         self.is_removed = False
@@ -57,7 +57,7 @@ class File:
             put=self._put,
             size=lambda: len(self.content()),
             remove=self._remove,
-            num_bytes=10,
+            part_bytes=PART,
             num_threads=num_threads,
         )
 
@@ -87,11 +87,9 @@ class File:
 
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 5 * PART, 5 * PART + 1])
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_a_file_is_what_was_written_whatever_its_size(
-    monkeypatch: pytest.MonkeyPatch, size: int, num_threads: int
-) -> None:
+def test_a_file_is_what_was_written_whatever_its_size(size: int, num_threads: int) -> None:
     data = bytes(i * 7 % 251 for i in range(size))
-    file = File(monkeypatch, num_threads)
+    file = File(num_threads)
     file.write(data)
     assert file.content() == data
     assert file.upload.num_bytes == size
@@ -99,8 +97,8 @@ def test_a_file_is_what_was_written_whatever_its_size(
     assert {len(part) for part in list(file.parts.sent.values())[:-1]} <= {PART}
 
 
-def test_parts_go_up_side_by_side_and_no_more_than_that_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = File(monkeypatch, num_threads=3, may_send=False)
+def test_parts_go_up_side_by_side_and_no_more_than_that_are_in_memory() -> None:
+    file = File(num_threads=3, may_send=False)
     writer = threading.Thread(target=file.write, args=(bytes(20 * PART),))
     writer.start()
     for _ in range(3):
@@ -113,8 +111,8 @@ def test_parts_go_up_side_by_side_and_no_more_than_that_are_in_memory(monkeypatc
     assert len(file.content()) == 20 * PART
 
 
-def test_a_part_that_cannot_be_sent_ends_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = File(monkeypatch)
+def test_a_part_that_cannot_be_sent_ends_the_file() -> None:
+    file = File()
     file.parts.failure = OSError(5, "no answer")
     with pytest.raises(OSError, match="no answer"):
         file.write(bytes(10 * PART))
@@ -125,8 +123,8 @@ def test_a_part_that_cannot_be_sent_ends_the_file(monkeypatch: pytest.MonkeyPatc
     assert not any(thread.name.startswith("upload") for thread in threading.enumerate())
 
 
-def test_a_file_that_is_given_up_takes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = File(monkeypatch)
+def test_a_file_that_is_given_up_takes_nothing_more() -> None:
+    file = File()
     file.upload.abort()
     with pytest.raises(WriterClosedError, match="'place://file' was given up"):
         file.write(bytes(10 * PART))
@@ -140,18 +138,60 @@ def test_without_threads_the_caller_sends(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    file = File(monkeypatch)
+    file = File()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         file.write(bytes(range(250)) * 20)
     assert file.content() == bytes(range(250)) * 20
 
 
-def test_a_very_large_file_has_larger_parts_not_more_than_a_store_takes() -> None:
-    def nothing(*arguments: object) -> int:
-        return 0
+class Stream:
+    """A file of fsspec, of an upload which the store may have ended already."""
 
-    large = PartUpload("", FakeParts(), put=nothing, size=nothing, remove=nothing, num_bytes=1 << 40, num_threads=1)
-    given = large.next_part(0, False)
+    def __init__(self, failure: Exception | None) -> None:
+        self.failure = failure
+        self.closed = False
+        self.written = threading.Event()
+
+    def write(self, data: bytes) -> None:
+        self.written.set()
+
+    def discard(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.mark.parametrize("failure", [None, FileNotFoundError(2, "no such upload"), OSError(5, "no answer")])
+def test_what_was_uploaded_is_removed_although_the_store_does_not_give_up_the_upload(
+    failure: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file is closed, so that the garbage collector does not send what is left of it."""
+    file = File()
+    stream = Stream(failure)
+    file.upload._parts = StreamParts(lambda: stream)
+    file.upload.next_part(0, False)
+    file.upload.next_part(PART, False)
+    assert stream.written.wait(PATIENCE_SECONDS)
+
+    file.upload.abort()
+
+    assert stream.closed
+    assert file.is_removed
+    warning = "What was uploaded to 'place://file' before a save failed could not be removed (OSError: "
+    assert (warning in caplog.text) == (type(failure) is OSError)
+
+
+def test_a_very_large_file_has_larger_parts_not_more_than_a_store_takes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert part_bytes_of(0) == part_bytes_of(9_000 * PART_BYTES) == PART_BYTES
+    assert (1 << 40) / part_bytes_of(1 << 40) < 10_000
+    # File systems which cut what is written into blocks, as adlfs does, cut none of them.
+    opened: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(CountedFileSystem, "open", lambda self, *how, **settings: opened.append((*how, settings)))
+    upload = RemoteStorage("counted://run").upload("counted://run/file", 1 << 40, 1)
+    given = upload.next_part(0, False)
     assert given is not None
-    assert (1 << 40) / given[1] < 10_000
+    assert given[1] == part_bytes_of(1 << 40)
+    upload._parts._open()  # type: ignore[attr-defined]
+    assert opened == [("/run/file", "wb", {"block_size": part_bytes_of(1 << 40)})]

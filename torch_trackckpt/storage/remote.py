@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch_trackckpt.storage.paths import directory
-from torch_trackckpt.storage.upload import PART_BYTES, PartUpload, S3Parts, StreamParts
+from torch_trackckpt.storage.upload import PartUpload, S3Parts, StreamParts, part_bytes_of
 
 __all__ = ["RemoteRanges", "RemoteStorage"]
 
@@ -95,6 +95,11 @@ class RemoteStorage:
         for pause in (*_PAUSES_SECONDS, None):
             try:
                 return call()
+            except FileNotFoundError as error:
+                if error.filename is not None:
+                    raise
+                # Some say no more than which request it was.
+                raise FileNotFoundError(errno.ENOENT, f"{what} failed, there is nothing at {error}", url) from error
             except _FINAL:
                 raise
             except Exception as error:
@@ -114,6 +119,8 @@ class RemoteStorage:
 
         def look() -> dict[str, Any] | None:
             self._fs.invalidate_cache(path)
+            # Some would find the file, or miss it, in a listing of its directory that they remember.
+            self._fs.invalidate_cache(self._fs._parent(path))
             try:
                 found: dict[str, Any] = self._fs.info(path)
             except (FileNotFoundError, NotADirectoryError):
@@ -239,8 +246,10 @@ class RemoteStorage:
         inner = self._path(path)
         is_s3 = not self._protocols.isdisjoint({"s3", "s3a"}) and hasattr(self._fs, "call_s3")
 
+        part_bytes = part_bytes_of(num_bytes)
+
         def open_file() -> Any:
-            return self._fs.open(inner, "wb", block_size=PART_BYTES)
+            return self._fs.open(inner, "wb", block_size=part_bytes)
 
         return PartUpload(
             path,
@@ -248,7 +257,7 @@ class RemoteStorage:
             put=lambda data: self.put(path, data),
             size=lambda: self.size(path),
             remove=lambda: self.remove(path),
-            num_bytes=num_bytes,
+            part_bytes=part_bytes,
             num_threads=max(1, NUM_REQUESTS // max(files_at_once, 1)) if is_s3 else 1,
         )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from torch_trackckpt.errors import WriterClosedError
 
-__all__ = ["PART_BYTES", "PartUpload", "Parts", "S3Parts", "StreamParts"]
+__all__ = ["PART_BYTES", "PartUpload", "Parts", "S3Parts", "StreamParts", "part_bytes_of"]
 
 PART_BYTES = 8 << 20
 """The size of a part. Object stores want 5 MiB at least; twice as much halves the requests and doubles the memory."""
@@ -29,6 +29,11 @@ _MOST_PARTS = 9_000
 """Of which a file is made, so that it surely stays below the 10,000 that S3 takes. A larger file has larger parts."""
 
 _logger = logging.getLogger("torch_trackckpt")
+
+
+def part_bytes_of(num_bytes: int) -> int:
+    """The size of the parts of a file of about so many bytes."""
+    return max(PART_BYTES, math.ceil(num_bytes / _MOST_PARTS))
 
 
 class Parts(Protocol):
@@ -57,7 +62,7 @@ class PartUpload:
         put: writes a file that is a single part.
         size: tells how large the file is when it is there.
         remove: removes it.
-        num_bytes: about how large it will be.
+        part_bytes: the size of a part, of which only the last may be smaller.
         num_threads: how many parts are on their way at once.
     """
 
@@ -69,7 +74,7 @@ class PartUpload:
         put: Callable[[bytes], object],
         size: Callable[[], int],
         remove: Callable[[], object],
-        num_bytes: int,
+        part_bytes: int,
         num_threads: int,
     ) -> None:
         self.path = path
@@ -78,7 +83,7 @@ class PartUpload:
         self._put = put
         self._size = size
         self._remove = remove
-        self._part_bytes = max(PART_BYTES, math.ceil(num_bytes / _MOST_PARTS))
+        self._part_bytes = part_bytes
         self._memory: np.ndarray[Any, np.dtype[np.uint8]] | None = None
         self._num_threads = num_threads
         self._threads: list[threading.Thread] = []
@@ -192,8 +197,11 @@ class PartUpload:
             if not may_be_there:
                 return
             try:
-                self._parts.abort()
-                self._remove()
+                # Where the one cannot be done, the other may be all that is needed.
+                try:
+                    self._parts.abort()
+                finally:
+                    self._remove()
             except Exception as error:
                 _logger.warning(
                     "What was uploaded to %r before a save failed could not be removed (%s: %s). It is no checkpoint; "
@@ -267,10 +275,12 @@ class StreamParts:
         file, self._file = self._file, None
         if file is None:
             return
-        with contextlib.suppress(AttributeError, RuntimeError):
-            file.discard()
         try:
+            with contextlib.suppress(AttributeError, FileNotFoundError, RuntimeError):
+                file.discard()
+        finally:
             # Files of fsspec send what they still have when they are closed, also by the garbage collector.
-            file.closed = True
-        except AttributeError:
-            file.close()
+            try:
+                file.closed = True
+            except AttributeError:
+                file.close()
