@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from distributed.jobs import FAST, listed, model_of, trained
+from distributed.joint_save_jobs import model_of, trained
+from distributed.trainings import FAST, listed
 from ranks import results_of, run_ranks
 
 from torch_trackckpt import Checkpoint, CheckpointOptions, RNGState, latest_checkpoint, load_checkpoint
@@ -25,7 +26,7 @@ def in_folders(path: Path) -> list[str]:
 def replicated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """A checkpoint of two processes that have the same model, and random states of their own."""
     path = tmp_path_factory.mktemp("replicated")
-    return path, results_of(run_ranks(2, "distributed.jobs:save_replicated", str(path)))
+    return path, results_of(run_ranks(2, "distributed.joint_save_jobs:save_replicated", str(path)))
 
 
 def test_each_process_writes_one_data_file_and_one_index_names_both(replicated: tuple[Path, list[Any]]) -> None:
@@ -91,7 +92,7 @@ def test_a_state_of_each_process_is_not_given_to_another_number_of_processes(
 
 @pytest.mark.parametrize("mode", ["synchronous", "first", "overlapped"])
 def test_values_are_those_of_the_call_in_every_process(mode: str, tmp_path: Path) -> None:
-    for paths in results_of(run_ranks(2, "distributed.jobs:save_in_turn", str(tmp_path), mode)):
+    for paths in results_of(run_ranks(2, "distributed.joint_save_jobs:save_in_turn", str(tmp_path), mode)):
         assert paths == [str(tmp_path / f"ckpt-{number}") for number in (1, 2, 3)]
     for number in (1, 2, 3):
         stored = load_checkpoint(tmp_path / f"ckpt-{number}")
@@ -101,7 +102,7 @@ def test_values_are_those_of_the_call_in_every_process(mode: str, tmp_path: Path
 
 
 def test_one_process_keeps_the_books_and_what_one_finds_damaged_no_process_takes(tmp_path: Path) -> None:
-    first, second = results_of(run_ranks(2, "distributed.jobs:manage", str(tmp_path)))
+    first, second = results_of(run_ranks(2, "distributed.joint_save_jobs:manage", str(tmp_path)))
     assert first == second
     kept = [str(tmp_path / f"ckpt-{number}") for number in (3, 4)]
     assert first["listed"] == first["again"] == kept
@@ -123,7 +124,7 @@ def test_one_process_keeps_the_books_and_what_one_finds_damaged_no_process_takes
 def test_what_goes_wrong_in_one_process_is_raised_in_all_and_the_next_save_works(
     how: str, failing: int, text: str, tmp_path: Path
 ) -> None:
-    results = results_of(run_ranks(2, "distributed.jobs:fail_and_go_on", str(tmp_path), failing, how))
+    results = results_of(run_ranks(2, "distributed.joint_save_jobs:fail_and_go_on", str(tmp_path), failing, how))
     for rank, result in enumerate(results):
         assert text in result["error"]
         assert result["error"].startswith("RankError: The save to") == (rank != failing)
@@ -140,7 +141,7 @@ def test_what_goes_wrong_in_one_process_is_raised_in_all_and_the_next_save_works
 
 def test_what_one_process_learns_at_its_next_save_the_others_learn_there(tmp_path: Path) -> None:
     """Each save is that of the same step in all processes, whatever went wrong before."""
-    first, second = results_of(run_ranks(2, "distributed.jobs:fail_in_background", str(tmp_path)))
+    first, second = results_of(run_ranks(2, "distributed.joint_save_jobs:fail_in_background", str(tmp_path)))
     assert first == ["0", "1", "RankError", "3"]
     assert second == ["0", "1", "ZeroDivisionError", "3"]
     for number in (0, 1, 3):
@@ -150,35 +151,35 @@ def test_what_one_process_learns_at_its_next_save_the_others_learn_there(tmp_pat
 
 
 def test_the_number_is_that_of_the_first_process(tmp_path: Path) -> None:
-    results = results_of(run_ranks(2, "distributed.jobs:save_alone_before", str(tmp_path)))
+    results = results_of(run_ranks(2, "distributed.joint_save_jobs:save_alone_before", str(tmp_path)))
     assert results == [[str(tmp_path / "ckpt-1"), 1]] * 2
 
 
 def test_the_last_asynchronous_save_is_complete_however_long_it_takes_after_the_program(tmp_path: Path) -> None:
-    outcomes = run_ranks(2, "distributed.jobs:last_save_at_exit", str(tmp_path), exits=True)
+    outcomes = run_ranks(2, "distributed.joint_save_jobs:last_save_at_exit", str(tmp_path), exits=True)
     assert [outcome.result for outcome in outcomes] == ["ends"] * 2
     assert latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-1"), outcomes
     load_checkpoint(tmp_path / "ckpt-1").verify()
 
 
 def test_states_may_be_larger_than_what_can_be_said_at_once(tmp_path: Path) -> None:
-    assert results_of(run_ranks(2, "distributed.jobs:large_states", str(tmp_path))) == [True, True]
+    assert results_of(run_ranks(2, "distributed.joint_save_jobs:large_states", str(tmp_path))) == [True, True]
 
 
 def test_a_parameter_and_a_tensor_of_one_name_are_refused(tmp_path: Path) -> None:
-    first, second = results_of(run_ranks(2, "distributed.jobs:of_two_kinds", str(tmp_path)))
+    first, second = results_of(run_ranks(2, "distributed.joint_save_jobs:of_two_kinds", str(tmp_path)))
     assert "rank 1 has float32 [3], and rank 0 has a parameter of float32 [3]" in first
     assert second.startswith("RankError")
 
 
 def test_a_frozen_saver_restores_what_is_kept_by_rank(tmp_path: Path) -> None:
-    assert results_of(run_ranks(2, "distributed.jobs:frozen", str(tmp_path))) == [True, True]
+    assert results_of(run_ranks(2, "distributed.joint_save_jobs:frozen", str(tmp_path))) == [True, True]
 
 
 def test_processes_that_part_save_for_themselves_and_may_meet_again(tmp_path: Path) -> None:
     expected = ["again.data-00000-of-00002", "again.data-00001-of-00002", "again.index"]
     for rank, (mine, together, files) in enumerate(
-        results_of(run_ranks(2, "distributed.jobs:group_anew", str(tmp_path)))
+        results_of(run_ranks(2, "distributed.joint_save_jobs:group_anew", str(tmp_path)))
     ):
         assert mine == str(tmp_path / f"mine-{rank}")
         assert (tmp_path / f"mine-{rank}.data-00000-of-00001").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed.jobs import PLACES
+from distributed.killed_rank_jobs import PLACES
 from ranks import run_ranks
 
 from torch_trackckpt import Checkpoint, latest_checkpoint, load_checkpoint
@@ -19,7 +19,7 @@ COMMITTED = ("naming it", "telling of it")
 
 def check(path: Path, victim: int, place: str, is_async: bool, keeps_store: bool = True) -> None:
     outcomes = run_ranks(
-        2, "distributed.jobs:die", str(path), victim, place, is_async, keeps_store=keeps_store, timeout=90
+        2, "distributed.killed_rank_jobs:die", str(path), victim, place, is_async, keeps_store=keeps_store, timeout=90
     )
     assert outcomes[victim].status == -signal.SIGKILL, outcomes[victim].output
     other = outcomes[1 - victim]

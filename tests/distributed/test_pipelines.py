@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from distributed.jobs import Stage, listed
+from distributed.pipeline_jobs import Stage
+from distributed.trainings import listed
 from ranks import results_of, run_ranks
 from torch import nn
 
@@ -23,7 +24,7 @@ class Whole(nn.Module):
 
 
 def test_stages_of_a_pipeline_are_one_checkpoint_for_as_many_processes_or_for_one(tmp_path: Path) -> None:
-    results = results_of(run_ranks(2, "distributed.jobs:pipeline", str(tmp_path)))
+    results = results_of(run_ranks(2, "distributed.pipeline_jobs:pipeline", str(tmp_path)))
     for result in results:
         assert result["found"] == result["expected"]
 
@@ -45,7 +46,7 @@ def test_stages_of_a_pipeline_are_one_checkpoint_for_as_many_processes_or_for_on
 
 
 def test_one_name_for_two_things_is_refused_by_all(tmp_path: Path) -> None:
-    first, second = results_of(run_ranks(2, "distributed.jobs:conflict", str(tmp_path)))
+    first, second = results_of(run_ranks(2, "distributed.pipeline_jobs:conflict", str(tmp_path)))
     assert first.startswith(
         "UnsupportedValueError: net/weight/.ATTRIBUTES/VARIABLE_VALUE: rank 1 has a parameter of float32 [2, 3], and"
     )
@@ -55,14 +56,14 @@ def test_one_name_for_two_things_is_refused_by_all(tmp_path: Path) -> None:
 
 
 def test_tensors_of_states_that_cannot_be_parts_of_one_are_refused(tmp_path: Path) -> None:
-    first, second = results_of(run_ranks(2, "distributed.jobs:ragged", str(tmp_path)))
+    first, second = results_of(run_ranks(2, "distributed.pipeline_jobs:ragged", str(tmp_path)))
     assert "in the state of rank 1 it is a tensor of int64 [4], and in that of rank 0 of int64 [3]" in first
     assert first.startswith("UnsupportedValueError: seen/")
     assert second.startswith("RankError: ")
 
 
 def test_a_process_may_save_for_itself(tmp_path: Path) -> None:
-    first, second = results_of(run_ranks(2, "distributed.jobs:alone", str(tmp_path)))
+    first, second = results_of(run_ranks(2, "distributed.pipeline_jobs:alone", str(tmp_path)))
     assert first is None
     assert second == str(tmp_path / "mine-1")
     assert (tmp_path / "mine-1.data-00000-of-00001").exists()

@@ -26,7 +26,7 @@ def network() -> nn.Module:
 @pytest.mark.parametrize("is_async", [False, True])
 def test_each_uploads_its_data_and_one_index_names_them(is_async: bool, tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
-    results: list[Any] = results_of(run_ranks(3, "distributed.jobs:save_remotely", url, is_async))
+    results: list[Any] = results_of(run_ranks(3, "distributed.remote_save_jobs:save_remotely", url, is_async))
     for result in results:
         assert result["path"] == f"{url}/ckpt-1"
         assert result["found"] == result["expected"] == results[0]["expected"]
@@ -49,7 +49,7 @@ def test_each_uploads_its_data_and_one_index_names_them(is_async: bool, tmp_path
 @pytest.mark.parametrize("failing", [0, 1])
 def test_what_goes_wrong_in_one_process_leaves_no_checkpoint(failing: int, tmp_path: Path) -> None:
     url = f"file://{tmp_path}"
-    results: list[Any] = results_of(run_ranks(2, "distributed.jobs:fail_remotely", url, failing))
+    results: list[Any] = results_of(run_ranks(2, "distributed.remote_save_jobs:fail_remotely", url, failing))
     for rank, result in enumerate(results):
         assert "the network is down" in result["error"]
         assert result["error"].startswith("RankError") == (rank != failing)
@@ -66,7 +66,9 @@ def test_what_goes_wrong_in_one_process_leaves_no_checkpoint(failing: int, tmp_p
 def test_what_goes_wrong_when_there_is_the_checkpoint_does_not_take_it_away(
     scheme: str, failing: int, tmp_path: Path
 ) -> None:
-    results: list[Any] = results_of(run_ranks(2, "distributed.jobs:fail_in_callback", f"{scheme}{tmp_path}", failing))
+    results: list[Any] = results_of(
+        run_ranks(2, "distributed.remote_save_jobs:fail_in_callback", f"{scheme}{tmp_path}", failing)
+    )
     for rank, result in enumerate(results):
         assert "ZeroDivisionError: in a callback" in result["error"]
         assert result["error"].startswith("RankError") == (rank != failing)

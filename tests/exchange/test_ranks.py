@@ -13,7 +13,7 @@ from .conftest import TensorFlow, Value
 
 
 def test_a_checkpoint_of_several_processes_is_whole(tensorflow: TensorFlow, tmp_path: Path) -> None:
-    results_of(run_ranks(2, "distributed.jobs:shard_and_save", str(tmp_path)))
+    results_of(run_ranks(2, "distributed.resharding_jobs:shard_and_save", str(tmp_path)))
     path = tmp_path / "ckpt-1"
     stored = load_checkpoint(path)
     assert any(stored.stored_slices(key) for key in stored)
@@ -24,7 +24,7 @@ def test_a_checkpoint_of_several_processes_is_whole(tensorflow: TensorFlow, tmp_
 
 
 def test_states_that_are_kept_by_rank_are_a_tensor_of_strings(tensorflow: TensorFlow, tmp_path: Path) -> None:
-    results_of(run_ranks(2, "distributed.jobs:save_replicated", str(tmp_path)))
+    results_of(run_ranks(2, "distributed.joint_save_jobs:save_replicated", str(tmp_path)))
     path = tmp_path / "ckpt-1"
     stored = load_checkpoint(path)
     by_rank = [key for key in stored if key.endswith("/.BY_RANK")]
@@ -39,5 +39,5 @@ def test_slices_of_tensorflow_go_into_parameters_that_are_sharded(tensorflow: Te
     slices = {"7 5 0,2:-": weight[:2], "7 5 2,5:0,3": weight[2:, :3], "7 5 2,5:3,2": weight[2:, 3:]}
     values = [*(("weight", Value.of(part)) for part in slices.values()), ("bias", Value.of(bias))]
     tensorflow.save_tensors(tmp_path / "ckpt", values, [*slices, ""])
-    for result in results_of(run_ranks(3, "distributed.jobs:restore_by_name", str(tmp_path / "ckpt"))):
+    for result in results_of(run_ranks(3, "distributed.resharding_jobs:restore_by_name", str(tmp_path / "ckpt"))):
         assert result == {"weight": weight.tolist(), "bias": bias.tolist()}
