@@ -1,13 +1,16 @@
 """Fixtures of all tests."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from held import HeldStorage
+from held import PATIENCE_SECONDS, HeldStorage
 
 from torch_trackckpt import _native, checkpoint
+from torch_trackckpt.save import late
+from torch_trackckpt.save.late import LateCopy
 
 Damage = Callable[[str, str], None]
 
@@ -50,3 +53,24 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStorage]:
     monkeypatch.setattr(checkpoint, "storage_for", lambda path, *, durable: storage)
     yield storage
     storage.release()
+
+
+@pytest.fixture
+def late_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each tensor were worth being copied late."""
+    monkeypatch.setattr(late, "_LEAST_BYTES", 1)
+
+
+@pytest.fixture
+def not_copied(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The background thread copies nothing before this is set; whoever steps copies by himself."""
+    gate = threading.Event()
+    run = LateCopy.run
+
+    def run_later(copies: LateCopy) -> None:
+        assert gate.wait(PATIENCE_SECONDS), "nobody let the thread copy"
+        run(copies)
+
+    monkeypatch.setattr(LateCopy, "run", run_later)
+    yield gate
+    gate.set()

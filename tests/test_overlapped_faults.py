@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from torch import nn
 from torch_trackckpt import Checkpoint, CheckpointOptions, load_variable
 from torch_trackckpt.adapters.step_hook import StepHook
 from torch_trackckpt.errors import ValueChangedError
-from torch_trackckpt.save import late
 from torch_trackckpt.save.late import LateCopy
 from torch_trackckpt.save.pending import PendingSave
 from torch_trackckpt.trackable import SlotOwner, Trackable, Value
@@ -26,24 +25,7 @@ OVERLAPPED = CheckpointOptions(durable=False, enable_async=True, async_copy="ove
 KEY = "weight/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-@pytest.fixture(autouse=True)
-def _small_tensors_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(late, "_LEAST_BYTES", 1)
-
-
-@pytest.fixture
-def not_copied(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The background thread copies nothing before this is set; whoever steps copies by himself."""
-    gate = threading.Event()
-    run = LateCopy.run
-
-    def run_later(copies: LateCopy) -> None:
-        assert gate.wait(PATIENCE_SECONDS), "nobody let the thread copy"
-        run(copies)
-
-    monkeypatch.setattr(LateCopy, "run", run_later)
-    yield gate
-    gate.set()
+pytestmark = pytest.mark.usefixtures("late_whatever_its_size")
 
 
 class Training:
