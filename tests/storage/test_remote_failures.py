@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import itertools
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +27,7 @@ from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError, Value
 from torch_trackckpt.restore import assign
 from torch_trackckpt.save.commit import remove_checkpoint
 from torch_trackckpt.storage.remote import RemoteStorage
-from torch_trackckpt.storage.upload import StreamParts
+from torch_trackckpt.storage.upload import PartUpload, StreamParts
 
 URL = "counted://run/ckpt"
 X = "x/.ATTRIBUTES/VARIABLE_VALUE"
@@ -361,3 +364,35 @@ def test_all_asynchronous_saves_go_by_one_file_system(place: Place, monkeypatch:
         checkpoint.sync()
         made.append(len(CountedFileSystem._cache))
     assert made == [1, 1, 1]
+
+
+@pytest.mark.parametrize("part_bytes", [100, 1 << 20])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_save_keeps_nothing_in_memory_when_it_is_over(
+    place: Place, monkeypatch: pytest.MonkeyPatch, fails: bool, part_bytes: int
+) -> None:
+    """Nor does its error, which an upload kept beside the frames that it came from."""
+    made: list[weakref.ref[Any]] = []
+    make = PartUpload.__init__
+
+    def noted(upload: PartUpload, *arguments: Any, **named: Any) -> None:
+        make(upload, *arguments, **named)
+        made.append(weakref.ref(upload))
+
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection is gone")
+
+    monkeypatch.setattr("torch_trackckpt.storage.upload.PART_BYTES", part_bytes)
+    monkeypatch.setattr(PartUpload, "__init__", noted)
+    if fails:
+        monkeypatch.setattr(StreamParts, "send", fail)
+        place.before = lambda *call: fail() if call[0] == "pipe_file" else None
+    x = torch.ones(200)
+    value = weakref.ref(x)
+    with pytest.raises(OSError, match="the connection is gone") if fails else contextlib.nullcontext():
+        Checkpoint(x=x).write(URL)
+    del x
+    gc.collect()
+    assert made
+    assert [upload() for upload in made if upload() is not None] == []
+    assert value() is None

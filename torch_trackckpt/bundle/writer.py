@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch_trackckpt.storage.base import Upload
 __all__ = ["BundleWriter"]
 
 _Column = np.ndarray[Any, np.dtype[np.int64]]
+_Result = TypeVar("_Result")
 
 
 class BundleWriter:
@@ -67,8 +69,8 @@ class BundleWriter:
             index_path,
             durable=durable,
             alignment=alignment,
-            next_parts=None if uploads is None else [upload.next_part for upload in uploads],
-            take_index=self._take_index,
+            next_parts=None if uploads is None else [_weakly(upload.next_part) for upload in uploads],
+            take_index=_weakly(self._take_index),
         )
 
     def _take_index(self, content: bytes) -> None:
@@ -238,6 +240,19 @@ def _in_low_bits(elements: torch.Tensor, dtype: DataType) -> torch.Tensor:
     if not torch.equal((elements << shift) >> shift, elements):
         raise ValueError(f"A tensor holds values that {dtype}, of {dtype.low_bits} bits, cannot hold.")
     return elements.view(torch.uint8) & ((1 << dtype.low_bits) - 1)
+
+
+def _weakly(method: Callable[..., _Result]) -> Callable[..., _Result]:
+    """The method, for the native writer to call. The garbage collector does not see what that holds, so it must not
+    hold what leads back to it: neither its own Python object, nor an upload that failed, whose error has the frames."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> _Result:
+        alive = reference()
+        assert alive is not None, "who calls the native writer holds this one, and all uploads"
+        return alive(*arguments)
+
+    return call
 
 
 def _encoded(key: str | bytes) -> bytes:
