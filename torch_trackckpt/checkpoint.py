@@ -20,7 +20,7 @@ from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.distributed.group import Group, find_group
-from torch_trackckpt.errors import CheckpointNotFoundError
+from torch_trackckpt.errors import CheckpointNotFoundError, RankError
 from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.walk import LiveGraph, Snapshot, capture, collect, discover
@@ -42,7 +42,7 @@ from torch_trackckpt.save.pending import PendingSave, can_be_pending
 from torch_trackckpt.save.plan import SavePlan, make_plan, plan_of
 from torch_trackckpt.save.publish import UploadedFiles
 from torch_trackckpt.save.ranks import Rows
-from torch_trackckpt.save.solo import Save, SoloSave
+from torch_trackckpt.save.solo import Publish, Save, SoloSave
 from torch_trackckpt.save.staging import StagingBuffer
 from torch_trackckpt.save.write import WrittenFiles, write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
@@ -151,16 +151,17 @@ class Checkpoint(AutoTrackable):
         """
         options = options or CheckpointOptions()
         prefix = os.fsdecode(file_prefix)
-        with self._own.turn(options):
-            path = f"{prefix}-{self._spend_number(prefix, options)}"
+        purpose = numbering(prefix)
+        with self._own.turn(options, purpose):
+            path = f"{prefix}-{self._spend_number(purpose, options)}"
             self._write(path, options, updates_state=True)
         return path
 
-    def _spend_number(self, prefix: str, options: CheckpointOptions) -> int:
+    def _spend_number(self, purpose: str, options: CheckpointOptions) -> int:
         """The number of the next save, which begins in the same `_Own.turn`. All ranks take that of rank 0: some may
         have saved by themselves before."""
         counter = self.save_counter
-        number, *_ = self._own.agree_on(f"Numbering a save to {anchored(prefix)!r}", lambda: int(counter) + 1, options)
+        number, *_ = self._own.agree_on(purpose, lambda: int(counter) + 1, options)
         with torch.no_grad():
             counter.fill_(number)
         return int(number)
@@ -182,7 +183,7 @@ class Checkpoint(AutoTrackable):
         """
         path = os.fsdecode(file_prefix)
         options = options or CheckpointOptions()
-        with self._own.turn(options):
+        with self._own.turn(options, saving(path)):
             self._write(path, options, updates_state=False)
         return path
 
@@ -210,7 +211,7 @@ class Checkpoint(AutoTrackable):
             >>> checkpoint.sync()
         """
         options = options or CheckpointOptions()
-        with self._own.turn(options, is_save=False):
+        with self._own.turn(options, saving(""), is_save=False):
             save = self._own.begin_save("", options)
             with save.telling():
                 plan = self._plan(save.share(self._walk(options)), options, save)
@@ -278,7 +279,7 @@ class Checkpoint(AutoTrackable):
                 save=save,
                 write=write,
                 options=options,
-                updates_state=updates_state,
+                publish=_Publish(write.path, options, save, updates_state=updates_state),
                 devices=self._own.devices,
             )
             if not save.is_async:
@@ -475,6 +476,43 @@ class Checkpoint(AutoTrackable):
             )
 
 
+class _Publish:
+    """What a checkpoint does when there is a new one.
+
+    Args:
+        path: as the caller has given it.
+        options: whose callbacks to call.
+        save: what has made it.
+        updates_state: whether it becomes the only one that the state file names.
+    """
+
+    def __init__(self, path: str, options: CheckpointOptions, save: Save, *, updates_state: bool) -> None:
+        self._path = path
+        self._options = options
+        self._place, self._storage = save.place, save.storage
+        self._updates_state = updates_state
+
+    def first(self) -> Any:
+        known = self._options.run_write_callbacks(self._path)
+        if self._updates_state:
+            state = CheckpointState(self._place, (self._place,))
+            write_checkpoint_state(directory(self._place), state, self._storage)
+        return known
+
+    def after(self, known: Any) -> None:
+        self._options.run_write_callbacks(self._path, known)
+
+
+def numbering(prefix: str, step: int | None = None) -> str:
+    """What ranks do together when they number a save; where they know of steps, it has to be the same one."""
+    return f"Numbering a save to {anchored(prefix)!r}" + ("" if step is None else f" at step {step}")
+
+
+def saving(path: str) -> str:
+    """What ranks do together when they save; without a path, they only make ready for it."""
+    return f"The save to {anchored(path)!r}" if path else "Making ready for saves"
+
+
 def _becomes_pending(path: str, options: CheckpointOptions) -> bool:
     """Whether a save is left to a thread: where that was asked for, and the process has the time."""
     if not options.is_async:
@@ -494,7 +532,7 @@ def _complete(
     save: Save,
     write: Transfer,
     options: CheckpointOptions,
-    updates_state: bool,
+    publish: Publish,
     devices: Devices,
     pace: Pace | None = None,
 ) -> Transfer:
@@ -514,12 +552,6 @@ def _complete(
         )
         write.num_bytes = files.num_bytes
         return files
-
-    def publish(names_it: bool) -> None:
-        options.run_write_callbacks(write.path)
-        if updates_state and names_it:
-            state = CheckpointState(save.place, (save.place,))
-            write_checkpoint_state(directory(save.place), state, save.storage)
 
     with save.telling():
         if plan.late is not None:
@@ -547,11 +579,14 @@ class _Own:
         self.metrics = CheckpointMetrics()
 
     @contextlib.contextmanager
-    def turn(self, options: CheckpointOptions | None = None, *, is_save: bool = True) -> Iterator[None]:
+    def turn(
+        self, options: CheckpointOptions | None = None, purpose: str = "", *, is_save: bool = True
+    ) -> Iterator[None]:
         """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write.
 
         Args:
             options: those of what is going to be done, if all ranks do it together.
+            purpose: that of the session which then comes first.
             is_save: whether it counts as a save in the metrics.
         """
         self._refuse_pending_save_itself()
@@ -566,18 +601,18 @@ class _Own:
                 try:
                     self.wait_for_pending()
                 except BaseException as error:
-                    self._tell(error, options)
+                    self._tell(error, purpose, options)
                     raise
                 yield
             finally:
                 self.turn_of = None
 
-    def _tell(self, error: BaseException, options: CheckpointOptions | None) -> None:
-        """Has the other ranks, which come to what this one will not come to, not wait for it."""
+    def _tell(self, error: BaseException, purpose: str, options: CheckpointOptions | None) -> None:
+        """Has the other ranks, which come to what this one will not do, not wait for it."""
         group = None if options is None else self.group_for(options)
         if group is not None and options is not None:
-            session = group.session("What comes after a save that failed", options.rank_silence_seconds)
-            with contextlib.suppress(type(error)), session.telling():
+            session = group.session(purpose, options.rank_silence_seconds)
+            with contextlib.suppress(type(error), RankError), session.telling():
                 raise error
 
     def group_for(self, options: CheckpointOptions) -> Group | None:
@@ -588,8 +623,8 @@ class _Own:
             self.group = find_group()
         return self.group
 
-    def keeps_the_books(self, options: CheckpointOptions) -> bool:
-        """Whether it is this process that names and deletes checkpoints."""
+    def decides(self, options: CheckpointOptions) -> bool:
+        """Whether this process is the one that looks, where all have to see the same."""
         group = self.group_for(options)
         return group is None or group.rank == 0
 
@@ -614,8 +649,7 @@ class _Own:
             # A thread must not need the current directory, which the program may change meanwhile.
             return SoloSave(anchored(path) if is_async else path, storage, is_async)
         place = anchored(path) if path else ""
-        purpose = f"The save to {place!r}" if place else "Making ready for saves"
-        session = group.session(purpose, options.rank_silence_seconds)
+        session = group.session(saving(path), options.rank_silence_seconds)
         with session.telling():
             # In the caller's thread: fsspec has other connections for each thread that opens a place.
             storage = storage_for(path, durable=options.durable)

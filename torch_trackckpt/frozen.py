@@ -7,7 +7,7 @@ from typing import Any
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.reader import CheckpointReader
-from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.checkpoint import Checkpoint, saving
 from torch_trackckpt.errors import MismatchError, StructureChangedError
 from torch_trackckpt.graph.frozen import FrozenGraph
 from torch_trackckpt.graph.keys import by_rank_key
@@ -74,7 +74,7 @@ class FrozenSaver:
         path = os.fsdecode(file_prefix)
         checkpoint = self._checkpoint
         options = options or CheckpointOptions()
-        with checkpoint._own.turn(options):
+        with checkpoint._own.turn(options, saving(path)):
             checkpoint._write(path, options, updates_state=False, walk=self._snapshot)
         return path
 

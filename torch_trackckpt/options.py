@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from torch_trackckpt.bundle.threads import num_threads
 from torch_trackckpt.sharding import ShardingCallback
 
-__all__ = ["CheckpointOptions", "Progress"]
+__all__ = ["Books", "CheckpointOptions", "Progress"]
 
 _MOST_THREADS = 1024
 
@@ -20,6 +21,18 @@ this rank."""
 
 Progress = Callable[[int, int], Any]
 """Is told the bytes that are done, and the bytes of all."""
+
+
+class Books(abc.ABC):
+    """A write callback that enters checkpoints in one process alone; the others follow it."""
+
+    @abc.abstractmethod
+    def __call__(self, path: str) -> Any:
+        """Enters a checkpoint; returns what the other processes have to know, which can be JSON."""
+
+    @abc.abstractmethod
+    def follow(self, known: Any) -> None:
+        """Takes over what another process has entered."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,10 +183,26 @@ class CheckpointOptions:
             return name
         return self.name_map.get(name, name) if isinstance(self.name_map, Mapping) else self.name_map(name)
 
-    def run_write_callbacks(self, path: str) -> None:
-        """Calls each write callback with what it takes."""
+    def run_write_callbacks(self, path: str, known: Sequence[Any] | None = None) -> list[Any]:
+        """Calls each write callback with what it takes.
+
+        Args:
+            path: the checkpoint.
+            known: what this has returned in the process that names checkpoints; None where it is this one.
+
+        Returns:
+            What the callbacks that are `Books` have the other processes know.
+        """
+        to_follow = None if known is None else iter(known)
+        found = []
         for callback in self.experimental_write_callbacks:
-            callback(path) if inspect.signature(callback).parameters else callback()
+            if not isinstance(callback, Books):
+                callback(path) if inspect.signature(callback).parameters else callback()
+            elif to_follow is None:
+                found.append(callback(path))
+            else:
+                callback.follow(next(to_follow))
+        return found
 
 
 def _takes_path_or_nothing(callback: Callable[..., Any]) -> bool:

@@ -71,6 +71,16 @@ class Ledger:
         latest = None if self.latest is None else paths.joined(here, self.latest)
         return self._listing(latest, tuple(active), self.last_preserved)
 
+    def message(self) -> Any:
+        """What can be JSON, of which `heard` makes the same ledger."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def heard(cls, message: Any) -> Ledger:
+        """The ledger that another process has."""
+        active = tuple(SavedCheckpoint(**saved) for saved in message["active"])
+        return cls(message["latest"], active, message["last_preserved"], tuple(message["listed"]))
+
     def _listing(self, latest: str | None, active: tuple[SavedCheckpoint, ...], last_preserved: float) -> Ledger:
         return Ledger(latest, active, last_preserved, tuple(saved.path for saved in reversed(active)))
 

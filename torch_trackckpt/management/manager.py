@@ -24,13 +24,13 @@ from typing import Any, SupportsFloat, SupportsIndex, SupportsInt
 import torch
 
 from torch_trackckpt.bundle.reader import CheckpointReader
-from torch_trackckpt.checkpoint import Checkpoint
+from torch_trackckpt.checkpoint import Checkpoint, numbering
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 from torch_trackckpt.fallback import first_sound
 from torch_trackckpt.graph.keys import BY_RANK
 from torch_trackckpt.management.ledger import Ledger, read_ledger, write_ledger
 from torch_trackckpt.management.pruning import ByPolicy, MaxToKeep, PruningRule
-from torch_trackckpt.options import CheckpointOptions
+from torch_trackckpt.options import Books, CheckpointOptions
 from torch_trackckpt.preemption import in_preemption_save_context
 from torch_trackckpt.retention import Retention, SavedCheckpoint, checked_integer
 from torch_trackckpt.save.commit import remove_checkpoint
@@ -198,14 +198,17 @@ class CheckpointManager:
         # Asked first, because a save that is not due waits for none that is pending.
         if not self._is_due(step, check_interval):
             return None
-        with self._checkpoint._own.turn(options):
+        purpose = numbering(self._prefix, step)
+        with self._checkpoint._own.turn(options, purpose):
             # Another thread may have saved the step meanwhile.
             if not self._is_due(step, check_interval):
                 return None
-            counted = self._checkpoint._spend_number(self._prefix, options)
+            counted = self._checkpoint._spend_number(purpose, options)
             number = counted if number is None else number
-            with_bookkeeping = self._with_bookkeeping(options, number if step is None else step, measured)
-            path = self._checkpoint.write(f"{self._prefix}-{number}", with_bookkeeping)
+            books = _Books(self, number if step is None else step, measured, options)
+            callbacks: tuple[Callable[..., Any], ...] = (*options.experimental_write_callbacks, books)
+            with_books = dataclasses.replace(options, experimental_write_callbacks=callbacks)
+            path = self._checkpoint.write(f"{self._prefix}-{number}", with_books)
             self._last_step = step
         return path
 
@@ -231,32 +234,23 @@ class CheckpointManager:
 
     # Bookkeeping; maybe in another thread.
 
-    def _with_bookkeeping(self, options: CheckpointOptions, step: int, metrics: dict[str, float]) -> CheckpointOptions:
-        storage = storage_for(self._directory, durable=options.durable)
-        # The program may change its directory while a save is pending.
-        here = "" if paths.is_absolute(self._directory) else os.getcwd()
+    def _enter(self, saved: SavedCheckpoint, here: str, storage: Storage) -> None:
+        if self._recording_in == threading.get_ident():
+            raise RuntimeError(
+                f"A signal handler saved {saved.path!r} while the manager was recording a save in the same thread; "
+                "note the signal and save at the next step, as torch_trackckpt.SaveOnSignal does."
+            )
+        with self._lock:
+            self._recording_in = threading.get_ident()
+            try:
+                self._record(saved, here, storage)
+                self._complete_step = saved.step
+            finally:
+                self._recording_in = None
 
-        def record(path: str) -> None:
-            if not self._checkpoint._own.keeps_the_books(options):
-                # Rank 0 has written and deleted, when this is called.
-                self._ledger = read_ledger(paths.joined(here, self._directory), self._clock())
-                self._complete_step = step
-                return
-            if self._recording_in == threading.get_ident():
-                raise RuntimeError(
-                    f"A signal handler saved {path!r} while the manager was recording a save in the same thread; note "
-                    "the signal and save at the next step, as torch_trackckpt.SaveOnSignal does."
-                )
-            with self._lock:
-                self._recording_in = threading.get_ident()
-                try:
-                    self._record(SavedCheckpoint(path, self._clock(), step, metrics), here, storage)
-                    self._complete_step = step
-                finally:
-                    self._recording_in = None
-
-        callbacks = (*options.experimental_write_callbacks, record)
-        return dataclasses.replace(options, experimental_write_callbacks=callbacks)
+    def _follow(self, ledger: Ledger, step: int | None) -> None:
+        self._ledger = ledger
+        self._complete_step = step
 
     def _record(self, saved: SavedCheckpoint, here: str, storage: Storage) -> None:
         self._replace_ledger(self._ledger.with_newest(saved), here, storage)
@@ -301,16 +295,63 @@ class CheckpointManager:
             CheckpointNotFoundError, DataLossError: there are checkpoints, but none is sound. Nothing is initialized.
             MismatchError, RestoreError, UnsupportedFormatError: as `Checkpoint.restore`; no older one is tried.
         """
-        self.sync()
-        if self._ledger.listed:
-            paths = (find_listed(path, self._directory) or path for path in self._ledger.listed)
-            restored = first_sound(paths, _Restoring(self._checkpoint, options).restore)
+        listed = self._agree_on_listed(options or CheckpointOptions())
+        if listed:
+            restored = first_sound(listed, _Restoring(self._checkpoint, options).restore)
             self._last_step = self._complete_step = self._current_step()
             return restored
         if self._init_fn is not None:
             self._init_fn()
             _logger.info("There is no checkpoint in %r; init_fn was called.", self._directory)
         return None
+
+    def _agree_on_listed(self, options: CheckpointOptions) -> list[str]:
+        """Where the checkpoints are, newest first. Rank 0 looks: others may see an older state of a shared file
+        system."""
+        own = self._checkpoint._own
+
+        def look() -> Any:
+            self.sync()
+            if not own.decides(options):
+                return None
+            ledger = self._ledger
+            return [ledger.message(), [find_listed(path, self._directory) or path for path in ledger.listed]]
+
+        (ledger, listed), *_ = own.agree_on(
+            f"Looking for checkpoints in {paths.anchored(self._directory)!r}", look, options
+        )
+        if not own.decides(options):
+            self._ledger = Ledger.heard(ledger)
+        return list(listed)
+
+
+class _Books(Books):
+    """Enters one checkpoint of a manager, when there is it; maybe in another thread. What rank 0 has in its books then,
+    all have.
+
+    Args:
+        manager: whose books they are.
+        step, metrics: those of the checkpoint.
+        options: those of the save.
+    """
+
+    def __init__(
+        self, manager: CheckpointManager, step: int, metrics: dict[str, float], options: CheckpointOptions
+    ) -> None:
+        self._manager = manager
+        self._step = step
+        self._metrics = metrics
+        self._storage = storage_for(manager.directory, durable=options.durable)
+        # The program may change its directory while a save is pending.
+        self._here = "" if paths.is_absolute(manager.directory) else os.getcwd()
+
+    def __call__(self, path: str) -> Any:
+        manager = self._manager
+        manager._enter(SavedCheckpoint(path, manager._clock(), self._step, self._metrics), self._here, self._storage)
+        return manager._ledger.message()
+
+    def follow(self, known: Any) -> None:
+        self._manager._follow(Ledger.heard(known), self._step)
 
 
 class _Restoring:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch_trackckpt.options import Progress
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.publish import UploadedFiles, free_number_of_shards
 from torch_trackckpt.save.ranks import Offer, Rows, Shares
-from torch_trackckpt.save.solo import WriteFiles
+from torch_trackckpt.save.solo import Publish, WriteFiles
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Ranges, Storage
 from torch_trackckpt.storage.paths import directory
@@ -112,7 +112,7 @@ class JointSave:
 
         return tell
 
-    def complete(self, write: WriteFiles, publish: Callable[[bool], None]) -> None:
+    def complete(self, write: WriteFiles, publish: Publish) -> None:
         """Has this rank write its files, and rank 0 make one checkpoint of those of all.
 
         Raises:
@@ -132,7 +132,7 @@ class JointSave:
                 return written.data_bytes
             return 0
 
-        def make_one(said: list[int]) -> None:
+        def make_one(said: list[int]) -> Any:
             nonlocal may_be_published
             may_be_published = True
             parts = [self._files_of(rank) for rank in range(session.size)]
@@ -148,10 +148,10 @@ class JointSave:
             for part in parts:
                 with contextlib.suppress(OSError):
                     self.storage.remove(part.index[0])
-            publish(True)
+            return publish.first()
 
         try:
-            session.agree(write_mine, make_one)
+            known = session.agree(write_mine, make_one)
         except BaseException:
             # What was uploaded has its final name, and an index may stand for it by now, of which only rank 0 knows.
             # What stays, the next save removes.
@@ -164,7 +164,7 @@ class JointSave:
             raise
         try:
             # What goes wrong here is raised in all as well.
-            session.agree(lambda: None if session.decides else publish(False))
+            session.agree(lambda: None if session.decides else publish.after(known))
         finally:
             session.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch_trackckpt.bundle.memory import holds_dtensor
 from torch_trackckpt.distributed.dtensor import is_dtensor, parts_of
@@ -20,10 +20,20 @@ from torch_trackckpt.trackable import Value
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Save", "SoloSave", "WriteFiles"]
+__all__ = ["Publish", "Save", "SoloSave", "WriteFiles"]
 
 WriteFiles = Callable[[WrittenFiles | None], WrittenFiles | UploadedFiles]
 """Writes the files of a process, under given names or under usual ones."""
+
+
+class Publish(Protocol):
+    """What is to be done when there is the checkpoint."""
+
+    def first(self) -> Any:
+        """In the process that names it; returns what the others have to know, which can be JSON."""
+
+    def after(self, known: Any) -> None:
+        """In each of the others, with what that one has returned."""
 
 
 class Save(Protocol):
@@ -49,12 +59,12 @@ class Save(Protocol):
     def watched(self, progress: Progress | None) -> Progress | None:
         """What is told of the progress, and may end the save."""
 
-    def complete(self, write: WriteFiles, publish: Callable[[bool], None]) -> None:
+    def complete(self, write: WriteFiles, publish: Publish) -> None:
         """Makes the checkpoint.
 
         Args:
             write: writes the files of this process.
-            publish: called when there is the checkpoint, with whether this process is the one that names it.
+            publish: called when there is the checkpoint.
         """
 
 
@@ -87,10 +97,10 @@ class SoloSave:
     def watched(self, progress: Progress | None) -> Progress | None:
         return progress
 
-    def complete(self, write: WriteFiles, publish: Callable[[bool], None]) -> None:
+    def complete(self, write: WriteFiles, publish: Publish) -> None:
         recover(self.place, self.storage)
         commit(write(None), self.place, self.storage)
-        publish(True)
+        publish.first()
 
 
 def _whole(tensor: DTensor) -> Value:
