@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import logging
 import os
@@ -39,7 +40,7 @@ from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.joint import JointSave
 from torch_trackckpt.save.late import rows_for_later
 from torch_trackckpt.save.pending import PendingSave, can_be_pending
-from torch_trackckpt.save.plan import SavePlan, make_plan, plan_of
+from torch_trackckpt.save.plan import SavePlan, Wholes, make_plan, plan_of
 from torch_trackckpt.save.publish import UploadedFiles
 from torch_trackckpt.save.ranks import Rows
 from torch_trackckpt.save.solo import Publish, Save, SoloSave
@@ -241,8 +242,10 @@ class Checkpoint(AutoTrackable):
         self._own.devices.pool.bound(options.page_locked_bytes)
         sharding, num_threads = options.experimental_sharding_callback, options.thread_count
         if rows.parts or save.has_one_file:
-            return plan_of(rows.keys, rows.values, rows.parts, devices=self._own.devices)
-        return make_plan(rows.keys, rows.values, sharding, num_threads, self._own.devices)
+            plan = plan_of(rows.keys, rows.values, rows.parts, devices=self._own.devices)
+        else:
+            plan = make_plan(rows.keys, rows.values, sharding, num_threads, self._own.devices)
+        return dataclasses.replace(plan, wholes=Wholes(rows.wholes)) if rows.wholes else plan
 
     def sync(self) -> None:
         """Waits until an asynchronous save is complete. TensorFlow's ``Checkpoint.sync``.

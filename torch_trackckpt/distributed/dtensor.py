@@ -29,7 +29,19 @@ from torch_trackckpt.errors import UnsupportedValueError
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["LocalBox", "boxes_at", "copies_of", "is_dtensor", "local_of", "parts_of", "ranks_of", "with_memory"]
+__all__ = [
+    "LocalBox",
+    "boxes_at",
+    "copies_of",
+    "is_dtensor",
+    "local_of",
+    "memory_of",
+    "parts_of",
+    "ranks_of",
+    "with_memory",
+]
+
+_MEMORY = operator.attrgetter("_local_tensor")
 
 Run = tuple[int, int]
 """Where it begins in a dimension, and how long it is."""
@@ -69,6 +81,14 @@ def local_of(tensor: DTensor) -> torch.Tensor:
     """The tensor in which this process has its part, outside of autograd."""
     with torch.no_grad():
         return tensor.to_local().detach()
+
+
+def memory_of(tensors: Iterable[DTensor]) -> list[torch.Tensor]:
+    """For each tensor the one in which this process has its part: the same object, as long as it has that part.
+
+    ``to_local`` says the same without gradients, but takes too long for very many.
+    """
+    return list(map(_MEMORY, tensors))
 
 
 def parts_of(tensor: DTensor) -> list[tuple[TensorSlice, torch.Tensor]]:

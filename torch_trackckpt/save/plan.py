@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch_trackckpt.bundle.memory import PLAIN_TYPES, memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.devices.access import Devices
 from torch_trackckpt.devices.pieces import Column, DeviceRows
+from torch_trackckpt.distributed.dtensor import memory_of
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.save.balance import balanced
 from torch_trackckpt.save.late import LateCopy
@@ -32,7 +33,10 @@ from torch_trackckpt.sharding import (
 )
 from torch_trackckpt.trackable import Value
 
-__all__ = ["SavePlan", "WriteItem", "make_plan", "plan_of"]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["SavePlan", "Wholes", "WriteItem", "make_plan", "plan_of"]
 
 _HELD_BYTES = 64 << 10
 """Smaller memory stays the process's when it is freed, so that reading it does no harm: the move is noticed."""
@@ -54,6 +58,31 @@ class WriteItem:
         if isinstance(self.value, torch.Tensor):
             return self.value.nbytes
         return len(self.value) if isinstance(self.value, bytes) else sum(map(len, self.value.ravel()))
+
+
+class Wholes:
+    """Tensors that lie in several processes, and whether they change.
+
+    torch counts the versions of such a tensor, and those of the one in which this process has its part, each for
+    itself: an operation on the former moves its number alone, and one on the latter moves only that, which is in the
+    table of the plan.
+
+    Args:
+        tensors: each by its key.
+    """
+
+    def __init__(self, tensors: Mapping[str, DTensor]) -> None:
+        self._keys = list(tensors)
+        self._tensors = list(tensors.values())
+        self._table = _native.TensorTable(list(self._tensors), ())
+        self._memory = memory_of(self._tensors)
+
+    def changed(self) -> list[str]:
+        """The keys of those that torch knows to have changed, or that have another part here."""
+        changed = set(self._table.changed())
+        now = memory_of(self._tensors)
+        changed.update(row for row, (old, new) in enumerate(zip(self._memory, now, strict=True)) if old is not new)
+        return [self._keys[row] for row in sorted(changed)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +107,8 @@ class SavePlan:
     """Aliases of large tensors in plain memory: it stays also when a tensor gets other memory meanwhile."""
     late: LateCopy | None = None
     """The values that are not there yet, of an asynchronous save."""
+    wholes: Wholes | None = None
+    """Tensors that lie in several processes, as long as rows are in the memory of what this one has of them."""
 
     @property
     def num_bytes(self) -> int:

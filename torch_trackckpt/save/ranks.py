@@ -53,6 +53,8 @@ class Rows:
     values: list[Value]
     parts: dict[int, TensorSlice]
     """For rows that are parts of tensors, which."""
+    wholes: dict[str, DTensor] = dataclasses.field(default_factory=dict)
+    """By its key, each tensor that lies in several processes, of which values are what this one has."""
 
     def add(self, key: str, value: Value, part: TensorSlice | None = None) -> None:
         """One more row; `part` is None where the value is a whole one."""
@@ -72,7 +74,12 @@ class Rows:
         """These rows and others."""
         count = len(self.keys)
         moved = {count + row: part for row, part in other.parts.items()}
-        return Rows([*self.keys, *other.keys], [*self.values, *other.values], {**self.parts, **moved})
+        return Rows(
+            [*self.keys, *other.keys],
+            [*self.values, *other.values],
+            {**self.parts, **moved},
+            {**self.wholes, **other.wholes},
+        )
 
 
 class Offer:
@@ -277,6 +284,10 @@ class Shares:
         rows = Rows([], [], {})
         for row in self._of(offer, rank):
             rows.add(*row)
+        written = set(rows.keys)
+        for key, value in zip(offer.keys, offer.values, strict=True):
+            if key in written and is_dtensor(value):
+                rows.wholes[key] = value
         return rows
 
     def _of(self, offer: Offer, rank: int) -> Iterator[tuple[str, Value, TensorSlice | None]]:

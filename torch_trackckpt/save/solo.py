@@ -89,7 +89,8 @@ class SoloSave:
         if not holds_dtensor(snapshot.values):
             return Rows(snapshot.keys, snapshot.values, {})
         values = [_whole(value) if is_dtensor(value) else value for value in snapshot.values]
-        return Rows(snapshot.keys, values, {})
+        wholes = {key: value for key, value in zip(snapshot.keys, snapshot.values, strict=True) if is_dtensor(value)}
+        return Rows(snapshot.keys, values, {}, wholes)
 
     def close(self) -> None:
         pass

@@ -303,7 +303,14 @@ class StagingBuffer:
         for of_device in copies.on_devices:
             is_plain[of_device.rows] = False
         return dataclasses.replace(
-            plan, table=table, others=others, is_plain=is_plain, devices=copies.on_devices, held=(), late=late
+            plan,
+            table=table,
+            others=others,
+            is_plain=is_plain,
+            devices=copies.on_devices,
+            held=(),
+            late=late,
+            wholes=None,
         )
 
 

@@ -18,9 +18,11 @@ def check_unchanged(plan: SavePlan) -> None:
     """
     if plan.late is not None:
         plan.late.check(is_last=True)
-    changed = plan.table.changed()
+    changed = dict.fromkeys(plan.keys[row] for row in plan.table.changed())
+    if plan.wholes is not None:
+        changed |= dict.fromkeys(plan.wholes.changed())
     if changed:
         raise ValueChangedError(
-            f"{len(changed)} values changed while they were being saved, the first is {plan.keys[changed[0]]}; no "
+            f"{len(changed)} values changed while they were being saved, the first is {next(iter(changed))}; no "
             "checkpoint has been made. Let no other thread train while a save is running."
         )
