@@ -336,6 +336,10 @@ class TensorTable:
     def unversioned(self) -> list[int]:
         """The rows of objects without a version: inference tensors, and what is no tensor."""
 
+def kinds_of(values: list[Any], types: tuple[type, ...]) -> tuple[bytes, list[int]]:
+    """The types and shapes of tensors of exactly the given types, as bytes that are equal where all of these are, and
+    the rows of which nothing is known: those of other objects, and of tensors with gaps in the processor's memory."""
+
 @final
 class TensorCopy:
     """Bytes of plain rows on their way to other memory; keeps both sides alive. Several threads may use it at once."""

@@ -36,6 +36,7 @@ from torch_trackckpt.restore.status import (
     LoadStatus,
     NameBasedLoadStatus,
 )
+from torch_trackckpt.save.agreement import Agreement
 from torch_trackckpt.save.background import Pace
 from torch_trackckpt.save.joint import JointSave
 from torch_trackckpt.save.late import rows_for_later
@@ -579,6 +580,7 @@ class _Own:
         self.pending: PendingSave | None = None
         self.group: Group | None = None
         """The processes that this one saves together with, as soon as that is known."""
+        self.agreement = Agreement()
         self.metrics = CheckpointMetrics()
 
     @contextlib.contextmanager
@@ -657,7 +659,7 @@ class _Own:
             # In the caller's thread: fsspec has other connections for each thread that opens a place.
             storage = storage_for(path, durable=options.durable)
             is_async = _becomes_pending(path, options)
-        return JointSave(session, place, storage, is_async, durable=options.durable)
+        return JointSave(session, place, storage, is_async, self.agreement, durable=options.durable)
 
     def wait_for_pending(self) -> None:
         """Waits for the pending save; its error is raised once, unless there is no time left for it."""

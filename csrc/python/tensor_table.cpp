@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <string>
 #include <utility>
 
 namespace nb = nanobind;
@@ -17,6 +18,34 @@ bool IsSame(const TensorMemoryTable& table, const TensorMemory& row, const Tenso
   return row.data == other.data && row.dtype == other.dtype && row.device == other.device &&
          row.rank == other.rank && row.is_strided == other.is_strided &&
          std::equal(table.Shape(row), table.Shape(row) + num_dims, other_table.Shape(other));
+}
+
+void AppendNumber(int64_t number, std::string* text) {
+  text->append(reinterpret_cast<const char*>(&number), sizeof(number));
+}
+
+// What is known of values without what is in them, as bytes that are the same as long as that is.
+nb::tuple KindsOf(const nb::list& values, const nb::tuple& types) {
+  const TensorReader reader(types, /*with_devices=*/true);
+  const nb::tuple all(values);
+  std::string kinds;
+  nb::list others;
+  TensorMemoryTable one;
+  for (size_t i = 0; i < all.size(); ++i) {
+    reader.Approach(i, all.size(), [&](size_t at) { return nb::handle(all[at]).ptr(); });
+    one.rows.clear();
+    one.dims.clear();
+    if (!reader.Add(nb::handle(all[i]).ptr(), &one)) {
+      others.append(i);
+      AppendNumber(0, &kinds);
+      continue;
+    }
+    const TensorMemory& row = one.rows[0];
+    AppendNumber(row.dtype, &kinds);
+    AppendNumber(row.rank, &kinds);
+    for (uint32_t dim = 0; dim < row.rank; ++dim) AppendNumber(one.Shape(row)[dim], &kinds);
+  }
+  return nb::make_tuple(nb::bytes(kinds.data(), kinds.size()), others);
 }
 
 nb::tuple TupleOf(const int64_t* numbers, uint32_t count) {
@@ -176,6 +205,7 @@ void DefineTensorTable(nb::module_& module) {
       .def("changed", &TensorTable::Changed)
       .def("moved", &TensorTable::Moved)
       .def("unversioned", &TensorTable::Unversioned);
+  module.def("kinds_of", &KindsOf, "values"_a, "types"_a, "The types and shapes of tensors.");
 }
 
 }  // namespace trackckpt

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-__all__ = ["PLAIN_TYPES", "holds_dtensor", "is_dtensor", "memory_obstacle", "row_major", "takes_file_bytes"]
+__all__ = ["PLAIN_TYPES", "dtensor_types", "is_dtensor", "memory_obstacle", "row_major", "takes_file_bytes"]
 
 PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 """Tensors of other classes may have memory that is not what they mean."""
@@ -19,10 +19,10 @@ def is_dtensor(value: object) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-def holds_dtensor(values: Iterable[object]) -> bool:
-    """Whether any of very many values is one: their classes are looked at, not each of them."""
+def dtensor_types(types: Iterable[type]) -> set[type]:
+    """Those of very many classes that are ``DTensor`` or derived from it."""
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
-    return kind is not None and any(issubclass(cls, kind) for cls in set(map(type, values)))
+    return set() if kind is None else {cls for cls in set(types) if issubclass(cls, kind)}
 
 
 def memory_obstacle(tensor: torch.Tensor) -> str | None:

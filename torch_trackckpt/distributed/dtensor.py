@@ -34,6 +34,8 @@ __all__ = [
     "boxes_at",
     "copies_of",
     "is_dtensor",
+    "layouts_of",
+    "local_boxes_of",
     "local_of",
     "memory_of",
     "parts_of",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 _MEMORY = operator.attrgetter("_local_tensor")
+_LAYOUT = tuple(map(operator.attrgetter, ("_spec.mesh", "_spec.placements", "_spec.tensor_meta")))
 
 Run = tuple[int, int]
 """Where it begins in a dimension, and how long it is."""
@@ -91,6 +94,11 @@ def memory_of(tensors: Iterable[DTensor]) -> list[torch.Tensor]:
     return list(map(_MEMORY, tensors))
 
 
+def layouts_of(tensors: Sequence[DTensor]) -> tuple[list[Any], ...]:
+    """In columns, for each tensor its mesh, its placements, and the shape, strides and type of the whole."""
+    return tuple(list(map(get, tensors)) for get in _LAYOUT)
+
+
 def parts_of(tensor: DTensor) -> list[tuple[TensorSlice, torch.Tensor]]:
     """The boxes of a tensor that this process holds, each with the view of its local tensor that has the values.
 
@@ -118,15 +126,20 @@ def parts_of(tensor: DTensor) -> list[tuple[TensorSlice, torch.Tensor]]:
         [('4 0,4', tensor([1., 1., 1., 1.]))]
         >>> torch.distributed.destroy_process_group()
     """
-    shape, mesh = tuple(tensor.shape), tensor.device_mesh
+    shape, local = tuple(tensor.shape), local_of(tensor)
+    if 0 in shape:
+        return [(local_box.box, local.new_empty(shape)) for local_box in local_boxes_of(tensor)]
+    return [(local_box.box, local_box.view(local)) for local_box in local_boxes_of(tensor)]
+
+
+def local_boxes_of(tensor: DTensor) -> list[LocalBox]:
+    """The boxes of a tensor that this process holds, and where they lie in its local tensor; see `parts_of`."""
+    mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return []
-    local = local_of(tensor)
-    boxes = boxes_at(shape, tensor.placements, tuple(mesh.shape), coordinate, tuple(local.shape))
-    if 0 in shape:
-        return [(local_box.box, local.new_empty(shape)) for local_box in boxes]
-    return [(local_box.box, local_box.view(local)) for local_box in boxes]
+    (local,) = memory_of([tensor])
+    return boxes_at(tuple(tensor.shape), tensor.placements, tuple(mesh.shape), coordinate, tuple(local.shape))
 
 
 def ranks_of(tensor: DTensor) -> tuple[int, ...]:

@@ -25,9 +25,10 @@ from torch_trackckpt.distributed.group import Session
 from torch_trackckpt.errors import CheckpointNotFoundError, DataLossError
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
+from torch_trackckpt.save.agreement import Agreement
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.publish import UploadedFiles, free_number_of_shards
-from torch_trackckpt.save.ranks import Offer, Rows, Shares
+from torch_trackckpt.save.ranks import Rows
 from torch_trackckpt.save.solo import Publish, WriteFiles
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Ranges, Storage
@@ -45,13 +46,24 @@ class JointSave:
     Args:
         session: that of the save.
         place, storage, is_async: see `Save`.
+        agreement: what the ranks have agreed on at the save before.
         durable: whether the index is on the disk before it has its name.
     """
 
     has_one_file = True
 
-    def __init__(self, session: Session, place: str, storage: Storage, is_async: bool, *, durable: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        place: str,
+        storage: Storage,
+        is_async: bool,
+        agreement: Agreement,
+        *,
+        durable: bool,
+    ) -> None:
         self._session = session
+        self._agreement = agreement
         self.place = place
         self.storage = storage
         self.is_async = is_async
@@ -70,27 +82,32 @@ class JointSave:
             RankError: another rank has failed, or saves something else.
             UnsupportedValueError: ranks have different things under one name.
         """
-        session, offer = self._session, Offer(snapshot, self._session.size)
-        begun = session.agree(offer.summary, lambda said: self._begin(Shares.summarised(said)))
-        shares, self._token, self._num_files = Shares.heard(begun["shares"]), begun["token"], begun["files"]
+        session, agreement = self._session, self._agreement
+        offer = agreement.offer(snapshot, session.rank, session.size)
+        begun = session.agree(lambda: agreement.summary(offer), self._begin)
+        shares, self._token, self._num_files = agreement.heard(begun["shares"]), begun["token"], begun["files"]
         details: list[Any] = []
         if shares.need_details:
             first = shares
 
             def detail(said: list[Any]) -> Any:
                 details.extend(said)
-                return first.detailed(said).message()
+                return agreement.detailed(first, said)
 
-            shares = Shares.heard(session.agree(lambda: offer.details(first, session.rank), detail))
-        rows = shares.rows(offer, session.rank)
+            told = session.agree(lambda: offer.details(first, session.rank), detail)
+            shares = first if told is None else agreement.heard(told)
+        if begun["shares"] is not None:
+            agreement.keep(self._token, shares)
+        rows = agreement.rows(offer, shares, session.rank)
         if not session.decides:
             return rows
-        of_all = shares.of_all(offer, details)
+        of_all = agreement.of_all(offer, shares, details)
         self._record = of_all.record
         return rows.followed_by(of_all)
 
-    def _begin(self, shares: Shares) -> dict[str, Any]:
+    def _begin(self, said: list[Any]) -> dict[str, Any]:
         """What rank 0 does before anybody writes."""
+        shares = self._agreement.begun(said)
         num_files = self._session.size
         if self.place:
             self.storage.make_directory(directory(self.place))
@@ -99,7 +116,7 @@ class JointSave:
                 self.storage.remove(part)
             if self.storage.is_remote:
                 num_files = free_number_of_shards(self.place, num_files, self.storage)
-        return {"shares": shares.message(), "token": secrets.token_hex(8), "files": num_files}
+        return {"shares": shares, "token": secrets.token_hex(8), "files": num_files}
 
     def close(self) -> None:
         self._session.close()

@@ -184,6 +184,10 @@ def plan_of(
     sizes[rows] = [item.num_bytes for item in others.values()]
     large = np.flatnonzero(is_plain & (sizes >= _HELD_BYTES)).tolist()
     held = [value.detach() for value in map(table.value, large)]
+    # What is a part may be all of the memory of its process.
+    held += [
+        value.detach() for row in parts if isinstance(value := values[row], torch.Tensor) and sizes[row] >= _HELD_BYTES
+    ]
     return SavePlan(keys, table, others, is_plain, sizes, shards or (np.arange(len(keys)),), on_devices, held)
 
 

@@ -17,30 +17,32 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
+import functools
 import hashlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from torch_trackckpt import _native
-from torch_trackckpt.bundle.dtypes import data_type_of_torch
-from torch_trackckpt.bundle.memory import memory_obstacle
 from torch_trackckpt.bundle.slices import TensorSlice
-from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, parts_of, ranks_of
+from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, local_boxes_of, ranks_of
 from torch_trackckpt.errors import UnsupportedValueError
 from torch_trackckpt.graph.keys import attribute_key, by_rank_key
 from torch_trackckpt.graph.walk import Snapshot
+from torch_trackckpt.save.facts import Facts, described, digest_of
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, Value
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Offer", "Rows", "Shares"]
+__all__ = ["Offer", "Offered", "Recipe", "Rows", "Shares"]
 
 _SLOT = "/.OPTIMIZER_SLOT/"
+
+_Make = Callable[[Any], torch.Tensor]
 
 T = TypeVar("T")
 
@@ -82,31 +84,55 @@ class Rows:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Offered:
+    """What follows from the facts of a rank. It keeps none of the values alive."""
+
+    facts: Facts
+    meshes: list[tuple[int, ...]]
+    """The ranks of meshes that not all ranks are in: others may have the same."""
+    mesh_of: dict[str, int]
+    """For DTensors on one of these, which."""
+    digest: str
+    """Of the graph, and of what the values are."""
+
+
 class Offer:
     """What a rank has to save.
 
     Args:
         snapshot: its graph and its values.
         size: how many ranks there are.
+        before: what was offered at the save before; most likely that is the same.
+
+    Raises:
+        UnsupportedValueError: something cannot be saved.
     """
 
-    def __init__(self, snapshot: Snapshot, size: int) -> None:
+    def __init__(self, snapshot: Snapshot, size: int, before: Offered | None = None) -> None:
         self.keys = snapshot.keys
         self.values = snapshot.values
         self.record = snapshot.graph.record
         self.state_keys = frozenset(snapshot.state_keys())
+        facts, self.memory = Facts.of(snapshot)
+        """The values as they lie here, each DTensor as what this process has of it."""
         # To ask a mesh takes torch much longer than anything here.
         self._ranks: dict[int, tuple[int, ...]] = {}
         self._copies: dict[tuple[int, Any], tuple[int, ...]] = {}
-        self.meshes: list[tuple[int, ...]] = []
-        """The ranks of meshes that not all ranks are in: others may have the same."""
-        self.mesh_of: dict[str, int] = {}
-        """For DTensors on one of these, which."""
+        self.offered = before if before is not None and before.facts == facts else self._offered(facts, size)
+        """What follows from what the values are, but for what is in them."""
+
+    def _offered(self, facts: Facts, size: int) -> Offered:
+        meshes: list[tuple[int, ...]] = []
+        mesh_of: dict[str, int] = {}
         for key, value in zip(self.keys, self.values, strict=True):
             if is_dtensor(value) and len(ranks := self.ranks_of(value)) < size:
-                if ranks not in self.meshes:
-                    self.meshes.append(ranks)
-                self.mesh_of[key] = self.meshes.index(ranks)
+                if ranks not in meshes:
+                    meshes.append(ranks)
+                mesh_of[key] = meshes.index(ranks)
+        digest = hashlib.blake2b(self.record, digest_size=16)
+        digest.update(repr([list(self.described().items()), mesh_of]).encode())
+        return Offered(facts, meshes, mesh_of, digest.hexdigest())
 
     def ranks_of(self, tensor: DTensor) -> tuple[int, ...]:
         """All ranks of a tensor's mesh."""
@@ -124,14 +150,12 @@ class Offer:
 
     def summary(self) -> dict[str, Any]:
         """What rank 0 has to know at first: a digest of what there is, and one of each python state."""
-        digest = hashlib.blake2b(self.record, digest_size=16)
-        digest.update(repr([list(self.described().items()), self.mesh_of]).encode())
         states = {
-            key: _digest(key, value)
+            key: digest_of(key, value)
             for key, value in zip(self.keys, self.values, strict=True)
             if key in self.state_keys and not is_dtensor(value)
         }
-        return {"digest": digest.hexdigest(), "states": states, "meshes": self.meshes}
+        return {"digest": self.offered.digest, "states": states, "meshes": self.offered.meshes}
 
     def details(self, shares: Shares, rank: int) -> dict[str, Any]:
         """What rank 0 has to know as well, where ranks have different things.
@@ -141,26 +165,63 @@ class Offer:
             rank: which rank this is.
         """
         said: dict[str, Any] = {"states": {}, "tensors": {}}
-        for key, value in zip(self.keys, self.values, strict=True):
-            if key in shares.by_rank and isinstance(value, bytes):
+        for key, value in self.by_rank(shares):
+            if isinstance(value, bytes):
                 said["states"][key] = base64.b64encode(value).decode()
-            elif key in shares.by_rank and isinstance(value, torch.Tensor):
+            elif isinstance(value, torch.Tensor):
                 said["tensors"][key] = [str(value.dtype).removeprefix("torch."), list(value.shape)]
-            elif key in shares.by_rank:
+            else:
                 raise UnsupportedValueError(
                     f"{key}: arrays of strings that are not the same on all ranks cannot be kept by rank; return them "
                     "as lists from state_dict()."
                 )
         # Ranks of one kind have the same to say of the rest.
-        if not shares.are_of_one_kind and shares.speaks(rank):
+        if not shares.know_kinds and shares.speaks(rank):
             said["described"] = self.described()
-            said["mesh_of"] = self.mesh_of
+            said["mesh_of"] = self.offered.mesh_of
             said["record"] = base64.b64encode(self.record).decode()
         return said
 
+    def by_rank(self, shares: Shares) -> Iterator[tuple[str, Value]]:
+        """The values that are kept for each rank, by their keys."""
+        if shares.by_rank:
+            yield from (pair for pair in zip(self.keys, self.values, strict=True) if pair[0] in shares.by_rank)
+
     def described(self) -> dict[str, str]:
         """The type and shape of each value, by its key."""
-        return {key: _described(key, value) for key, value in zip(self.keys, self.values, strict=True)}
+        return {key: described(key, value) for key, value in zip(self.keys, self.values, strict=True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Which of its values a rank writes, and as what. It follows from what the ranks have, and holds none of it."""
+
+    keys: list[str]
+    sources: list[int]
+    """For each row, that of the offer that it is made of."""
+    makes: dict[int, _Make]
+    """For rows that are not what lies there as it is, what makes them of it."""
+    parts: dict[int, TensorSlice]
+    wholes: list[int]
+    """The rows of the offer that are DTensors, of which something is written."""
+
+    def add(self, key: str, source: int, make: _Make | None = None, part: TensorSlice | None = None) -> None:
+        """One more row."""
+        row = len(self.keys)
+        if make is not None:
+            self.makes[row] = make
+        if part is not None and not part.is_whole:
+            self.parts[row] = part
+        self.keys.append(key)
+        self.sources.append(source)
+
+    def rows_of(self, offer: Offer) -> Rows:
+        """What it makes of an offer. It is not to be added to."""
+        values = [offer.memory[source] for source in self.sources]
+        for row, make in self.makes.items():
+            values[row] = make(values[row])
+        wholes: dict[str, Any] = {offer.keys[row]: offer.values[row] for row in self.wholes}
+        return Rows(self.keys, values, self.parts, wholes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +236,8 @@ class Shares:
     """Meshes that not all ranks are in."""
     meshes_of: tuple[tuple[int, ...], ...]
     """For each rank which of them it has told of, in the order in which it has."""
+    know_kinds: bool
+    """Whether it is known what ranks of each kind have."""
     kinds_of: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     """The keys that several kinds have, and for each kind, which of a rank's meshes the value is on: -1 for none.
     Another key is only had by ranks of one kind."""
@@ -195,12 +258,12 @@ class Shares:
         meshes = list(dict.fromkeys(mesh for of_rank in told for mesh in of_rank))
         place = {mesh: number for number, mesh in enumerate(meshes)}
         meshes_of = tuple(tuple(place[mesh] for mesh in of_rank) for of_rank in told)
-        return cls(tuple(number[digest] for digest in digests), frozenset(by_rank), tuple(meshes), meshes_of)
+        kinds = tuple(number[digest] for digest in digests)
+        return cls(kinds, frozenset(by_rank), tuple(meshes), meshes_of, know_kinds=max(kinds) == 0)
 
-    @property
-    def are_of_one_kind(self) -> bool:
-        """Whether all ranks have the same objects."""
-        return max(self.kinds) == 0
+    def are_as(self, summarised: Shares) -> bool:
+        """Whether these are what comes of others, of which only what ranks say at first is known."""
+        return dataclasses.replace(summarised, know_kinds=True, kinds_of=self.kinds_of) == self
 
     def speaks(self, rank: int) -> bool:
         """Whether a rank is the one that says in detail what all of its kind have."""
@@ -209,7 +272,7 @@ class Shares:
     @property
     def need_details(self) -> bool:
         """Whether digests are not all that rank 0 has to know."""
-        return not self.are_of_one_kind or bool(self.by_rank)
+        return not self.know_kinds or bool(self.by_rank)
 
     def detailed(self, details: Sequence[Mapping[str, Any]]) -> Shares:
         """The same, with what those of each kind have said in detail.
@@ -218,17 +281,25 @@ class Shares:
             UnsupportedValueError: two have different things under one name.
         """
         _check_tensors(details)
+        return self if self.know_kinds else self.of_kinds([said for said in details if "described" in said])
+
+    def of_kinds(self, said_of_kinds: Sequence[Mapping[str, Any]]) -> Shares:
+        """The same, with what ranks of each kind have, by the numbers of kinds.
+
+        Raises:
+            UnsupportedValueError: two have different things under one name.
+        """
         kinds_of: dict[str, dict[str, int]] = collections.defaultdict(dict)
         first: dict[str, str] = {}
-        for rank, said in enumerate(details):
-            for key, described in said.get("described", {}).items():
-                if first.setdefault(key, described) != described and key not in self.by_rank:
-                    other = self.kinds.index(int(next(iter(kinds_of[key]))))
+        for kind, said in enumerate(said_of_kinds):
+            for key, text in said["described"].items():
+                if first.setdefault(key, text) != text and key not in self.by_rank:
+                    rank, other = (self.kinds.index(int(number)) for number in (kind, next(iter(kinds_of[key]))))
                     raise UnsupportedValueError(
-                        f"{key}: rank {rank} has {described}, and rank {other} has {first[key]}. What ranks have under "
+                        f"{key}: rank {rank} has {text}, and rank {other} has {first[key]}. What ranks have under "
                         "one name has to be one thing; give them different names, or shard it as a DTensor."
                     )
-                kinds_of[key][str(self.kinds[rank])] = said["mesh_of"].get(key, -1)
+                kinds_of[key][str(kind)] = said["mesh_of"].get(key, -1)
         for key, on in kinds_of.items():
             if -1 in on.values() and len(set(on.values())) > 1:
                 raise UnsupportedValueError(
@@ -236,7 +307,7 @@ class Shares:
                     "one name has to be one thing; give them different names."
                 )
         shared = {key: kinds for key, kinds in kinds_of.items() if len(kinds) > 1 and key != OBJECT_GRAPH_KEY}
-        return dataclasses.replace(self, kinds_of=shared)
+        return dataclasses.replace(self, know_kinds=True, kinds_of=shared)
 
     def message(self) -> dict[str, Any]:
         """For the other ranks."""
@@ -246,14 +317,21 @@ class Shares:
     def heard(cls, message: Mapping[str, Any]) -> Shares:
         """What another rank has said by `message`."""
         meshes, meshes_of = (tuple(map(tuple, message[name])) for name in ("meshes", "meshes_of"))
-        return cls(tuple(message["kinds"]), frozenset(message["by_rank"]), meshes, meshes_of, message["kinds_of"])
+        return cls(
+            tuple(message["kinds"]),
+            frozenset(message["by_rank"]),
+            meshes,
+            meshes_of,
+            message["know_kinds"],
+            message["kinds_of"],
+        )
 
-    def of_all(self, offer: Offer, details: Sequence[Mapping[str, Any]]) -> Rows:
+    def of_all(self, record: bytes, details: Sequence[Mapping[str, Any]]) -> Rows:
         """What rank 0 writes for all: the record of the graph, states by rank, and zeros for the tensors of states that
         some ranks do not have, so that every tensor is whole.
 
         Args:
-            offer: that of rank 0.
+            record: that of all; see `record_of_all`.
             details: what the ranks have said in detail.
         """
         rows = Rows([], [], {})
@@ -269,45 +347,52 @@ class Shares:
             for rank in set(range(size)) - tensors.keys():
                 zeros = torch.zeros(shape, dtype=getattr(torch, dtype), device="cpu")
                 rows.add(by_rank_key(key), *_of_rank(zeros, rank, size))
-        rows.add(OBJECT_GRAPH_KEY, self._record(offer, details))
+        rows.add(OBJECT_GRAPH_KEY, record)
         return rows
 
-    def _record(self, offer: Offer, details: Sequence[Mapping[str, Any]]) -> bytes:
-        """The record of the graph of all ranks."""
-        records = [base64.b64decode(said["record"]) for said in details if "record" in said]
-        if len(records) <= 1 and not self.by_rank:
-            return offer.record
-        return _native.union_of_graphs(records or [offer.record], {key: by_rank_key(key) for key in self.by_rank})
+    def record_of_all(self, records: Sequence[bytes]) -> bytes:
+        """The record of the graph of all ranks, from those of each kind."""
+        if len(records) == 1 and not self.by_rank:
+            return records[0]
+        return _native.union_of_graphs(list(records), {key: by_rank_key(key) for key in self.by_rank})
 
-    def rows(self, offer: Offer, rank: int) -> Rows:
-        """What a rank writes of what it has."""
-        rows = Rows([], [], {})
-        for row in self._of(offer, rank):
-            rows.add(*row)
-        written = set(rows.keys)
-        for key, value in zip(offer.keys, offer.values, strict=True):
-            if key in written and is_dtensor(value):
-                rows.wholes[key] = value
-        return rows
+    def rows(self, offer: Offer, rank: int, recipe: Recipe | None = None) -> Rows:
+        """What a rank writes of what it has.
 
-    def _of(self, offer: Offer, rank: int) -> Iterator[tuple[str, Value, TensorSlice | None]]:
+        Args:
+            offer: what it has.
+            rank: which rank this is.
+            recipe: that of these shares, if it is known.
+        """
+        rows = (recipe or self.recipe(offer, rank)).rows_of(offer)
+        own = Rows([], [], {})
+        for key, value in offer.by_rank(self):
+            if isinstance(value, torch.Tensor):
+                own.add(by_rank_key(key), *_of_rank(value, rank, len(self.kinds)))
+        return rows.followed_by(own) if own.keys else rows
+
+    def recipe(self, offer: Offer, rank: int) -> Recipe:
+        """Which of its values a rank writes, but for those by rank."""
+        recipe = Recipe([], [], {}, {}, [])
         owners = _Owners()
         holders: dict[tuple[str, ...], tuple[int, ...]] = {}
         # All ranks that have a value come to it in this order, whatever else they have.
-        for key, value in sorted(zip(offer.keys, offer.values, strict=True), key=lambda pair: pair[0]):
-            if key == OBJECT_GRAPH_KEY:
+        for row in sorted(range(len(offer.keys)), key=offer.keys.__getitem__):
+            key, value = offer.keys[row], offer.values[row]
+            if key == OBJECT_GRAPH_KEY or key in self.by_rank:
                 continue
-            if key in self.by_rank:
-                if isinstance(value, torch.Tensor):
-                    yield by_rank_key(key), *_of_rank(value, rank, len(self.kinds))
-            elif is_dtensor(value):
+            if is_dtensor(value):
                 if rank in self._writing_mesh(key, value, offer, rank, owners, holders):
-                    yield from ((key, view, part) for view, part in _own_parts(value, offer, rank, owners))
+                    parts = list(_own_parts(value, offer, rank, owners))
+                    for make, part in parts:
+                        recipe.add(key, row, make, part)
+                    recipe.wholes.extend([row] if parts else ())
             elif isinstance(value, torch.nn.Parameter) or (_SLOT in key and isinstance(value, torch.Tensor)):
                 if owners.choose(self._holders(key, rank, holders), value.nbytes) == rank:
-                    yield key, value, None
+                    recipe.add(key, row)
             elif self._holders(key, rank, holders)[0] == rank:
-                yield key, value, None
+                recipe.add(key, row)
+        return recipe
 
     def _holders(self, key: str, rank: int, known: dict[tuple[str, ...], tuple[int, ...]]) -> tuple[int, ...]:
         """The ranks that have a value, of which the given one is one; for kinds that have been asked for, by what is
@@ -328,9 +413,10 @@ class Shares:
         known: dict[tuple[str, ...], tuple[int, ...]],
     ) -> Sequence[int]:
         """The ranks that write a tensor, of which there may be the whole on several meshes."""
-        if key not in offer.mesh_of:
+        mesh_of = offer.offered.mesh_of
+        if key not in mesh_of:
             return offer.ranks_of(tensor)
-        number_in = self.kinds_of.get(key) or {str(self.kinds[rank]): offer.mesh_of[key]}
+        number_in = self.kinds_of.get(key) or {str(self.kinds[rank]): mesh_of[key]}
         holders = self._holders(key, rank, known)
         meshes = {self.meshes[self.meshes_of[other][number_in[str(self.kinds[other])]]] for other in holders}
         # By the meshes, not by ranks of them: those may have values together that the rest of the meshes do not see.
@@ -339,15 +425,20 @@ class Shares:
 
 def _own_parts(
     tensor: DTensor, offer: Offer, rank: int, owners: _Owners
-) -> Iterator[tuple[torch.Tensor, TensorSlice | None]]:
-    """What a rank writes of a tensor that its mesh writes."""
+) -> Iterator[tuple[_Make | None, TensorSlice | None]]:
+    """What a rank writes of a tensor that its mesh writes, and how it is made of the local tensor."""
     if not tensor.numel():
         if rank == min(offer.ranks_of(tensor)):
-            yield torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"), None
+            yield functools.partial(_nothing_of_shape, tuple(tensor.shape)), None
         return
-    parts = parts_of(tensor)
-    if owners.choose(offer.copies_of(tensor), sum(view.nbytes for _, view in parts)) == rank:
-        yield from ((view, part) for part, view in parts)
+    boxes = local_boxes_of(tensor)
+    num_bytes = sum(local_box.box.num_elements for local_box in boxes) * tensor.element_size()
+    if owners.choose(offer.copies_of(tensor), num_bytes) == rank:
+        yield from ((local_box.view if len(boxes) > 1 else None, local_box.box) for local_box in boxes)
+
+
+def _nothing_of_shape(shape: tuple[int, ...], local: torch.Tensor) -> torch.Tensor:
+    return torch.empty(shape, dtype=local.dtype, device="cpu")
 
 
 def _check_tensors(details: Sequence[Mapping[str, Any]]) -> None:
@@ -390,30 +481,3 @@ def _state_of(key: str) -> str:
     """The key of the state that a tensor is in, if it is in one."""
     path, _, _ = key.partition("/.ATTRIBUTES/")
     return attribute_key(path.rpartition("/")[0], PYTHON_STATE)
-
-
-def _digest(key: str, value: Value) -> str:
-    """What tells two states apart."""
-    digest = hashlib.blake2b(_described(key, value).encode(), digest_size=16)
-    if isinstance(value, bytes):
-        digest.update(value)
-    elif isinstance(value, torch.Tensor):
-        content = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        digest.update(content.flatten().view(torch.uint8).numpy().data)
-    else:
-        for string in value.ravel():
-            digest.update(len(string).to_bytes(8, "little") + string)
-    return digest.hexdigest()
-
-
-def _described(key: str, value: Value) -> str:
-    if not isinstance(value, torch.Tensor):
-        return "a string" if isinstance(value, bytes) else f"strings {list(value.shape)}"
-    if not is_dtensor(value) and (obstacle := memory_obstacle(value)):
-        raise UnsupportedValueError(f"{key}: {obstacle}")
-    try:
-        dtype = data_type_of_torch(value.dtype)
-    except UnsupportedValueError as error:
-        raise UnsupportedValueError(f"{key}: {error}") from error
-    kind = "a DTensor of " if is_dtensor(value) else "a parameter of " if isinstance(value, torch.nn.Parameter) else ""
-    return f"{kind}{dtype} {list(value.shape)}"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch_trackckpt.bundle.memory import holds_dtensor
+from torch_trackckpt.bundle.memory import dtensor_types
 from torch_trackckpt.distributed.dtensor import is_dtensor, parts_of
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import Progress
@@ -86,7 +86,8 @@ class SoloSave:
         return contextlib.nullcontext()
 
     def share(self, snapshot: Snapshot) -> Rows:
-        if not holds_dtensor(snapshot.values):
+        # Classes are looked at, not each of very many values.
+        if not dtensor_types(map(type, snapshot.values)):
             return Rows(snapshot.keys, snapshot.values, {})
         values = [_whole(value) if is_dtensor(value) else value for value in snapshot.values]
         wholes = {key: value for key, value in zip(snapshot.keys, snapshot.values, strict=True) if is_dtensor(value)}
