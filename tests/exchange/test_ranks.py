@@ -34,6 +34,17 @@ def test_states_that_are_kept_by_rank_are_a_tensor_of_strings(tensorflow: Tensor
         assert tensorflow.read_one(path, key) == Value.of(stored.get_tensor(key))
 
 
+def test_states_of_other_shapes_by_rank_are_tensors_too(tensorflow: TensorFlow, tmp_path: Path) -> None:
+    results_of(run_ranks(3, "distributed.by_rank_jobs:keep_states", str(tmp_path)))
+    path = tmp_path / "ckpt-1"
+    stored = load_checkpoint(path)
+    assert any(key.endswith("/.SHAPES") for key in stored)
+    assert any(
+        key.endswith("/.BY_RANK") and stored.stored_slices(key) and len(stored[key].shape) == 1 for key in stored
+    )
+    assert tensorflow.read_all(path) == {key: Value.of(stored.get_tensor(key)) for key in stored}
+
+
 def test_slices_of_tensorflow_go_into_parameters_that_are_sharded(tensorflow: TensorFlow, tmp_path: Path) -> None:
     weight, bias = torch.arange(35.0).reshape(7, 5), torch.arange(7.0)
     slices = {"7 5 0,2:-": weight[:2], "7 5 2,5:0,3": weight[2:, :3], "7 5 2,5:3,2": weight[2:, 3:]}

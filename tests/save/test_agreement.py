@@ -65,20 +65,22 @@ def saved(job: Sequence[Rank], size: int = SIZE, name: str = "save") -> list[Row
     begun = through_json(first.begun(said))
     shares = [rank.agreement.heard(begun) for rank in job]
     details: list[Any] = []
+    shapes: Any = {}
     if shares[0].need_details:
         details = [
             through_json(offer.details(of, rank.number)) for offer, of, rank in zip(offers, shares, job, strict=True)
         ]
         told = through_json(first.detailed(shares[0], details))
-        if told is not None:
-            shares = [rank.agreement.heard(told) for rank in job]
+        shapes = told["shapes"]
+        if told["shares"] is not None:
+            shares = [rank.agreement.heard(told["shares"]) for rank in job]
     rows = []
     for rank, offer, of in zip(job, offers, shares, strict=True):
         if begun is not None:
             rank.agreement.keep(name, of)
         with as_rank(rank.number, size):
-            rows.append(rank.agreement.rows(offer, of, rank.number))
-    rows[0] = rows[0].followed_by(first.of_all(offers[0], shares[0], details))
+            rows.append(rank.agreement.rows(offer, of, shapes, rank.number))
+    rows[0] = rows[0].followed_by(first.of_all(offers[0], shares[0], details, shapes))
     return rows
 
 
@@ -92,6 +94,11 @@ def written(job: Sequence[Rank], size: int = SIZE) -> list[dict[str, list[Any]]]
             of_rank.setdefault(key, []).append((str(rows.parts.get(row)), str(getattr(value, "dtype", "")), text))
         found.append(of_rank)
     return found
+
+
+def offer_of(rank: Rank) -> Any:
+    with as_rank(rank.number, SIZE):
+        return rank.agreement.offer(rank.snapshot(), rank.number, SIZE)
 
 
 def forgetful(job: Sequence[Rank]) -> list[Rank]:
@@ -288,6 +295,35 @@ def test_ranks_that_have_different_objects_say_once_which(described: list[str]) 
     assert written(job) == first
     assert described == []
     assert {key for key in first[1] if key.startswith("own1")}
+
+
+def test_states_of_other_shapes_at_each_save_are_no_reason_to_look_at_anything_else(described: list[str]) -> None:
+    job = job_of()
+    for number in range(3):
+        for rank in job:
+            rank.objects["state"].value = torch.arange(1 + number + rank.number)
+        rows = written(job)
+        key = "state/0/.ATTRIBUTES/VARIABLE_VALUE/.BY_RANK"
+        assert [found[key][0][2] for found in rows] == [list(range(1 + number)), list(range(2 + number))]
+        assert rows[0][f"{key}/.SHAPES"][0][2] == json.dumps([[1 + number], [2 + number]]).encode()
+        if number:
+            assert described == []
+        described.clear()
+    # Who describes its values anew says the same of them.
+    job[1].agreement = Agreement()
+    written(job)
+    assert "recipe" in described
+    assert len({rank.agreement.summary(offer_of(rank))["digest"] for rank in (*job, *forgetful(job))}) == 1
+
+
+def test_states_of_two_types_are_refused() -> None:
+    job = job_of()
+    for rank in job:
+        rank.objects["state"].value = torch.zeros(3, dtype=[torch.int64, torch.float32][rank.number])
+    with pytest.raises(
+        UnsupportedValueError, match=r"state/0.* of rank 1 it is a tensor of float32, .* rank 0 a tensor"
+    ):
+        saved(job)
 
 
 def test_a_rank_that_missed_what_was_agreed_on_is_told_again() -> None:

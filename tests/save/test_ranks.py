@@ -88,7 +88,7 @@ def test_everything_is_written_once_whatever_ranks_have(chosen: list[tuple[str, 
     times: collections.Counter[str] = collections.Counter()
     for rank in range(SIZE):
         with as_rank(rank, SIZE):
-            rows = shares.rows(offer_of(rank, chosen), rank)
+            rows = shares.rows(offer_of(rank, chosen), rank, {})
             for row, (key, value) in enumerate(zip(rows.keys, rows.values, strict=True)):
                 part = rows.parts.get(row)
                 if part is None:
@@ -111,7 +111,7 @@ def test_what_is_the_same_on_all_is_spread_by_size() -> None:
     loads = []
     for rank in range(SIZE):
         with as_rank(rank, SIZE):
-            rows = shares.rows(offer_of(rank, chosen), rank)
+            rows = shares.rows(offer_of(rank, chosen), rank, {})
             loads.append(sum(value.nbytes for value in rows.values if isinstance(value, torch.Tensor)))
     assert max(loads) < 1.7 * min(loads)
 

@@ -140,7 +140,12 @@ class _StateTensor(Trackable):
 
 
 def _of_rank(values: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    return {name: value.values[rank] if isinstance(value, ByRank) else value for name, value in values.items()}
+    """What a rank has: there may be tensors that only the states of others have."""
+    return {
+        name: value.values[rank] if isinstance(value, ByRank) else value
+        for name, value in values.items()
+        if not isinstance(value, ByRank) or rank in value.values
+    }
 
 
 def state_bytes(values: Mapping[str, Value]) -> bytes:

@@ -5,6 +5,10 @@
     slot's path       <variable's path>/.OPTIMIZER_SLOT/<optimizer's path>/<escaped slot name>
     kept by rank      <checkpoint key>/.BY_RANK, where each process of a job has a value of its own: row number r, of as
                       many as there are processes, is that of rank r
+    shapes by rank    <checkpoint key>/.BY_RANK/.SHAPES, where there are not such values of one shape for all, or one is
+                      the empty string: JSON, a list that has for each rank the shape of its value, or null if it has
+                      none. Strings are rows all the same, and of tensors the elements of all ranks follow each other
+                      in one dimension
 
 Escaping doubles "." and then writes "/" as ".S", so that no name can be taken for one of the reserved words.
 """
@@ -17,6 +21,7 @@ __all__ = [
     "BY_RANK",
     "attribute_key",
     "by_rank_key",
+    "by_rank_shapes_key",
     "escape",
     "is_by_rank",
     "object_path",
@@ -56,6 +61,11 @@ def attribute_key(path: str, attribute: str) -> str:
 def by_rank_key(key: str) -> str:
     """The key of the values of all ranks, where they are not the same."""
     return key + BY_RANK
+
+
+def by_rank_shapes_key(key: str) -> str:
+    """The key of the shapes of these values, where they are not the same for all ranks."""
+    return f"{by_rank_key(key)}/.SHAPES"
 
 
 def is_by_rank(key: str) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch_trackckpt.graph.walk import Snapshot
-from torch_trackckpt.save.ranks import Offer, Offered, Recipe, Rows, Shares
+from torch_trackckpt.save.ranks import Offer, Offered, Recipe, Rows, Shapes, Shares
 
 __all__ = ["Agreement"]
 
@@ -78,11 +78,11 @@ class Agreement:
         """Keeps what all have been told, under a name that all know."""
         self._told = _Told(name, self._digests, shares)
 
-    def rows(self, offer: Offer, shares: Shares, rank: int) -> Rows:
+    def rows(self, offer: Offer, shares: Shares, shapes: Shapes, rank: int) -> Rows:
         """What this rank writes of what it has."""
         if self._recipe is None or self._recipe[0] is not offer.offered or self._recipe[1] != shares:
             self._recipe = offer.offered, shares, shares.recipe(offer, rank)
-        return shares.rows(offer, rank, self._recipe[2])
+        return shares.rows(offer, rank, shapes, self._recipe[2])
 
     # On rank 0.
 
@@ -98,29 +98,31 @@ class Agreement:
             shares = shares.of_kinds([self._said[digest] for digest in digests])
         return shares.message()
 
-    def detailed(self, shares: Shares, details: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-        """What the others are told when all have said the rest; None where they know it.
+    def detailed(self, shares: Shares, details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the others are told when all have said the rest: shapes of values by rank, and shares, or None where
+        they know them.
 
         Raises:
             UnsupportedValueError: ranks have different things under one name.
         """
-        complete = shares.detailed(details)
+        shapes, complete = shares.shapes_of(details), shares.detailed(details)
         if shares.know_kinds:
-            return None
+            return {"shapes": shapes, "shares": None}
         of_kinds = [{**said, "record": base64.b64decode(said["record"])} for said in details if "described" in said]
         self._said = dict(zip(self._digests, of_kinds, strict=True))
-        return complete.message()
+        return {"shapes": shapes, "shares": complete.message()}
 
-    def of_all(self, offer: Offer, shares: Shares, details: Sequence[Mapping[str, Any]]) -> Rows:
+    def of_all(self, offer: Offer, shares: Shares, details: Sequence[Mapping[str, Any]], shapes: Shapes) -> Rows:
         """What rank 0 writes for all.
 
         Args:
             offer: that of rank 0.
             shares: what the ranks write.
             details: what they have said in detail.
+            shapes: those of values by rank.
         """
         is_one = len(self._digests) == 1
         records = [offer.record] if is_one else [self._said[digest]["record"] for digest in self._digests]
         if self._record is None or self._record[:2] != (records, shares.by_rank):
             self._record = records, shares.by_rank, shares.record_of_all(records)
-        return shares.of_all(self._record[2], details)
+        return shares.of_all(self._record[2], details, shapes)

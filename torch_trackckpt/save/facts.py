@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -39,8 +40,12 @@ class Facts:
     """What else there is to say."""
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> tuple[Facts, list[Value]]:
+    def of(cls, snapshot: Snapshot, state_keys: Set[str]) -> tuple[Facts, list[Value]]:
         """Those of a snapshot; and its values, each DTensor as what this process has of it.
+
+        Args:
+            snapshot: the snapshot.
+            state_keys: those of python states, of which nothing is a fact: they may be kept by rank.
 
         Raises:
             UnsupportedValueError: a tensor has no memory that can be saved.
@@ -53,8 +58,12 @@ class Facts:
             dtensors = [values[row] for row in rows]
             for row, local in zip(rows, memory_of(dtensors), strict=True):
                 memory[row] = local
-        kinds, others = _native.kinds_of(memory, PLAIN_TYPES)
-        said = [_said_of(keys[row], values[row], memory[row]) for row in others]
+        lasting: list[Value | None] = list(memory)
+        for row, key in enumerate(keys) if state_keys else ():
+            if key in state_keys and not is_dtensor(values[row]):
+                lasting[row], types[row] = None, object
+        kinds, others = _native.kinds_of(lasting, PLAIN_TYPES)
+        said = [_said_of(keys[row], values[row], memory[row]) for row in others if lasting[row] is not None]
         return cls(snapshot.graph, types, kinds, layouts_of(dtensors), said), memory
 
 

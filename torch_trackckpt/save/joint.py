@@ -28,7 +28,7 @@ from torch_trackckpt.options import Progress
 from torch_trackckpt.save.agreement import Agreement
 from torch_trackckpt.save.commit import commit, recover
 from torch_trackckpt.save.publish import UploadedFiles, free_number_of_shards
-from torch_trackckpt.save.ranks import Rows
+from torch_trackckpt.save.ranks import Rows, Shapes, Shares
 from torch_trackckpt.save.solo import Publish, WriteFiles
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Ranges, Storage
@@ -87,6 +87,7 @@ class JointSave:
         begun = session.agree(lambda: agreement.summary(offer), self._begin)
         shares, self._token, self._num_files = agreement.heard(begun["shares"]), begun["token"], begun["files"]
         details: list[Any] = []
+        shapes: Shapes = {}
         if shares.need_details:
             first = shares
 
@@ -95,13 +96,13 @@ class JointSave:
                 return agreement.detailed(first, said)
 
             told = session.agree(lambda: offer.details(first, session.rank), detail)
-            shares = first if told is None else agreement.heard(told)
+            shapes, shares = told["shapes"], Shares.heard(told["shares"]) if told["shares"] else first
         if begun["shares"] is not None:
             agreement.keep(self._token, shares)
-        rows = agreement.rows(offer, shares, session.rank)
+        rows = agreement.rows(offer, shares, shapes, session.rank)
         if not session.decides:
             return rows
-        of_all = agreement.of_all(offer, shares, details)
+        of_all = agreement.of_all(offer, shares, details, shapes)
         self._record = of_all.record
         return rows.followed_by(of_all)
 

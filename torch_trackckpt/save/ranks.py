@@ -6,7 +6,8 @@
     sharded      of a DTensor each rank has a part, which is written as a slice; of several equal parts one is, and of
                  several meshes that each have all of it, one writes
     by rank      a python state (random numbers, the position of a data loader) that is not the same on all ranks is
-                 kept for each of them, under a key of its own: its tensors are slices of one with a dimension more;
+                 kept for each of them, under a key of its own: its tensors are slices of one with a dimension more,
+                 or of one with a single dimension where they are not of one shape (`graph.keys` has the format);
                  its JSON goes to rank 0, which writes that of all, because TensorFlow reads no slices of strings
 
 What every rank decides for itself here, from what it has and what rank 0 has told it, comes to the same on all of them.
@@ -20,6 +21,8 @@ import dataclasses
 import functools
 import hashlib
 import heapq
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +33,7 @@ from torch_trackckpt import _native
 from torch_trackckpt.bundle.slices import TensorSlice
 from torch_trackckpt.distributed.dtensor import copies_of, is_dtensor, local_boxes_of, ranks_of
 from torch_trackckpt.errors import UnsupportedValueError
-from torch_trackckpt.graph.keys import attribute_key, by_rank_key
+from torch_trackckpt.graph.keys import attribute_key, by_rank_key, by_rank_shapes_key
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.save.facts import Facts, described, digest_of
 from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, Value
@@ -38,9 +41,12 @@ from torch_trackckpt.trackable import OBJECT_GRAPH_KEY, PYTHON_STATE, Value
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Offer", "Offered", "Recipe", "Rows", "Shares"]
+__all__ = ["Offer", "Offered", "Recipe", "Rows", "Shapes", "Shares"]
 
 _SLOT = "/.OPTIMIZER_SLOT/"
+
+Shapes = dict[str, list[list[int] | None]]
+"""By their keys, of values by rank, the shape of that of each rank; None for ranks that have none."""
 
 _Make = Callable[[Any], torch.Tensor]
 
@@ -114,7 +120,7 @@ class Offer:
         self.values = snapshot.values
         self.record = snapshot.graph.record
         self.state_keys = frozenset(snapshot.state_keys())
-        facts, self.memory = Facts.of(snapshot)
+        facts, self.memory = Facts.of(snapshot, self.state_keys)
         """The values as they lie here, each DTensor as what this process has of it."""
         # To ask a mesh takes torch much longer than anything here.
         self._ranks: dict[int, tuple[int, ...]] = {}
@@ -188,8 +194,11 @@ class Offer:
             yield from (pair for pair in zip(self.keys, self.values, strict=True) if pair[0] in shares.by_rank)
 
     def described(self) -> dict[str, str]:
-        """The type and shape of each value, by its key."""
-        return {key: described(key, value) for key, value in zip(self.keys, self.values, strict=True)}
+        """The type and shape of each value, by its key; of states not even that, since they may be kept by rank."""
+        return {
+            key: "a state" if key in self.state_keys and not is_dtensor(value) else described(key, value)
+            for key, value in zip(self.keys, self.values, strict=True)
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +289,6 @@ class Shares:
         Raises:
             UnsupportedValueError: two have different things under one name.
         """
-        _check_tensors(details)
         return self if self.know_kinds else self.of_kinds([said for said in details if "described" in said])
 
     def of_kinds(self, said_of_kinds: Sequence[Mapping[str, Any]]) -> Shares:
@@ -326,27 +334,44 @@ class Shares:
             message["kinds_of"],
         )
 
-    def of_all(self, record: bytes, details: Sequence[Mapping[str, Any]]) -> Rows:
-        """What rank 0 writes for all: the record of the graph, states by rank, and zeros for the tensors of states that
-        some ranks do not have, so that every tensor is whole.
+    def shapes_of(self, details: Sequence[Mapping[str, Any]]) -> Shapes:
+        """Of the values by rank that are not of one shape in all ranks, or among which are empty strings, which shape
+        each rank has; None for ranks that have none.
+
+        Raises:
+            UnsupportedValueError: two are not of one type.
+        """
+        _check_tensors(details)
+        found: Shapes = {}
+        for key in sorted(self.by_rank):
+            shapes = [
+                said["tensors"][key][1] if key in said["tensors"] else [] if key in said["states"] else None
+                for said in details
+            ]
+            if shapes.count(shapes[0]) < len(shapes) or "" in (said["states"].get(key) for said in details):
+                found[key] = shapes
+        return found
+
+    def of_all(self, record: bytes, details: Sequence[Mapping[str, Any]], shapes: Shapes) -> Rows:
+        """What rank 0 writes for all: the record of the graph, and of states by rank what is no tensor, or is empty in
+        all ranks.
 
         Args:
             record: that of all; see `record_of_all`.
             details: what the ranks have said in detail.
+            shapes: see `shapes_of`.
         """
         rows = Rows([], [], {})
-        size = len(self.kinds)
         for key in sorted(self.by_rank):
-            tensors = {rank: said["tensors"][key] for rank, said in enumerate(details) if key in said["tensors"]}
-            if not tensors:
-                strings = np.empty(size, dtype=object)
+            if key in shapes:
+                rows.add(by_rank_shapes_key(key), json.dumps(shapes[key]).encode())
+            dtypes = [said["tensors"][key][0] for said in details if key in said["tensors"]]
+            if not dtypes:
+                strings = np.empty(len(self.kinds), dtype=object)
                 strings[:] = [base64.b64decode(said["states"].get(key, "")) for said in details]
                 rows.add(by_rank_key(key), strings)
-                continue
-            dtype, shape = next(iter(tensors.values()))
-            for rank in set(range(size)) - tensors.keys():
-                zeros = torch.zeros(shape, dtype=getattr(torch, dtype), device="cpu")
-                rows.add(by_rank_key(key), *_of_rank(zeros, rank, size))
+            elif key in shapes and not sum(_lengths(shapes[key])):
+                rows.add(by_rank_key(key), torch.empty(0, dtype=getattr(torch, dtypes[0]), device="cpu"))
         rows.add(OBJECT_GRAPH_KEY, record)
         return rows
 
@@ -356,19 +381,22 @@ class Shares:
             return records[0]
         return _native.union_of_graphs(list(records), {key: by_rank_key(key) for key in self.by_rank})
 
-    def rows(self, offer: Offer, rank: int, recipe: Recipe | None = None) -> Rows:
+    def rows(self, offer: Offer, rank: int, shapes: Shapes, recipe: Recipe | None = None) -> Rows:
         """What a rank writes of what it has.
 
         Args:
             offer: what it has.
             rank: which rank this is.
+            shapes: see `shapes_of`.
             recipe: that of these shares, if it is known.
         """
         rows = (recipe or self.recipe(offer, rank)).rows_of(offer)
         own = Rows([], [], {})
         for key, value in offer.by_rank(self):
-            if isinstance(value, torch.Tensor):
-                own.add(by_rank_key(key), *_of_rank(value, rank, len(self.kinds)))
+            if isinstance(value, torch.Tensor) and key not in shapes:
+                own.add(by_rank_key(key), *_as_row(value, rank, len(self.kinds)))
+            elif isinstance(value, torch.Tensor) and value.numel():
+                own.add(by_rank_key(key), *_as_run(value, rank, _lengths(shapes[key])))
         return rows.followed_by(own) if own.keys else rows
 
     def recipe(self, offer: Offer, rank: int) -> Recipe:
@@ -442,16 +470,16 @@ def _nothing_of_shape(shape: tuple[int, ...], local: torch.Tensor) -> torch.Tens
 
 
 def _check_tensors(details: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses tensors of states by rank that are not of one type and shape: they could not be parts of one."""
-    first: dict[str, tuple[int, Any]] = {}
+    """Refuses tensors of states by rank that are not of one type: they could not be parts of one."""
+    first: dict[str, tuple[int, str]] = {}
     for rank, said in enumerate(details):
-        for key, tensor in said["tensors"].items():
-            other, its = first.setdefault(key, (rank, tensor))
-            if its != tensor:
+        kinds = {key: f"a tensor of {dtype}" for key, (dtype, _) in said["tensors"].items()}
+        for key, kind in (*kinds.items(), *((key, "a string") for key in said["states"])):
+            other, its = first.setdefault(key, (rank, kind))
+            if its != kind:
                 raise UnsupportedValueError(
-                    f"{key}: in the state of rank {rank} it is a tensor of {tensor[0]} {tensor[1]}, and in that of "
-                    f"rank {other} of {its[0]} {its[1]}. What each rank has for itself has to be of one type and "
-                    "shape, or no tensor: lists of numbers, say."
+                    f"{key}: in the state of rank {rank} it is {kind}, and in that of rank {other} {its}. What each "
+                    "rank has for itself has to be of one type."
                 )
 
 
@@ -470,7 +498,16 @@ class _Owners:
         return several[place]
 
 
-def _of_rank(value: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor, TensorSlice]:
+def _lengths(shapes: Sequence[Sequence[int] | None]) -> list[int]:
+    return [0 if shape is None else math.prod(shape) for shape in shapes]
+
+
+def _as_run(value: torch.Tensor, rank: int, lengths: Sequence[int]) -> tuple[torch.Tensor, TensorSlice]:
+    """A tensor of one rank as its part of those of all, where these are of several shapes."""
+    return value.reshape(-1), TensorSlice.box((sum(lengths),), (sum(lengths[:rank]),), (lengths[rank],))
+
+
+def _as_row(value: torch.Tensor, rank: int, size: int) -> tuple[torch.Tensor, TensorSlice]:
     """A tensor of one rank as its part of those of all."""
     shape = tuple(value.shape)
     part = TensorSlice.box((size, *shape), (rank, *(0 for _ in shape)), (1, *shape))
