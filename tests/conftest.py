@@ -8,8 +8,8 @@ import pytest
 import torch
 from held import PATIENCE_SECONDS, HeldStorage
 
-from torch_trackckpt import _native, checkpoint
-from torch_trackckpt.save import late
+from torch_trackckpt import _native
+from torch_trackckpt.save import late, turns
 from torch_trackckpt.save.late import LateCopy
 
 Damage = Callable[[str, str], None]
@@ -50,7 +50,7 @@ def damage() -> Damage:
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStorage]:
     """Through which every save of the test writes; nothing is written before its release."""
     storage = HeldStorage()
-    monkeypatch.setattr(checkpoint, "storage_for", lambda path, *, durable: storage)
+    monkeypatch.setattr(turns, "storage_for", lambda path, *, durable: storage)
     yield storage
     storage.release()
 

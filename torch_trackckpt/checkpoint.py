@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import logging
 import os
-import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from torch_trackckpt import _native
 from torch_trackckpt.adapters import adapt, advice_for, is_trackable
 from torch_trackckpt.bundle.file_names import saved_model_prefix
 from torch_trackckpt.bundle.reader import CheckpointReader
 from torch_trackckpt.devices.access import Devices
-from torch_trackckpt.distributed.group import Group, find_group
-from torch_trackckpt.errors import CheckpointNotFoundError, RankError
+from torch_trackckpt.errors import CheckpointNotFoundError
 from torch_trackckpt.graph.lost import lost_values, unsaved_metrics
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.walk import LiveGraph, Snapshot, capture, collect, discover
 from torch_trackckpt.metrics import CheckpointMetrics, Transfer
 from torch_trackckpt.options import CheckpointOptions
-from torch_trackckpt.preemption import in_preemption_save_context
 from torch_trackckpt.restore.deferred import Restoration
 from torch_trackckpt.restore.name_based import NameBasedRestoration
 from torch_trackckpt.restore.status import (
@@ -36,19 +31,16 @@ from torch_trackckpt.restore.status import (
     LoadStatus,
     NameBasedLoadStatus,
 )
-from torch_trackckpt.save.agreement import Agreement
 from torch_trackckpt.save.background import Pace
-from torch_trackckpt.save.joint import JointSave
 from torch_trackckpt.save.late import rows_for_later
-from torch_trackckpt.save.pending import PendingSave, can_be_pending
+from torch_trackckpt.save.pending import PendingSave
 from torch_trackckpt.save.plan import SavePlan, Wholes, make_plan, plan_of
 from torch_trackckpt.save.publish import UploadedFiles
 from torch_trackckpt.save.ranks import Rows
-from torch_trackckpt.save.solo import Publish, Save, SoloSave
-from torch_trackckpt.save.staging import StagingBuffer
+from torch_trackckpt.save.solo import Publish, Save
+from torch_trackckpt.save.turns import Turns, saving
 from torch_trackckpt.save.write import WrittenFiles, write_shards
 from torch_trackckpt.state_file import CheckpointState, write_checkpoint_state
-from torch_trackckpt.storage.choice import storage_for
 from torch_trackckpt.storage.paths import anchored, directory
 from torch_trackckpt.trackable import Trackable, Value
 from torch_trackckpt.tracking.autotrackable import AutoTrackable
@@ -87,7 +79,7 @@ class Checkpoint(AutoTrackable):
     """
 
     def __init__(self, root: Any = None, **kwargs: Any) -> None:
-        self._own = _Own(root)
+        self._own = Turns(root)
         if root is not None:
             if not is_trackable(root):
                 raise ValueError(
@@ -160,7 +152,7 @@ class Checkpoint(AutoTrackable):
         return path
 
     def _spend_number(self, purpose: str, options: CheckpointOptions) -> int:
-        """The number of the next save, which begins in the same `_Own.turn`. All ranks take that of rank 0: some may
+        """The number of the next save, which begins in the same `Turns.turn`. All ranks take that of rank 0: some may
         have saved by themselves before."""
         counter = self.save_counter
         number, *_ = self._own.agree_on(purpose, lambda: int(counter) + 1, options)
@@ -512,24 +504,6 @@ def numbering(prefix: str, step: int | None = None) -> str:
     return f"Numbering a save to {anchored(prefix)!r}" + ("" if step is None else f" at step {step}")
 
 
-def saving(path: str) -> str:
-    """What ranks do together when they save; without a path, they only make ready for it."""
-    return f"The save to {anchored(path)!r}" if path else "Making ready for saves"
-
-
-def _becomes_pending(path: str, options: CheckpointOptions) -> bool:
-    """Whether a save is left to a thread: where that was asked for, and the process has the time."""
-    if not options.is_async:
-        return False
-    if in_preemption_save_context():
-        _logger.warning("The save to %r is synchronous, although enable_async is set: it is the last one.", path)
-        return False
-    if not can_be_pending():
-        _logger.warning("The save to %r is synchronous, although enable_async is set: Python is exiting.", path)
-        return False
-    return True
-
-
 def _complete(
     plan: SavePlan,
     *,
@@ -562,125 +536,3 @@ def _complete(
             plan.late.run()
         save.complete(write_files, publish)
     return write
-
-
-class _Own:
-    """What a checkpoint keeps for itself, out of sight of its children."""
-
-    def __init__(self, root: object) -> None:
-        self.root = root
-        self.has_warned_of_unreachable = False
-        self.has_looked_for_lost = False
-        self.lock = threading.RLock()
-        self.turn_of: int | None = None
-        """The thread that saves."""
-        self.graph_record: _native.GraphRecord | None = None
-        self.devices = Devices()
-        self.staging = StagingBuffer(self.devices)
-        self.pending: PendingSave | None = None
-        self.group: Group | None = None
-        """The processes that this one saves together with, as soon as that is known."""
-        self.agreement = Agreement()
-        self.metrics = CheckpointMetrics()
-
-    @contextlib.contextmanager
-    def turn(
-        self, options: CheckpointOptions | None = None, purpose: str = "", *, is_save: bool = True
-    ) -> Iterator[None]:
-        """A time in which no other save of the checkpoint runs or is pending; a manager's may hold that of a write.
-
-        Args:
-            options: those of what is going to be done, if all ranks do it together.
-            purpose: that of the session which then comes first.
-            is_save: whether it counts as a save in the metrics.
-        """
-        self._refuse_pending_save_itself()
-        if self.turn_of == threading.get_ident():
-            # A callback that saves asynchronously may do so again, and there is one buffer for the copies.
-            self.wait_for_pending()
-            yield
-            return
-        with self.metrics.stalling() if is_save else contextlib.nullcontext(), self.lock:
-            self.turn_of = threading.get_ident()
-            try:
-                try:
-                    self.wait_for_pending()
-                except BaseException as error:
-                    self._tell(error, purpose, options)
-                    raise
-                yield
-            finally:
-                self.turn_of = None
-
-    def _tell(self, error: BaseException, purpose: str, options: CheckpointOptions | None) -> None:
-        """Has the other ranks, which come to what this one will not do, not wait for it."""
-        group = None if options is None else self.group_for(options)
-        if group is not None and options is not None:
-            session = group.session(purpose, options.rank_silence_seconds)
-            with contextlib.suppress(type(error), RankError), session.telling():
-                raise error
-
-    def group_for(self, options: CheckpointOptions) -> Group | None:
-        """The processes that do together what these options are for; None where this one does it alone."""
-        if not options.all_ranks:
-            return None
-        if self.group is None or not self.group.is_current:
-            self.group = find_group()
-        return self.group
-
-    def decides(self, options: CheckpointOptions) -> bool:
-        """Whether this process is the one that looks, where all have to see the same."""
-        group = self.group_for(options)
-        return group is None or group.rank == 0
-
-    def agree_on(self, purpose: str, work: Callable[[], Any], options: CheckpointOptions) -> list[Any]:
-        """What became of some work in all processes, by rank."""
-        group = self.group_for(options)
-        if group is None:
-            return [work()]
-        session = group.session(purpose, options.rank_silence_seconds)
-        try:
-            said: list[Any] = session.agree(work, list)
-        finally:
-            session.close()
-        return said
-
-    def begin_save(self, path: str, options: CheckpointOptions) -> Save:
-        """The save that this process, alone or with all others, begins now; without a path it will not be made."""
-        group = self.group_for(options)
-        if group is None:
-            is_async = _becomes_pending(path, options)
-            storage = storage_for(path, durable=options.durable)
-            # A thread must not need the current directory, which the program may change meanwhile.
-            return SoloSave(anchored(path) if is_async else path, storage, is_async)
-        place = anchored(path) if path else ""
-        session = group.session(saving(path), options.rank_silence_seconds)
-        with session.telling():
-            # In the caller's thread: fsspec has other connections for each thread that opens a place.
-            storage = storage_for(path, durable=options.durable)
-            is_async = _becomes_pending(path, options)
-        return JointSave(session, place, storage, is_async, self.agreement, durable=options.durable)
-
-    def wait_for_pending(self) -> None:
-        """Waits for the pending save; its error is raised once, unless there is no time left for it."""
-        self._refuse_pending_save_itself()
-        if self.pending is not None and in_preemption_save_context():
-            self.pending.join()
-        elif self.pending is not None:
-            self.pending.wait()
-
-    def _refuse_pending_save_itself(self) -> None:
-        # It must not even ask for the lock, whose holder may be waiting for it.
-        if self.pending is not None and self.pending.is_this_thread:
-            raise RuntimeError(
-                "A write callback, or progress, of an asynchronous save used the checkpoint that is being saved, which "
-                "would wait for this very save; use another Checkpoint, or save synchronously."
-            )
-
-    # A copy has a lock, metrics and pending saves of its own.
-
-    def __getstate__(self) -> tuple[object]:
-        return (self.root,)
-
-    def __setstate__(self, state: tuple[object]) -> None:
-        _Own.__init__(self, *state)

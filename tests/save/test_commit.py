@@ -11,8 +11,9 @@ import planned
 import pytest
 import torch
 
-from torch_trackckpt import Checkpoint, CheckpointReader, checkpoint, latest_checkpoint
+from torch_trackckpt import Checkpoint, CheckpointReader, latest_checkpoint
 from torch_trackckpt.errors import CheckpointNotFoundError
+from torch_trackckpt.save import turns
 from torch_trackckpt.save.commit import commit, recover, remove_checkpoint
 from torch_trackckpt.save.write import WrittenFiles
 from torch_trackckpt.storage.base import Storage
@@ -326,7 +327,7 @@ def program(folder: Path, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
         status.assert_consumed()
     x += 1
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "storage_for", lambda path, *, durable: storage)
+        patch.setattr(turns, "storage_for", lambda path, *, durable: storage)
         group.save(folder / "ckpt")
     return found
 

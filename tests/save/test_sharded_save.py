@@ -20,13 +20,13 @@ from torch_trackckpt import (
     Checkpoint,
     CheckpointOptions,
     CheckpointReader,
-    checkpoint,
     latest_checkpoint,
     list_variables,
     load_variable,
 )
 from torch_trackckpt.bundle.writer import BundleWriter
 from torch_trackckpt.errors import CheckpointNotFoundError, ValueChangedError
+from torch_trackckpt.save import turns
 from torch_trackckpt.save.staging import StagingMemory, stage
 from torch_trackckpt.sharding import (
     MaxShardSizePolicy,
@@ -297,7 +297,7 @@ def test_whatever_operation_fails_the_checkpoint_is_whole_or_nothing_of_it_is_le
     left: dict[int, list[str]] = {}
     for failing in itertools.count(1):
         storage = FailingStorage(failing)
-        monkeypatch.setattr(checkpoint, "storage_for", lambda path, durable, storage=storage: storage)
+        monkeypatch.setattr(turns, "storage_for", lambda path, durable, storage=storage: storage)
         folder = tmp_path / str(failing)
         folder.mkdir()
         group = Checkpoint(x=torch.arange(10))
