@@ -7,13 +7,14 @@ from typing import Any
 
 from torch_trackckpt import _native
 from torch_trackckpt.bundle.reader import CheckpointReader
-from torch_trackckpt.checkpoint import Checkpoint, saving
+from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.errors import MismatchError, StructureChangedError
 from torch_trackckpt.graph.frozen import FrozenGraph
 from torch_trackckpt.graph.keys import by_rank_key
 from torch_trackckpt.graph.walk import Snapshot
 from torch_trackckpt.options import CheckpointOptions
 from torch_trackckpt.restore.status import LoadStatus
+from torch_trackckpt.save.turns import saving
 
 __all__ = ["FrozenSaver", "frozen_saver"]
 
