@@ -387,8 +387,8 @@ class _Restoring:
 
 def _check_covers(path: str, damaged: str) -> None:
     """Checks that to restore one checkpoint overwrites everything that another may have brought."""
-    there = {key.removesuffix(BY_RANK) for key in CheckpointReader(path)}
-    lacking = sorted({key.removesuffix(BY_RANK) for key in CheckpointReader(damaged)} - there)
+    there = {key.partition(BY_RANK)[0] for key in CheckpointReader(path)}
+    lacking = sorted({key.partition(BY_RANK)[0] for key in CheckpointReader(damaged)} - there)
     if lacking:
         raise DataLossError(
             f"live values had been overwritten from {damaged!r} when damage was found in it, and {path!r} lacks "
