@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 TOOLS := 'ruff==0.17.*' 'mypy==2.*' 'clang-format==19.*' types-protobuf 'cmake>=3.20' ninja nanobind
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name CMakeLists.txt)
 
-.PHONY: demo test check format bench bench-short bench-growth bench-page clean sanitize fuzz
+.PHONY: demo test check format bench bench-short bench-growth bench-page layers-page clean sanitize fuzz
 
 demo: $(VENV)/built
 	$(BIN)/python examples/digits.py --directory run
@@ -50,6 +50,11 @@ bench-page: $(VENV)/peers
 	$(BIN)/python -m benchmarks plot build/benchmarks/results.json
 	$(BIN)/python -m benchmarks report build/benchmarks/results.json --page docs/performance.md
 
+# The page of Keras's layers, from the rules.
+
+layers-page: $(VENV)/built
+	$(BIN)/python -m torch_trackckpt.interop.keras.table docs/from-keras-layers.md
+
 clean:
 	rm -rf $(VENV) build run
 
@@ -60,8 +65,10 @@ $(VENV)/torch:
 	$(PIP) install $(TORCH)
 	touch $@
 
+# Keras 2 asks for the package `tensorflow` and is content with the smaller `tensorflow-cpu` of the tests.
 $(VENV)/built: $(VENV)/torch pyproject.toml $(SOURCES)
 	$(PIP) install --editable '.[test]'
+	$(PIP) install --no-deps 'tf_keras==2.21.*'
 	touch $@
 
 # The peers must not replace torch by another one.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from held import PATIENCE_SECONDS, HeldStorage
+from keras_oracle import Keras, keras_oracle
 
 from torch_trackckpt import _native
 from torch_trackckpt.save import late, turns
@@ -53,6 +54,13 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldStorage]:
     monkeypatch.setattr(turns, "storage_for", lambda path, *, durable: storage)
     yield storage
     storage.release()
+
+
+@pytest.fixture(scope="session")
+def keras() -> Iterator[Keras]:
+    """Real Keras of both generations, in a worker that all tests share."""
+    with keras_oracle() as oracle:
+        yield oracle
 
 
 @pytest.fixture

@@ -34,11 +34,15 @@ TIMEOUT_SECONDS = 120.0
 collect_ignore = [
     "container_functions.py",
     "functions.py",
+    "keras_functions.py",
+    "keras_programs.py",
+    "interop_functions.py",
     "manager_functions.py",
     "matching_functions.py",
     "name_functions.py",
     "reading_functions.py",
     "sharding_functions.py",
+    "sonnet_programs.py",
     "view_functions.py",
     "worker.py",
 ]
