@@ -495,7 +495,7 @@ class LiveObjects:
     def children(self, node: int) -> list[tuple[str, int]]: ...
     def collect(
         self,
-        attributes: list[tuple[int, str, Any]],
+        attributes: Sequence[tuple[int, str, Any] | tuple[int, str, Any, str]],
         versions: list[tuple[int, int]],
         slots: list[tuple[int, str, list[int], list[Any]]],
         known: GraphRecord | None,
@@ -503,7 +503,7 @@ class LiveObjects:
         """What is saved, and the values that go with its keys.
 
         Args:
-            attributes: node, name and value of what trackables own, by node.
+            attributes: node, name and value of what trackables own, by node; with a full name, if that is not the path.
             versions: node and version of modules, by node.
             slots: optimizer, name of the slot, variables and slots, by optimizer.
             known: returned where the graph is equal to that one's.

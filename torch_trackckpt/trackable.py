@@ -91,6 +91,19 @@ class Trackable:
     """Whether `_prepare_restore` takes values of all ranks (`adapters.by_rank.ByRank`) where this process is one of
     another number of processes than those that saved."""
 
+    def _paired_with(self, graph: Any, node_id: int, stored: Callable[[str], Any]) -> None:
+        """Told with which node of a checkpoint it was paired, before any child of it is looked up: for objects whose
+        children depend on what is stored.
+
+        Args:
+            graph: the saved graph, a `graph.object_graph.ObjectGraph`.
+            node_id: the node.
+            stored: from a checkpoint key to what the file has under it, a `bundle.reader.StoredTensor`.
+
+        Raises:
+            RestoreError: the object can make nothing of what is stored; nothing has changed then.
+        """
+
     def _takes_each_rank(self) -> bool:
         """Whether it does so in any case, because the values of all ranks are parts of one."""
         return False
@@ -108,6 +121,10 @@ class Trackable:
     def _attribute_names(self) -> tuple[str, ...]:
         """The names that `_serialize_to_tensors` would return, or for which there is a place in any case."""
         return tuple(self._serialize_to_tensors())
+
+    def _full_name(self) -> str | None:
+        """What the object's value is called in the checkpoint beside its path; None for what the path tells."""
+        return None
 
     def _asks_for_values(self, is_known: bool) -> bool:
         """Whether something is left out where a restore has no values for the object.

@@ -239,6 +239,7 @@ std::string LiveGraph::Encode(const Contents& contents,
       AppendAttributeKey(&key, path, attribute->name);
       AppendEscaped(&name,
                     attribute->name);  // as in TensorFlow's files, the recorded name is the escaped one
+      if (!attribute->full_name.empty()) full_name = attribute->full_name;
       encoder.AddAttribute(name, attribute->name == kVariableValue ? std::string_view(full_name) : "", key);
       if (attribute->name == kPythonState) {
         states.push_back(key);

@@ -23,7 +23,11 @@ class LiveGraph {
   struct Attribute {
     int32_t node;
     std::string name;
-    bool operator==(const Attribute& o) const { return node == o.node && name == o.name; }
+    // What the value is called where it came from; empty where its path tells.
+    std::string full_name;
+    bool operator==(const Attribute& o) const {
+      return node == o.node && name == o.name && full_name == o.full_name;
+    }
   };
   struct Version {
     int32_t node;

@@ -285,7 +285,9 @@ class LiveObjects {
 
   void ReadAttributes(const nb::list& attributes, LiveGraph::Contents* contents) const {
     for (nb::handle item : attributes) {
-      contents->attributes.push_back({CheckNode(nb::cast<int32_t>(item[0])), std::string(Utf8(item[1]))});
+      const std::string_view full_name = nb::len(item) > 3 ? Utf8(item[3]) : std::string_view();
+      contents->attributes.push_back(
+          {CheckNode(nb::cast<int32_t>(item[0])), std::string(Utf8(item[1])), std::string(full_name)});
     }
   }
 

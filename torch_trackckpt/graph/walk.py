@@ -202,12 +202,16 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
     Raises:
         UnsupportedValueError: as `capture`.
     """
-    attributes: list[tuple[int, str, Value]] = []
+    attributes: list[tuple[int, str, Value] | tuple[int, str, Value, str]] = []
     versions: list[tuple[int, int]] = []
     states: list[tuple[int, str]] = []
     for number, trackable in live.objects.trackables():
         values_of = _values_of(live, number, trackable)
-        attributes += [(number, name, value) for name, value in values_of.items()]
+        full_name = trackable._full_name()
+        attributes += [
+            (number, name, value) if full_name is None else (number, name, value, full_name)
+            for name, value in values_of.items()
+        ]
         if values_of:
             in_place = trackable._restore_destinations()
             states += [(number, name) for name in values_of if name not in in_place]
@@ -220,7 +224,7 @@ def collect(live: LiveGraph, known: _native.GraphRecord | None = None) -> Snapsh
     try:
         graph, values = live.objects.collect(attributes, versions, slots, known)
     except (UnicodeEncodeError, TypeError):
-        for number, name, _ in attributes:
+        for number, name, *_ in attributes:
             _check_name(live, number, name, "attributes")
         raise
     owners = tuple(trackable for _, trackable in live.objects.trackables() if isinstance(trackable, SlotOwner))

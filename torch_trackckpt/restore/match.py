@@ -20,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import nn
@@ -342,6 +342,7 @@ class Matcher:
             self._leave(node_id, place)
             self._note_unmade(node_id, value, place)
             return
+        trackable._paired_with(self._graph, node_id, self._stored)
         self.match.bound[node_id] = trackable
         self.match.places[node_id] = place
         if self.match.tensors is not None:
@@ -476,14 +477,14 @@ class Matcher:
             if optimizer_id not in optimizers:
                 optimizers[optimizer_id] = self._with_stored_children(optimizer_id)
             optimizer, variable = optimizers[optimizer_id], self.match.trackable(variable_id)
-            if not isinstance(optimizer, SlotOwner) or not isinstance(variable, TensorAdapter):
+            if not isinstance(optimizer, SlotOwner) or not _is_variable(variable):
                 self.match.settled_slots.add((optimizer_id, variable_id))
-            elif optimizer._keeps_slots_of(variable.adapted):
+            elif optimizer._keeps_slots_of(live := live_object(variable)):
                 self.match.settled_slots.add((optimizer_id, variable_id))
                 # A live variable that is bound to several nodes gets the slots of the first, as it has got its value.
                 if (identities := (optimizer._identity(), variable._identity())) not in paired:
                     paired.add(identities)
-                    self._pair_slots_of_variable((optimizer_id, variable_id), optimizer, variable.adapted, slots)
+                    self._pair_slots_of_variable((optimizer_id, variable_id), optimizer, live, slots)
 
     def _as_bound(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Pairs of nodes in the order in which the nodes were bound."""
@@ -528,6 +529,13 @@ class Matcher:
                 self.match.overruled.add(node_id)
             elif trackable is not None:
                 self.match.rest.append(Rest(node_id, trackable, value))
+
+
+def _is_variable(trackable: Trackable | None) -> TypeGuard[Trackable]:
+    """Whether an object is one that slots may belong to: a tensor, or one that stands for a variable by itself."""
+    return isinstance(trackable, TensorAdapter) or (
+        trackable is not None and trackable._attribute_names() == (VARIABLE_VALUE,)
+    )
 
 
 def _kind(stored: StoredTensor) -> tuple[torch.dtype, tuple[int, ...]]:
