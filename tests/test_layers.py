@@ -31,6 +31,7 @@ LEVELS = (
         "data",
         "management",
     ),
+    ("interop",),
     ("inspection", "integrations", "doctor", "__main__"),
 )
 NEVER_EACH_OTHER = {frozenset({"save", "restore"})}

@@ -1,0 +1,208 @@
+"""A torch optimizer as a node with the names of a Keras optimizer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from torch_trackckpt.errors import MismatchError, UnsupportedValueError
+from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.interop.keras.bound import BoundVariable
+from torch_trackckpt.interop.keras.bound_model import BoundModel
+from torch_trackckpt.interop.keras.inexact import Inexact
+from torch_trackckpt.interop.keras.inexact_steps import inexact_formulas, inexact_parameters
+from torch_trackckpt.interop.keras.layout import Flavor
+from torch_trackckpt.interop.keras.optimizer_state import OptimizerState
+from torch_trackckpt.interop.keras.optimizers import places_in_variables
+from torch_trackckpt.interop.keras.saved_optimizer import (
+    OptimizerLayout,
+    SavedOptimizer,
+    find_optimizer,
+    layout_of,
+    list_name,
+)
+from torch_trackckpt.interop.keras.view import KerasModelView, find_view
+from torch_trackckpt.trackable import SlotOwner, Trackable
+
+__all__ = ["KerasOptimizerView"]
+
+
+class KerasOptimizerView(SlotOwner):
+    """A torch optimizer as Keras stores one; made by `keras_view`.
+
+    Args:
+        optimizer: the optimizer.
+        model: the view of the model whose parameters it optimises; found by the parameters where it is None.
+
+    Raises:
+        UnsupportedValueError: Keras has no optimizer that keeps the same.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: KerasModelView | None = None) -> None:
+        self.optimizer = optimizer
+        self._model = model
+        self._state = OptimizerState(optimizer, self._variables)
+        self._saved: SavedOptimizer | None = None
+        self._ordered: tuple[BoundModel, list[BoundVariable]] | None = None
+
+    @property
+    def model(self) -> KerasModelView:
+        """The view of the model.
+
+        Raises:
+            UnsupportedValueError: there is none.
+        """
+        if self._model is None:
+            parameters = itertools.chain.from_iterable(group["params"] for group in self.optimizer.param_groups)
+            found = map(find_view, parameters)
+            self._model = next((view for view in found if view is not None), None)
+        if self._model is None:
+            raise UnsupportedValueError(
+                f"The Keras view of {self._state.name} knows no Keras view of the model: make one of the module whose "
+                "parameters it optimises, keras_view(module), and keep it; or say keras_view(optimizer, model=view)."
+            )
+        return self._model
+
+    @property
+    def inexact(self) -> tuple[Inexact, ...]:
+        """What does not carry over exactly, with the settings of now."""
+        found = inexact_formulas(self.optimizer, self._state.kind, self._layout.flavor)
+        found += inexact_parameters(self.optimizer, self.model.bound())
+        return (*found, *(self._saved.inexact if self._saved is not None else ()))
+
+    def _identity(self) -> Hashable:
+        return id(self.optimizer), "keras"
+
+    def _owner(self) -> tuple[Any, Hashable]:
+        return self.optimizer, "keras"
+
+    # Restoring.
+
+    def _paired_with(self, graph: ObjectGraph, node_id: int, stored: Callable[[str], Any]) -> None:
+        self._saved = SavedOptimizer(self._state, lambda: self.model.bound(), graph, node_id, stored)
+        self._state.has_rate_inside = self._has_rate_inside
+
+    def _lookup_dependency(self, name: str) -> object | None:
+        return None if self._saved is None else self._saved.child(name)
+
+    # Saving.
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        layout, variables, state = self._layout, self._variables(), self._state
+        state.has_rate_inside = self._has_rate_inside
+        iterations, kind = state.scalar("iterations"), state.kind
+        rate = {"_learning_rate": state.scalar("learning_rate")} if layout.has_rate else {}
+        if layout.flavor is Flavor.TF_KERAS_LEGACY_OPTIMIZER:
+            names = [name for name in kind.hyper_parameters if name != "learning_rate" or layout.has_rate]
+            return {"iter": iterations} | {name: state.scalar(name) for name in names}
+        lists: dict[str, object] = {
+            list_name(layout.flavor, moment): _List([state.moment(moment, variable) for variable in variables])
+            for moment in layout.moments
+        }
+        if layout.flavor is Flavor.SONNET:
+            return {"step": iterations} | lists
+        places = places_in_variables(kind, layout.moments, len(variables))
+        values: list[Trackable] = [state.moment(moment, variables[index]) for moment, index in places]
+        product = {"_u_product": state.scalar("u_product")} if kind.has_product else {}
+        if layout.flavor is not Flavor.KERAS3:
+            return {"_variables": _List([iterations, *values]), "_iterations": iterations} | rate | product | lists
+        return (
+            {
+                "_variables": _List([iterations, *rate.values(), *values, *product.values()]),
+                "_trainable_variables": _List(variables),
+                # Keras 3.3 has the second name.
+                "_iterations": iterations,
+                "iterations": iterations,
+            }
+            | rate
+            | product
+            | lists
+        )
+
+    @property
+    def _layout(self) -> OptimizerLayout:
+        if self._saved is not None:
+            return self._saved.layout
+        bound, state = self.model.bound(), self._state
+        if bound.graph is not None and (node_id := find_optimizer(bound.graph)) is not None:
+            return layout_of(bound.graph, node_id, state.kind, state.moments)
+        # tf_keras's new SGD keeps momenta even where there is no momentum.
+        has_all = bound.flavor is Flavor.TF_KERAS and isinstance(self.optimizer, torch.optim.SGD)
+        return OptimizerLayout(bound.flavor, state.kind.moments if has_all else state.moments)
+
+    @property
+    def _has_rate_inside(self) -> bool:
+        return self._layout.flavor is not Flavor.SONNET or self._state.kind.sonnet_rate
+
+    def _variables(self) -> Sequence[BoundVariable]:
+        """The model's variables that it optimises, in Keras's order."""
+        if self._saved is not None and (saved := self._saved.variables):
+            return [variable for variable in saved if variable is not None and self._state.has_all(variable)]
+        mine = [variable for variable in self.model.bound().trainable() if self._state.has_all(variable)]
+        order = {variable: index for index, variable in enumerate(self._order_of_template())}
+        return sorted(mine, key=order.__getitem__) if set(mine) == order.keys() else mine
+
+    def _order_of_template(self) -> list[BoundVariable]:
+        """That of the lists of the checkpoint that the model is saved like, if it has such an optimizer."""
+        bound = self.model.bound()
+        if self._ordered is None or self._ordered[0] is not bound:
+            self._ordered = bound, self._read_order(bound)
+        return self._ordered[1]
+
+    def _read_order(self, bound: BoundModel) -> list[BoundVariable]:
+        node_id = None if bound.graph is None else find_optimizer(bound.graph)
+        if bound.saved is None or node_id is None:
+            return []
+        try:
+            template = SavedOptimizer(self._state, lambda: bound, bound.saved.graph, node_id, bound.saved.stored)
+            return [variable for variable in template.variables if variable is not None]
+        except MismatchError:
+            # It is of another kind, or trains other variables.
+            return []
+
+    # Slot variables, of legacy optimizers.
+
+    def _slot_variables(self) -> Mapping[str, list[tuple[Any, torch.Tensor]]]:
+        if self._layout.flavor is not Flavor.TF_KERAS_LEGACY_OPTIMIZER:
+            return {}
+        return {
+            moment.legacy: [(variable, self._state.moment(moment, variable).value()) for variable in self._variables()]
+            for moment in self._layout.moments
+        }
+
+    def _variables_with_state(self) -> list[torch.Tensor]:
+        return []
+
+    def _keeps_slots_of(self, variable: Any) -> bool:
+        return isinstance(variable, BoundVariable) and self._state.has_all(variable)
+
+    def _slot_destinations(
+        self, variable: Any, stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    ) -> Mapping[str, torch.Tensor] | None:
+        kept = {moment.legacy: moment for moment in self._state.moments if moment.legacy in stored}
+        if kept.keys() != stored.keys():
+            return None
+        leaves = {name: self._state.moment(moment, variable) for name, moment in kept.items()}
+        return {
+            name: torch.empty(leaf.kind()[1], dtype=leaf.kind()[0], device=variable.value().device)
+            for name, leaf in leaves.items()
+        }
+
+    def _assign_slots(self, variable: Any, slots: Mapping[str, torch.Tensor]) -> None:
+        for moment in self._state.moments:
+            if moment.legacy in slots:
+                self._state.moment(moment, variable).assign(slots[moment.legacy])
+
+
+class _List(Trackable):
+    """A list of an optimizer."""
+
+    def __init__(self, values: Sequence[Trackable]) -> None:
+        self._values = values
+
+    def _trackable_children(self) -> Mapping[str, object]:
+        return {str(index): value for index, value in enumerate(self._values)}
