@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [
     "containers",
     "data",
+    "from-keras",
+    "from-name-based",
     "lightning",
     "manager",
     "own-objects",
@@ -24,6 +26,10 @@ PAGES = [
     "what-is-saved",
 ]
 
+VERBATIM = {"from-keras"}
+"""Pages whose blocks of plain text are what their programs print."""
+
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -38,6 +44,10 @@ def test_the_blocks_of_a_page_run_as_one_program(page: str) -> None:
     output = _run("-W", "error", "-c", program)
     assert output.count("\n") >= program.count("print(")
     assert _files() == before
+    if page in VERBATIM:
+        shown = [text for language, text in _FENCED.findall(text) if not language]
+        assert shown
+        assert all(block.strip() in output for block in shown)
 
 
 def _run(*arguments: str) -> str:
