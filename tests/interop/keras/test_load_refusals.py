@@ -86,9 +86,9 @@ def test_an_unknown_flavor_is_answered_with_those_that_there_are() -> None:
         keras_view(mlp(), flavor="keras")
 
 
-def test_a_map_the_wrong_way_round_is_told() -> None:
-    with pytest.raises(MismatchError, match="from torch's names to Keras's"):
-        load_keras(mlp(), MLP, map={"mlp/hidden": "0"})
+def test_a_map_of_names_of_both_sides_that_lead_nowhere_is_told() -> None:
+    with pytest.raises(MismatchError, match="It is one of Keras, but not all that map says can be read"):
+        load_keras(mlp(), MLP, map={"mlp/hidden": "nothing of the kind"})
 
 
 def test_a_map_that_is_proposed_has_what_the_callers_leaves_out() -> None:

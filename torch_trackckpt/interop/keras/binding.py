@@ -22,6 +22,7 @@ from torch_trackckpt.interop.keras.arrays import KerasArray, Piece
 from torch_trackckpt.interop.keras.bound import BoundVariable
 from torch_trackckpt.interop.keras.bound_model import Absent, BoundLayer, BoundModel, Foreign
 from torch_trackckpt.interop.keras.fit import Pair, aligned, fit, whole
+from torch_trackckpt.interop.keras.given_map import KerasMap, from_torch
 from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.layers.sonnet import sonnet_form
 from torch_trackckpt.interop.keras.misfit import (
@@ -47,10 +48,7 @@ from torch_trackckpt.interop.keras.registry import LayerForm
 from torch_trackckpt.interop.keras.saved import Flavor, SavedLayer, SavedModel, SavedVariable, canonical
 from torch_trackckpt.interop.keras.units import AfterFlatten, Net, Raw, Unit
 
-__all__ = ["Absent", "BoundLayer", "BoundModel", "Foreign", "KerasMap", "bind", "bind_alone"]
-
-KerasMap = Mapping[str, str | Sequence[str] | None]
-"""By the names of torch modules or parameters: names or paths of Keras layers or variables; None leaves it out."""
+__all__ = ["Absent", "BoundLayer", "BoundModel", "Foreign", "bind", "bind_alone"]
 
 
 def bind(
@@ -139,7 +137,7 @@ class _Binder:
     def by_map(self, given: KerasMap) -> None:
         """Takes what the caller has paired."""
         groups: dict[tuple[str, ...], list[str]] = {}
-        for name, keras in given.items():
+        for name, keras in from_torch(given, self._is_torch, self._is_keras).items():
             if keras is None:
                 self._leave_out(name)
             else:
@@ -153,7 +151,21 @@ class _Binder:
             layers = [layer for name in keras_names for layer in self._layers_named(name)]
             self._take(units, layers, "map")
 
+    def _is_torch(self, name: str) -> bool:
+        return self._is_module(name) or any(raw.name == name for raw in self._net.raw)
+
+    def _is_keras(self, name: str) -> bool:
+        wanted = self._without_root(name)
+        return bool(self._layers_of(name)) or any(
+            wanted in variable_texts(layer, variable) or variable.name == name
+            for layer, variable in self._free_variables()
+        )
+
     def _leave_out(self, name: str) -> None:
+        if not self._is_torch(name) and (layers := self._layers_of(name)):
+            for layer in layers:
+                self._layers.remove(layer)
+            return
         raw = [each for each in self._raw if each.name == name or each.name.startswith(f"{name}.")]
         units = self._units_named(name) if not raw or self._is_module(name) else []
         for each in raw:
@@ -172,7 +184,7 @@ class _Binder:
         if not known:
             names = [*(each.name for each in self._net.units), *self._net.containers, *(r.name for r in self._net.raw)]
             is_turned = any(plain(name) in {plain(text) for text in texts(layer)} for layer in self._saved.layers)
-            told = " It is one of Keras: a map goes from torch's names to Keras's." if is_turned else ""
+            told = " It is one of Keras, but not all that map says can be read in this direction." if is_turned else ""
             raise MismatchError(
                 f"map names {name!r}, which is no layer of the net, or is there twice.{told} "
                 f"{nearest(name, [each for each in names if each])}"
@@ -182,7 +194,7 @@ class _Binder:
     def _raw_named(self, names: Sequence[str]) -> list[Raw | None]:
         return [next((raw for raw in self._raw if raw.name == name), None) for name in names]
 
-    def _layers_named(self, name: str) -> list[SavedLayer]:
+    def _layers_of(self, name: str) -> list[SavedLayer]:
         """A layer by any of its names; or all below a path, which a nested model has."""
         wanted = self._without_root(name)
         exact = [layer for layer in self._layers if wanted in {plain(text) for text in texts(layer)}]
@@ -193,6 +205,10 @@ class _Binder:
             exact = [
                 layer for layer in self._layers if any(plain(text).startswith(f"{wanted}.") for text in texts(layer))
             ]
+        return exact
+
+    def _layers_named(self, name: str) -> list[SavedLayer]:
+        exact = self._layers_of(name)
         if not exact:
             names = [text for layer in self._saved.layers for text in (layer.name, layer.path) if text]
             raise MismatchError(

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from torch_trackckpt.checkpoint import Checkpoint
 from torch_trackckpt.errors import MismatchError
 from torch_trackckpt.graph.object_graph import ObjectGraph
-from torch_trackckpt.interop.keras.binding import KerasMap, bind
+from torch_trackckpt.interop.keras.binding import bind
 from torch_trackckpt.interop.keras.bound_model import BoundLayer, BoundModel
 from torch_trackckpt.interop.keras.epsilon import KerasEpsilon
+from torch_trackckpt.interop.keras.given_map import KerasMap
 from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.layout import Flavor, Layers
 from torch_trackckpt.interop.keras.optimizer_view import KerasOptimizerView

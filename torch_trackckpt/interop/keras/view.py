@@ -20,9 +20,10 @@ from torch_trackckpt.bundle.reader import CheckpointReader, StoredTensor
 from torch_trackckpt.errors import MismatchError, UnsupportedFormatError, UnsupportedValueError
 from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
-from torch_trackckpt.interop.keras.binding import KerasMap, bind
+from torch_trackckpt.interop.keras.binding import bind
 from torch_trackckpt.interop.keras.bound import BoundVariable
 from torch_trackckpt.interop.keras.bound_model import BoundModel
+from torch_trackckpt.interop.keras.given_map import KerasMap
 from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.layout import Flavor, Layers, Tree, lay_out
 from torch_trackckpt.interop.keras.leaves import Kept, Made
@@ -65,7 +66,7 @@ class KerasModelView(Trackable):
         like: a checkpoint of the Keras program: a prefix, a directory of checkpoints, or a SavedModel directory.
         flavor: of the Keras program, where there is no such checkpoint; a checkpoint of another one is refused.
         layers, sequential: see `layout.lay_out`.
-        map: see `binding.KerasMap`.
+        map: see `given_map.KerasMap`.
         after_flatten: see `units.AfterFlatten`.
         model: where in ``like`` the model is.
         optimizer: what Keras has below the model under this name, where it was compiled.
