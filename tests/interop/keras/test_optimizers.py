@@ -304,3 +304,19 @@ def test_parameters_that_took_different_numbers_of_steps_have_no_counterpart(ker
     checkpoint = Checkpoint(model=keras_view(mine, like=written.prefix), optimizer=keras_view(trained))
     with pytest.raises(UnsupportedValueError, match=r"several values of 'step', \[1\.0, 2\.0\]"):
         checkpoint.save(str(tmp_path / "ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ("keras3", "momentum=0.9, nesterov=False, weight_decay=0"),
+        ("legacy", "nesterov=False, weight_decay=0"),
+    ],
+)
+def test_the_status_says_which_settings_no_checkpoint_can_tell(
+    keras: Keras, tmp_path: Path, layout: str, told: str
+) -> None:
+    written = keras.write(program(ALGORITHMS["momentum"], layout), tmp_path / "theirs", num_steps=1)
+    mine = net()
+    status = load_keras(mine, written.prefix, optimizer=ALGORITHMS["momentum"].made(mine))
+    assert str(status).endswith(f"yours, since the checkpoint does not tell:\n  {told}")

@@ -300,3 +300,20 @@ def test_an_optimizer_below_a_compiled_model(keras: Keras, tmp_path: Path) -> No
         restored = keras.restore(program, path, theirs, tmp_path / generation / "restored", how="root")
         restored.assert_used()
         restored.assert_same(theirs, steps=None)
+
+
+def test_weights_that_only_an_optimizer_of_keras_stores_are_not_lost_in_silence(prefix: str) -> None:
+    (case,) = (each for each in CASES if each.name == "k3_subclassed_list_attr")
+    net = case.net()
+    load_keras(net, case.prefix)
+
+    with pytest.raises(UnsupportedValueError, match=r"blocks\..* would be lost: Keras 3 stores nothing of lists"):
+        Checkpoint(model=keras_view(net, like=case.prefix)).write(prefix)
+
+    optimizer = case.optimizer(net)
+    load_keras(net, case.prefix, optimizer=optimizer)
+    path = Checkpoint(model=keras_view(net, like=case.prefix), optimizer=keras_view(optimizer)).write(prefix)
+    again = case.net()
+    load_keras(again, path)
+    for name, value in net.named_parameters():
+        assert torch.equal(value, again.get_parameter(name)), name

@@ -209,6 +209,9 @@ class KerasLoadStatus(LoadStatus):
         ):
             if names:
                 lines += [f"{title}:", *(f"  {name}" for name in names)]
+        if self._optimizer is not None:
+            settings = (f"{name}={value!r}" for name, value in self._optimizer.settings_not_stored.items())
+            lines += ["yours, since the checkpoint does not tell:", f"  {', '.join(settings)}"]
         return "\n".join(lines)
 
 

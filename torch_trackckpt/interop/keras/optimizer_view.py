@@ -17,7 +17,7 @@ from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.inexact_steps import inexact_formulas, inexact_parameters
 from torch_trackckpt.interop.keras.layout import Flavor
 from torch_trackckpt.interop.keras.optimizer_state import OptimizerState
-from torch_trackckpt.interop.keras.optimizers import places_in_variables
+from torch_trackckpt.interop.keras.optimizers import hyper_parameter, places_in_variables
 from torch_trackckpt.interop.keras.saved_optimizer import (
     OptimizerLayout,
     SavedOptimizer,
@@ -29,6 +29,21 @@ from torch_trackckpt.interop.keras.view import KerasModelView, find_view
 from torch_trackckpt.trackable import SlotOwner, Trackable
 
 __all__ = ["KerasOptimizerView"]
+
+_SETTINGS = (
+    "lr",
+    "betas",
+    "alpha",
+    "rho",
+    "momentum",
+    "nesterov",
+    "momentum_decay",
+    "eps",
+    "weight_decay",
+    "amsgrad",
+    "centered",
+)
+"""Those that both sides have."""
 
 
 class KerasOptimizerView(SlotOwner):
@@ -65,6 +80,7 @@ class KerasOptimizerView(SlotOwner):
                 f"The Keras view of {self._state.name} knows no Keras view of the model: make one of the module whose "
                 "parameters it optimises, keras_view(module), and keep it; or say keras_view(optimizer, model=view)."
             )
+        self._model.is_optimised_by(self)
         return self._model
 
     @property
@@ -73,6 +89,18 @@ class KerasOptimizerView(SlotOwner):
         found = inexact_formulas(self.optimizer, self._state.kind, self._layout.flavor)
         found += inexact_parameters(self.optimizer, self.model.bound())
         return (*found, *(self._saved.inexact if self._saved is not None else ()))
+
+    @property
+    def settings_not_stored(self) -> Mapping[str, Any]:
+        """Hyper-parameters that the optimizers of this layout do not store, so that nobody can tell whether they are
+        those of Keras: those of the first group."""
+        layout, kind = self._layout, self._state.kind
+        is_legacy = layout.flavor is Flavor.TF_KERAS_LEGACY_OPTIMIZER
+        stored = {hyper_parameter(kind, name)[0] for name in kind.settings} if is_legacy else set()
+        if layout.has_rate:
+            stored.add("lr")
+        group = self.optimizer.param_groups[0]
+        return {name: group[name] for name in _SETTINGS if name in group and name not in stored}
 
     def _identity(self) -> Hashable:
         return id(self.optimizer), "keras"

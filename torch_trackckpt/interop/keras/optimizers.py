@@ -83,9 +83,11 @@ class Kind:
     sonnet_rate: bool = True
     """Whether Sonnet's momentum has the learning rate in it as well."""
 
-    def list_names(self) -> set[str]:
-        """All lists that Keras may have for it."""
-        return {moment.keras for moment in self.moments}
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Those of the scalars that torch has as hyper-parameters."""
+        has_none = {"momentum_cache"} if self.has_product else {"decay"}
+        return tuple(name for name in self.hyper_parameters if name not in has_none)
 
 
 _ADAM = (

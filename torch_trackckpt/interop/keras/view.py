@@ -99,6 +99,7 @@ class KerasModelView(Trackable):
         self._after_flatten = after_flatten
         self._model = model
         self._keep_others = keep_others
+        self._optimizers: weakref.WeakSet[Trackable] = weakref.WeakSet()
         self._paired: _Bound | None = None
         self._told: _Bound | None = None
         """What `like` or the flavor tells."""
@@ -111,6 +112,10 @@ class KerasModelView(Trackable):
             vars(parameter)[_ATTRIBUTE] = _Mark(self, former if isinstance(former, _Mark) else None)
 
     # What goes with what.
+
+    def is_optimised_by(self, optimizer: Trackable) -> None:
+        """Tells it of the view of an optimizer that stores variables for it."""
+        self._optimizers.add(optimizer)
 
     def bound(self) -> BoundModel:
         """The module's tensors as Keras's variables: of the checkpoint that the view was restored from last; else of
@@ -255,6 +260,14 @@ class KerasModelView(Trackable):
                 f"Keras has variables that the module has nothing for: {', '.join(model.unused_keys[:10])}"
                 f"{', ...' if len(model.unused_keys) > 10 else ''}. Without them Keras would keep the values of "
                 "another model. Say keep_others=True to have them keep the values of the checkpoint."
+            )
+        if (loose := loose_variables(model)) and not self._optimizers:
+            names = [variable.torch_name(variable.array.pieces[0]) for variable in loose.values()]
+            raise UnsupportedValueError(
+                f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} would be lost: Keras 3 stores nothing of "
+                "lists and dicts of layers below the model, only what its optimizer trains. Save the optimizer as "
+                "well, Checkpoint(model=..., optimizer=keras_view(optimizer)), or leave these modules out by "
+                "map={name: None}."
             )
         lost = [name for absent in model.absent if absent.is_lost for name in absent.names]
         if lost:
