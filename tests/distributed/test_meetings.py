@@ -279,6 +279,34 @@ def test_a_session_asks_little_of_the_store_however_many_ranks_there_are(size: i
     assert counts[1:] == [{"compare_set": 1, "delete_key": 1, "add": 1}] * (size - 1)
 
 
+def test_sessions_that_follow_each_other_have_one_connection() -> None:
+    made: list[int] = []
+
+    class Cloned:
+        def __init__(self, store: Any, rank: int) -> None:
+            self._store = store
+            self._rank = rank
+
+        def clone(self) -> Cloned:
+            made.append(self._rank)
+            return self
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._store, name)
+
+    store = dist.HashStore()
+
+    def act(_: Group, rank: int) -> None:
+        group = Group(Cloned(store, rank), rank, 2)
+        for _ in range(5):
+            save(group, "x")
+        group._heart.stop()
+
+    together(2, act, store)
+    # One is for the life signs.
+    assert sorted(made) == [0, 0, 1, 1]
+
+
 def test_sessions_that_failed_leave_nothing_behind_after_the_next_that_did_not() -> None:
     store = dist.HashStore()
 

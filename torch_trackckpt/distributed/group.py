@@ -99,6 +99,8 @@ class Group:
         self._process = os.getpid()
         self._heart = Heart(store, rank)
         weakref.finalize(self, self._heart.stop)
+        self._idle: list[Store] = []
+        """Connections that no session has now. To make one can take seconds, where names of hosts are slow to find."""
         self._remains: list[Callable[[], object]] = []
         """Remove what this rank has left of sessions that failed."""
 
@@ -120,6 +122,12 @@ class Group:
         self._heart.begin()
         return Session(self, purpose, silence)
 
+    def _connection(self) -> Store:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return connection(self._store)
+
     @property
     def is_current(self) -> bool:
         """Whether the processes are still those of torch.distributed, which may have been ended, or begun anew."""
@@ -138,7 +146,7 @@ class Session:
     def __init__(self, group: Group, purpose: str, silence: float) -> None:
         # The group's heart beats as long as there is the group.
         self._group = group
-        self._store = connection(group._store)
+        self._store = group._connection()
         self.rank = group.rank
         self.size = group.size
         self._purpose = purpose
@@ -226,6 +234,7 @@ class Session:
                 elif self._all_have_left():
                     self._said.append(self._left)
                     self._remove_said()
+                self._group._idle.append(self._store)
         finally:
             self._end()
 
