@@ -26,7 +26,7 @@ from torch_trackckpt.interop.keras.saved_optimizer import (
     list_name,
 )
 from torch_trackckpt.interop.keras.view import KerasModelView, find_view
-from torch_trackckpt.trackable import SlotOwner, Trackable
+from torch_trackckpt.trackable import SlotOwner, Trackable, Value
 
 __all__ = ["KerasOptimizerView"]
 
@@ -62,7 +62,8 @@ class KerasOptimizerView(SlotOwner):
         self._model = model
         self._state = OptimizerState(optimizer, self._variables)
         self._saved: SavedOptimizer | None = None
-        self._ordered: tuple[BoundModel, list[BoundVariable]] | None = None
+        self._template: tuple[BoundModel, SavedOptimizer | None] | None = None
+        self._lists: dict[str, _List] = {}
 
     @property
     def model(self) -> KerasModelView:
@@ -128,7 +129,9 @@ class KerasOptimizerView(SlotOwner):
             names = [name for name in kind.hyper_parameters if name != "learning_rate" or layout.has_rate]
             return {"iter": iterations} | {name: state.scalar(name) for name in names}
         lists: dict[str, object] = {
-            list_name(layout.flavor, moment): _List([state.moment(moment, variable) for variable in variables])
+            (name := list_name(layout.flavor, moment)): self._list(
+                name, [state.moment(moment, variable) for variable in variables]
+            )
             for moment in layout.moments
         }
         if layout.flavor is Flavor.SONNET:
@@ -137,11 +140,16 @@ class KerasOptimizerView(SlotOwner):
         values: list[Trackable] = [state.moment(moment, variables[index]) for moment, index in places]
         product = {"_u_product": state.scalar("u_product")} if kind.has_product else {}
         if layout.flavor is not Flavor.KERAS3:
-            return {"_variables": _List([iterations, *values]), "_iterations": iterations} | rate | product | lists
+            return (
+                {"_variables": self._list("_variables", [iterations, *values]), "_iterations": iterations}
+                | rate
+                | product
+                | lists
+            )
         return (
             {
-                "_variables": _List([iterations, *rate.values(), *values, *product.values()]),
-                "_trainable_variables": _List(variables),
+                "_variables": self._list("_variables", [iterations, *rate.values(), *values, *product.values()]),
+                "_trainable_variables": self._list("_trainable_variables", variables),
                 # Keras 3.3 has the second name.
                 "_iterations": iterations,
                 "iterations": iterations,
@@ -150,6 +158,46 @@ class KerasOptimizerView(SlotOwner):
             | product
             | lists
         )
+
+    def _list(self, name: str, values: Sequence[Trackable]) -> _List:
+        """A list of these, the same object for as long as they are the same."""
+        known = self._lists.get(name)
+        if known is None or [*map(id, known.values)] != [*map(id, values)]:
+            known = self._lists[name] = _List(values)
+        return known
+
+    def _attribute_names(self) -> tuple[str, ...]:
+        return ()
+
+    def _serialize_to_tensors(self) -> Mapping[str, Value]:
+        """Has no values; but it is here that a save asks."""
+        source = self._source
+        if source is not None and (surplus := source.without_counterpart):
+            raise UnsupportedValueError(
+                f"the optimizer of Keras keeps {', '.join(surplus)} besides, for which {self._state.name} has nothing, "
+                "and all that follows would be taken for it. Save the model alone, or make the Keras program's "
+                "optimizer one without it."
+            )
+        if source is not None and source.variables:
+            left = [v for v in source.variables if v is None or not self._state.has_all(v)]
+            names = ["one that the module has not" if v is None else v.readable for v in left]
+            told = "the optimizer of Keras keeps state for"
+        else:
+            left = [v for v in self.model.bound().trainable() if not self._state.has_all(v)]
+            names = [v.readable for v in left if v is not None]
+            told = "Keras would take as trained"
+        if left:
+            raise UnsupportedValueError(
+                f"{told} {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}, which {self._state.name} does "
+                "not optimise, so that the state of all would be taken for that of others. Give the optimizer all "
+                "that Keras trains, freeze what it does not train (requires_grad_(False)), or save the model alone."
+            )
+        return {}
+
+    @property
+    def _source(self) -> SavedOptimizer | None:
+        """The optimizer of the checkpoint that it was restored from, or else of that which the model is saved like."""
+        return self._saved if self._saved is not None else self._of_template()
 
     @property
     def _layout(self) -> OptimizerLayout:
@@ -170,27 +218,30 @@ class KerasOptimizerView(SlotOwner):
         """The model's variables that it optimises, in Keras's order."""
         if self._saved is not None and (saved := self._saved.variables):
             return [variable for variable in saved if variable is not None and self._state.has_all(variable)]
-        mine = [variable for variable in self.model.bound().trainable() if self._state.has_all(variable)]
-        order = {variable: index for index, variable in enumerate(self._order_of_template())}
-        return sorted(mine, key=order.__getitem__) if set(mine) == order.keys() else mine
+        if (template := self._of_template()) is not None and template.variables:
+            return [
+                variable for variable in template.variables if variable is not None and self._state.has_all(variable)
+            ]
+        return [variable for variable in self.model.bound().trainable() if self._state.has_all(variable)]
 
-    def _order_of_template(self) -> list[BoundVariable]:
-        """That of the lists of the checkpoint that the model is saved like, if it has such an optimizer."""
+    def _of_template(self) -> SavedOptimizer | None:
+        """That of the checkpoint that the model is saved like, if it is of this kind."""
         bound = self.model.bound()
-        if self._ordered is None or self._ordered[0] is not bound:
-            self._ordered = bound, self._read_order(bound)
-        return self._ordered[1]
+        if self._template is None or self._template[0] is not bound:
+            self._template = bound, self._read_template(bound)
+        return self._template[1]
 
-    def _read_order(self, bound: BoundModel) -> list[BoundVariable]:
+    def _read_template(self, bound: BoundModel) -> SavedOptimizer | None:
         node_id = None if bound.graph is None else find_optimizer(bound.graph)
         if bound.saved is None or node_id is None:
-            return []
+            return None
         try:
             template = SavedOptimizer(self._state, lambda: bound, bound.saved.graph, node_id, bound.saved.stored)
-            return [variable for variable in template.variables if variable is not None]
+            template.variables  # noqa: B018  it may be that they cannot be told
         except MismatchError:
             # It is of another kind, or trains other variables.
-            return []
+            return None
+        return template
 
     # Slot variables, of legacy optimizers.
 
@@ -202,8 +253,12 @@ class KerasOptimizerView(SlotOwner):
             for moment in self._layout.moments
         }
 
-    def _variables_with_state(self) -> list[torch.Tensor]:
-        return []
+    def _variables_with_state(self) -> list[Any]:
+        is_legacy = self._layout.flavor is Flavor.TF_KERAS_LEGACY_OPTIMIZER
+        return [*self._variables()] if is_legacy and self.optimizer.state else []
+
+    def _readable_variable(self, variable: Any) -> str:
+        return str(variable.readable)
 
     def _keeps_slots_of(self, variable: Any) -> bool:
         return isinstance(variable, BoundVariable) and self._state.has_all(variable)
@@ -230,7 +285,7 @@ class _List(Trackable):
     """A list of an optimizer."""
 
     def __init__(self, values: Sequence[Trackable]) -> None:
-        self._values = values
+        self.values = values
 
     def _trackable_children(self) -> Mapping[str, object]:
-        return {str(index): value for index, value in enumerate(self._values)}
+        return {str(index): value for index, value in enumerate(self.values)}

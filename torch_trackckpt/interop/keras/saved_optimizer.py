@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch_trackckpt.errors import MismatchError
-from torch_trackckpt.graph.object_graph import ObjectGraph
+from torch_trackckpt.errors import DataLossError, MismatchError
+from torch_trackckpt.graph.object_graph import Attribute, ObjectGraph
 from torch_trackckpt.interop.keras.binding import BoundModel
 from torch_trackckpt.interop.keras.bound import BoundVariable
 from torch_trackckpt.interop.keras.inexact import Inexact
@@ -86,6 +86,23 @@ class SavedOptimizer:
             return self._leaves[child]
         return None if self._graph.nodes[child].attributes else _SavedList(self, child)
 
+    @property
+    def without_counterpart(self) -> list[str]:
+        """What is stored besides that torch has nothing like, and that stands before or around the rest."""
+        found = [name for name in _WITHOUT_COUNTERPART if self._entries(name)]
+        return found if self._inner == self._node_id else [*found, "loss scaling (inner_optimizer)"]
+
+    def _bound_here(self) -> BoundModel:
+        """The model, as it was bound to this checkpoint: the nodes of another one mean something else."""
+        bound = self._bound()
+        if bound.saved is None or bound.saved.stored != self._stored:
+            raise MismatchError(
+                f"{self._graph.readable(self._node_id)} in the checkpoint belongs to a model, and the Keras view of "
+                "the module was not restored from this checkpoint, or lies deeper in it. Restore both together, as "
+                "Checkpoint(model=view, optimizer=keras_view(optimizer, model=view)) does; load_keras does so as well."
+            )
+        return bound
+
     @cached_property
     def inexact(self) -> tuple[Inexact, ...]:
         """What is stored and has no counterpart."""
@@ -96,6 +113,11 @@ class SavedOptimizer:
             for moment in self.layout.moments
             # The new SGD of tf_keras keeps momenta even where there is no momentum.
             if moment not in self._state.moments and not (flavor is Flavor.TF_KERAS and moment.option == "momentum")
+        ]
+        found += [
+            Inexact(moment.state, "the checkpoint has nothing of the kind; it begins as torch's does")
+            for which, moment in enumerate(self.layout.moments)
+            if moment in self._state.moments and self._lacks(which, moment)
         ]
         found += [
             Inexact(moment.state, "the checkpoint has nothing of the kind; it begins as torch's does")
@@ -156,8 +178,8 @@ class SavedOptimizer:
     @cached_property
     def variables(self) -> list[BoundVariable | None]:
         """The model's variables in the order of the lists; None for one that torch has not."""
-        bound = self._bound()
         if trainable := self._entries("_trainable_variables"):
+            bound = self._bound_here()
             return [bound.by_node.get(node_id) for node_id in trainable]
         lists = [self._entries(list_name(self.layout.flavor, moment)) for moment in self.layout.moments]
         lists = [entries for entries in lists if entries]
@@ -166,6 +188,7 @@ class SavedOptimizer:
             lists = [entries for entries in lists if entries]
         if not lists:
             return []
+        bound = self._bound_here()
         return self._by_full_names(lists[0], bound) or self._by_model_order(lists[0], bound)
 
     def _by_full_names(self, entries: Sequence[int], bound: BoundModel) -> list[BoundVariable | None] | None:
@@ -176,7 +199,7 @@ class SavedOptimizer:
                 named.setdefault(attribute.full_name, []).append(variable)
         found: list[BoundVariable | None] = []
         for node_id in entries:
-            parts = self._graph.nodes[node_id].attributes[0].full_name.split("/")
+            parts = self._value_of(node_id).full_name.split("/")
             suffixes = ("/".join(parts[begin:]) for begin in range(1, len(parts)))
             match = next((named[suffix] for suffix in suffixes if suffix in named), [])
             if len(match) != 1:
@@ -186,7 +209,7 @@ class SavedOptimizer:
 
     def _by_model_order(self, entries: Sequence[int], bound: BoundModel) -> list[BoundVariable | None]:
         trainable = bound.trainable()
-        shapes = [tuple(self._stored(self._graph.nodes[n].attributes[0].checkpoint_key).shape) for n in entries]
+        shapes = [self._shape(node_id) for node_id in entries]
         mine = [variable.array.shape for variable in trainable]
         if shapes != mine:
             raise MismatchError(
@@ -230,7 +253,7 @@ class SavedOptimizer:
             return named
         values = self._entries("_variables")[self._head :]
         for node_id in (values[:1] + values[-1:]) if values else []:
-            if not self._stored(self._graph.nodes[node_id].attributes[0].checkpoint_key).shape:
+            if not self._shape(node_id):
                 return node_id
         return None
 
@@ -252,14 +275,33 @@ class SavedOptimizer:
             leaves[product] = state.scalar("u_product")
         for which, moment in enumerate(self.layout.moments):
             entries = self._entries(list_name(self.layout.flavor, moment)) or self._by_order(which)
-            for node_id, variable in zip(entries, self.variables, strict=True):
+            if entries and len(entries) != len(self.variables):
+                raise MismatchError(
+                    f"{self._graph.readable(self._node_id)} in the checkpoint keeps {len(entries)} values of "
+                    f"{moment.state} for {len(self.variables)} variables; it is damaged, or of another optimizer than "
+                    f"{state.kind.keras}."
+                )
+            # Before its first step an optimizer of Keras has none, and one without momentum never.
+            for node_id, variable in zip(entries, self.variables, strict=False):
                 if variable is not None and state.has_all(variable):
                     leaves[node_id] = state.moment(moment, variable)
-        bound = self._bound()
-        for node_id in self._entries("_trainable_variables"):
-            if node_id in bound.by_node:
-                leaves[node_id] = bound.by_node[node_id]
+        if trainable := self._entries("_trainable_variables"):
+            by_node = self._bound_here().by_node
+            leaves |= {node_id: by_node[node_id] for node_id in trainable if node_id in by_node}
         return leaves
+
+    def _lacks(self, which: int, moment: Moment) -> bool:
+        is_legacy = self.layout.flavor is Flavor.TF_KERAS_LEGACY_OPTIMIZER
+        return not is_legacy and not (self._entries(list_name(self.layout.flavor, moment)) or self._by_order(which))
+
+    def _value_of(self, node_id: int) -> Attribute:
+        attributes = self._graph.attributes(node_id)
+        if not attributes:
+            raise DataLossError(f"{self._graph.readable(node_id)} in the checkpoint is a variable without a value.")
+        return attributes[0]
+
+    def _shape(self, node_id: int) -> tuple[int, ...]:
+        return tuple(self._stored(self._value_of(node_id).checkpoint_key).shape)
 
 
 class _SavedList(Trackable):
