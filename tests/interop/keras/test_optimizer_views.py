@@ -41,7 +41,7 @@ def test_an_optimizer_of_some_parameters_takes_its_state_but_is_not_written_over
     assert torch.equal(some.state[mine[1].bias]["exp_avg"], torch.from_numpy(written.slots["momentums"][3]))
     assert len(status.unused_keys) == 4
     view = keras_view(mine, like=written.prefix)
-    with pytest.raises(UnsupportedValueError, match=r"keeps state for sequential/a .*/bias, which Adam does not"):
+    with pytest.raises(UnsupportedValueError, match=r"keeps state for .*/a .*/bias, which Adam does not"):
         Checkpoint(model=view, optimizer=keras_view(some, model=view)).save(str(tmp_path / "ckpt"))
     assert not list(tmp_path.iterdir())
 
