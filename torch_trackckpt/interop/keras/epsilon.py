@@ -20,8 +20,10 @@ class KerasEpsilon:
 
     Keras adds epsilon to the root of the second moment before the correction of its bias, torch after it. For each
     step, this sets the epsilon of each group to ``eps / sqrt(1 - beta_2 ** step)``, and sets it back afterwards, so
-    that a checkpoint never has another than the one that was asked for. Where the count of steps is on a device, each
-    step waits for it. The formula is TensorFlow's.
+    that a checkpoint never has another than the one that was asked for. After a step that ended in an error,
+    ``param_groups`` have that of the step until the next step or `remove`, since torch calls nothing before;
+    ``state_dict`` has the one that was asked for even then. Where the count of steps is on a device, each step waits
+    for it. The formula is TensorFlow's.
 
     Args:
         optimizer: whose steps. It keeps this object alive; a second one for it takes the place of the first. No
@@ -48,10 +50,11 @@ class KerasEpsilon:
         former = vars(optimizer).get(_ATTRIBUTE)
         if isinstance(former, KerasEpsilon):
             former.remove()
-        self._plain: list[Any] = []
+        self._changed: list[tuple[dict[str, Any], Any, Any]] = []
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
+            optimizer.register_state_dict_post_hook(self._in_state_dict),
         ]
         vars(optimizer)[_ATTRIBUTE] = self
 
@@ -78,20 +81,37 @@ class KerasEpsilon:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._set_back()
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         # The step before may have ended in an error.
-        self._after(optimizer, args, kwargs)
-        self._plain = [group["eps"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            step = 1 + _steps_taken(optimizer, group)
-            beta_2 = float(group["betas"][1])
-            group["eps"] = group["eps"] / (1 - beta_2**step) ** 0.5
+        self._set_back()
+        # All of them first: nothing has changed if there is no answer for one.
+        scaled = [_scaled(optimizer, group) for group in optimizer.param_groups]
+        for group, eps in zip(optimizer.param_groups, scaled, strict=True):
+            self._changed.append((group, group["eps"], eps))
+            group["eps"] = eps
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for group, eps in zip(optimizer.param_groups, self._plain, strict=False):
-            group["eps"] = eps
-        self._plain = []
+        self._set_back()
+
+    def _in_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+        plain = {id(group): eps for group, eps, scaled in self._changed if group["eps"] is scaled}
+        for live, group in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+            group["eps"] = plain.get(id(live), group["eps"])
+
+    def _set_back(self) -> None:
+        for group, eps, scaled in self._changed:
+            # What somebody else has set since is theirs.
+            if group["eps"] is scaled:
+                group["eps"] = eps
+        self._changed = []
+
+
+def _scaled(optimizer: Optimizer, group: dict[str, Any]) -> Any:
+    """The epsilon of a group for the next step."""
+    beta_2 = float(group["betas"][1])
+    return group["eps"] / (1 - beta_2 ** (1 + _steps_taken(optimizer, group))) ** 0.5
 
 
 def _steps_taken(optimizer: Optimizer, group: dict[str, Any]) -> int:

@@ -40,6 +40,14 @@ def inexact_formulas(optimizer: Optimizer, kind: Kind, flavor: Flavor) -> list[I
         found.append(Inexact("eps", "Keras has epsilon inside of the root, torch beside it"))
     if isinstance(optimizer, torch.optim.Adamax) and has_eps:
         found.append(Inexact("eps", "Keras adds epsilon where the norm is used, torch takes the maximum with it"))
+    if isinstance(optimizer, torch.optim.SGD) and any(group["momentum"] and group["dampening"] for group in groups):
+        found.append(Inexact("dampening", "Keras's momentum takes the whole gradient; it has no dampening"))
+    if isinstance(optimizer, torch.optim.Adagrad) and any(group["lr_decay"] for group in groups):
+        found.append(
+            Inexact(
+                "lr_decay", "torch divides the learning rate by 1 + step x lr_decay, Keras does not; use a scheduler"
+            )
+        )
     decoupled = isinstance(optimizer, torch.optim.AdamW | KerasRMSprop) or any(
         group.get("decoupled_weight_decay") for group in groups
     )

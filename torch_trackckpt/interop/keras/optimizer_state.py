@@ -6,6 +6,8 @@ they are whenever it is asked.
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +28,8 @@ class OptimizerState:
 
     Args:
         optimizer: the optimizer.
-        variables: the variables of the model that it optimises, whenever they are asked for.
+        variables: the variables of the model that it optimises, whenever they are asked for. The object of a method is
+            not kept alive: it has this.
     """
 
     def __init__(self, optimizer: Optimizer, variables: Callable[[], Sequence[BoundVariable]]) -> None:
@@ -37,14 +40,14 @@ class OptimizerState:
         """That of legacy optimizers, which torch has not."""
         self.has_rate_inside = True
         """Whether momenta are stored with the learning rate in them."""
-        self._variables = variables
+        self._variables = weakref.WeakMethod(variables) if inspect.ismethod(variables) else lambda: variables
         self._leaves: dict[Hashable, Leaf] = {}
 
     # Leaves: one for each variable, whatever number of times it is asked for.
 
     def moment(self, moment: Moment, variable: BoundVariable) -> MomentLeaf:
         """What is kept of a kind for a variable of the model."""
-        key = (moment.state, id(variable))
+        key = (moment, variable)
         leaf = self._leaves.get(key)
         if not isinstance(leaf, MomentLeaf):
             leaf = self._leaves[key] = MomentLeaf(self, moment, variable)
@@ -57,6 +60,10 @@ class OptimizerState:
             is_setting = name == "decay" and self.kind.has_product
             leaf = self._leaves[name] = (_Setting if is_setting else _SCALARS.get(name, _Setting))(self, name)
         return leaf
+
+    def forget_leaves(self) -> None:
+        """Drops them, where the variables of the model are others from now on."""
+        self._leaves.clear()
 
     def momenta_as_read(self) -> list[MomentLeaf]:
         """Those of which torch's are still what was made of what was read."""
@@ -119,7 +126,12 @@ class OptimizerState:
 
     def optimised(self) -> list[torch.Tensor]:
         """The parameters that the Keras optimizer knows of."""
-        found = {id(p): p for variable in self._variables() if self.has_all(variable) for _, p in variable.parameters()}
+        variables = self._variables()
+        if variables is None:
+            raise UnsupportedValueError(
+                f"the Keras view of {self.name} is gone; keep it for as long as what it has given is used."
+            )
+        found = {id(p): p for variable in variables() if self.has_all(variable) for _, p in variable.parameters()}
         return list(found.values())
 
     def of(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
@@ -215,7 +227,7 @@ class MomentLeaf(Leaf):
         self.variable = variable
 
     def kind(self) -> tuple[torch.dtype, tuple[int, ...]]:
-        return self._parameters()[0].dtype, self.variable.array.shape
+        return self._like(self._parameters()[0]).dtype, self.variable.array.shape
 
     def value(self) -> torch.Tensor:
         return self.variable.state_value([self._value_of(parameter) for parameter in self._parameters()])
@@ -227,9 +239,10 @@ class MomentLeaf(Leaf):
         if self._scale() is Scale.AS_IS and all(self.moment.state in state for state in states):
             self.variable.assign_state([state[self.moment.state] for state in states], value)
         else:
-            raws = [self.of.kept.keep(parameter, self.moment) for parameter in parameters]
+            raws = [self.of.kept.keep(parameter, self.moment, self._like(parameter)) for parameter in parameters]
             self.variable.assign_state(raws, value)
             self.recompute()
+        self.of.kept.accept()
 
     @torch.no_grad()
     def recompute(self) -> None:
@@ -238,6 +251,7 @@ class MomentLeaf(Leaf):
             raw, buffer = self.of.kept.raw(parameter, self.moment), self.of.of(parameter, self.moment.state)
             if raw is not None and buffer is not None:
                 buffer.copy_(to_torch(raw, self._scale(), self._rate(parameter)))
+                self.of.kept.accept()
 
     def is_as_read(self) -> bool:
         """Whether torch's momentum is still that which was made of what was read."""
@@ -253,6 +267,11 @@ class MomentLeaf(Leaf):
     def _parameters(self) -> list[torch.Tensor]:
         return [self.variable.tensor(piece.name) for piece in self.variable.array.pieces]
 
+    def _like(self, parameter: torch.Tensor) -> torch.Tensor:
+        """What there is of the dtype and the device that the moment of a parameter has, or will have."""
+        buffer = self.of.of(parameter, self.moment.state)
+        return parameter if buffer is None else buffer
+
     def _scale(self) -> Scale:
         return self.moment.scale if self.of.has_rate_inside else Scale.AS_IS
 
@@ -265,16 +284,22 @@ class MomentLeaf(Leaf):
         scale, group = self._scale(), self.of.group_of(parameter)
         buffer = self.of.of(parameter, self.moment.state)
         raw = self.of.kept.raw(parameter, self.moment)
-        if buffer is None and raw is not None:
-            return raw
         if buffer is None:
+            # Where torch keeps it with these settings, it was dropped since.
+            if raw is not None and (group is None or not self.moment.is_kept_by(group)):
+                return raw
             first = torch.zeros_like(parameter.detach())
             return first if group is None else initial_moment(self.moment, group, parameter)
         if scale is Scale.AS_IS:
             return buffer.detach()
         rate = self._rate(parameter)
+        if rate == 0 and bool(buffer.any()):
+            raise UnsupportedValueError(
+                f"{self._readable} has the learning rate in it in Keras, and that of {self.of.name} is 0 now, so that "
+                "the momentum would be lost. Save at a step with another rate, or clear the momentum."
+            )
         computed = to_keras(buffer.detach(), scale, rate)
-        if raw is None or raw.device != buffer.device:
+        if raw is None or raw.shape != buffer.shape or raw.device != buffer.device:
             return computed
         is_same = to_torch(raw, scale, rate) == buffer
         if not bool(is_same.any()):
@@ -300,6 +325,10 @@ class Scalar(Leaf):
     def kind(self) -> tuple[torch.dtype, tuple[int, ...]]:
         return self.dtype, ()
 
+    def _tensor(self, value: float) -> torch.Tensor:
+        # Whatever dtype and device programs have made the default.
+        return torch.tensor(value, dtype=self.dtype, device="cpu")
+
 
 class _Iterations(Scalar):
     """How many steps there were; torch counts them for each parameter, and SGD not at all."""
@@ -308,8 +337,16 @@ class _Iterations(Scalar):
 
     def value(self) -> torch.Tensor:
         if isinstance(self.of.optimizer, SGD):
-            return torch.tensor(self.of.kept.iterations)
-        return torch.tensor(int(self.of.one_of("step", 0.0)))
+            iterations = self.of.kept.iterations
+            if iterations is None:
+                raise UnsupportedValueError(
+                    f"how many steps {self.of.name} has taken is not known: torch does not count them, and its state "
+                    "was given back, by load_state_dict or by a checkpoint of torch's own names, after its Keras view "
+                    "was made. Restore it by its Keras view, or say the number: "
+                    "torch_trackckpt.interop.keras.kept.Kept.of(optimizer).iterations = number."
+                )
+            return self._tensor(iterations)
+        return self._tensor(int(self.of.one_of("step", 0.0)))
 
     def assign(self, value: torch.Tensor) -> None:
         self.of.kept.iterations = int(value)
@@ -322,7 +359,7 @@ class _Product(Scalar):
     """The product of Nadam's momenta, which torch has for each parameter."""
 
     def value(self) -> torch.Tensor:
-        return torch.tensor(self.of.one_of("mu_product", 1.0))
+        return self._tensor(self.of.one_of("mu_product", 1.0))
 
     def assign(self, value: torch.Tensor) -> None:
         for parameter in self.of.optimised():
@@ -333,7 +370,7 @@ class _Setting(Scalar):
     """A hyper-parameter that Keras has as a variable. Where the groups of torch have several, they keep them."""
 
     def value(self) -> torch.Tensor:
-        return torch.tensor(float(self.of.setting(*self._place())))
+        return self._tensor(float(self.of.setting(*self._place())))
 
     def assign(self, value: torch.Tensor) -> None:
         if len(set(self.of.settings(*self._place()))) > 1:
@@ -351,7 +388,7 @@ class _Decay(Scalar):
     """The decay of the learning rate in legacy optimizers, for which torch has schedulers."""
 
     def value(self) -> torch.Tensor:
-        return torch.tensor(self.of.decay)
+        return self._tensor(self.of.decay)
 
     def assign(self, value: torch.Tensor) -> None:
         self.of.decay = float(value)
