@@ -206,6 +206,14 @@ def test_the_state_does_not_keep_its_view_alive(written: str) -> None:
         state.optimised()
 
 
+def test_a_copy_of_a_training_has_a_view_of_its_own_optimizer() -> None:
+    training = Training(momentum=0.9).trained()
+    other = copy.deepcopy(Owner(training))
+    assert other.state.optimizer is other.training.optimizer is not training.optimizer
+    assert [id(p) for p in other.state.optimised()] == [id(p) for p in other.training.net.parameters()]
+    assert Kept.of(other.state.optimizer) is other.state.kept is not Kept.of(training.optimizer)
+
+
 def test_there_is_one_leaf_for_each_variable_until_they_are_forgotten() -> None:
     owner = Owner(Training(optim.Adam))
     moment, variable = owner.state.kind.moments[0], owner.variables()[0]

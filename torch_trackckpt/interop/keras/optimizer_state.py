@@ -6,6 +6,7 @@ they are whenever it is asked.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -40,8 +41,16 @@ class OptimizerState:
         """That of legacy optimizers, which torch has not."""
         self.has_rate_inside = True
         """Whether momenta are stored with the learning rate in them."""
-        self._variables = weakref.WeakMethod(variables) if inspect.ismethod(variables) else lambda: variables
+        self._variables: Callable[[], Callable[[], Sequence[BoundVariable]] | None] = (
+            weakref.WeakMethod(variables) if inspect.ismethod(variables) else lambda: variables
+        )
         self._leaves: dict[Hashable, Leaf] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizerState:
+        # Weak references are not copied; the copy of the view has one of its own.
+        other = OptimizerState(copy.deepcopy(self.optimizer, memo), copy.deepcopy(self._find_variables(), memo))
+        other.decay, other.has_rate_inside = self.decay, self.has_rate_inside
+        return other
 
     # Leaves: one for each variable, whatever number of times it is asked for.
 
@@ -126,13 +135,21 @@ class OptimizerState:
 
     def optimised(self) -> list[torch.Tensor]:
         """The parameters that the Keras optimizer knows of."""
+        found = {
+            id(p): p
+            for variable in self._find_variables()()
+            if self.has_all(variable)
+            for _, p in variable.parameters()
+        }
+        return list(found.values())
+
+    def _find_variables(self) -> Callable[[], Sequence[BoundVariable]]:
         variables = self._variables()
         if variables is None:
             raise UnsupportedValueError(
                 f"the Keras view of {self.name} is gone; keep it for as long as what it has given is used."
             )
-        found = {id(p): p for variable in variables() if self.has_all(variable) for _, p in variable.parameters()}
-        return list(found.values())
+        return variables
 
     def of(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
         """What there is of a name in the state of a parameter."""
