@@ -7,10 +7,7 @@ from torch_trackckpt.interop.bert import (
     BERT_MODEL,
 )
 from torch_trackckpt.interop.keras import (
-    KerasArray,
     KerasLoadStatus,
-    LayerForm,
-    Piece,
     keras_view,
     load_keras,
     register_keras_layer,
@@ -54,11 +51,8 @@ __all__ = [
     "TRANSPOSED",
     "WITHOUT_BACKGROUND",
     "DenseAfterFlatten",
-    "KerasArray",
     "KerasLoadStatus",
-    "LayerForm",
     "Permuted",
-    "Piece",
     "Rule",
     "RuleSet",
     "RulesLoadStatus",

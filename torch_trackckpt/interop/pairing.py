@@ -20,7 +20,7 @@ from torch_trackckpt.bundle.reader import StoredTensor
 from torch_trackckpt.interop.rules import Rule, RuleSet
 from torch_trackckpt.interop.transforms import AS_IS, WITHOUT_BACKGROUND, Transform
 
-__all__ = ["LiveTensors", "Pair", "Pairing", "epsilons", "misfit", "pair"]
+__all__ = ["LiveTensors", "Pair", "Pairing", "epsilons", "misfit", "obstacle", "pair"]
 
 _AVERAGE = "/ExponentialMovingAverage"
 
@@ -165,8 +165,8 @@ def misfit(name: str, tensor: torch.Tensor, stored: StoredTensor, transform: Tra
         stored: the value.
         transform: between the two.
     """
-    if obstacle := _obstacle(tensor, transform):
-        return [f"{name} (from {stored.key}): {obstacle}"]
+    if reason := obstacle(tensor, transform == AS_IS):
+        return [f"{name} (from {stored.key}): {reason}"]
     found = []
     shape, here = transform.torch_shape(stored.shape), tuple(tensor.shape)
     if shape != here:
@@ -185,14 +185,19 @@ def misfit(name: str, tensor: torch.Tensor, stored: StoredTensor, transform: Tra
     return found
 
 
-def _obstacle(tensor: torch.Tensor, transform: Transform) -> str | None:
-    """Why a live tensor cannot take values now."""
+def obstacle(tensor: torch.Tensor, is_whole: bool) -> str | None:
+    """Why a live tensor cannot take values now.
+
+    Args:
+        tensor: the parameter or buffer.
+        is_whole: whether the value is taken as it is stored, as a plain load does; a DTensor can do that alone.
+    """
     if is_lazy(tensor):
         return "the parameter is not initialised yet; run one forward pass first"
     if tensor.is_meta:
         return "the tensor is on the meta device; give it memory first (Module.to_empty)"
     is_divided = is_dtensor(tensor)
-    if (is_divided or is_made_of_tensors(tensor)) and (transform != AS_IS or not is_divided):
+    if (is_divided or is_made_of_tensors(tensor)) and not (is_divided and is_whole):
         return f"a {type(tensor).__name__} cannot take values here; load before the module is sharded or quantised"
     return None
 

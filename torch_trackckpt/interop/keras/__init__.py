@@ -7,15 +7,25 @@ modules          what Keras has and torch.nn has not
 layers           the rules of torch.nn
 composition      layers around layers, and several in one
 edges            how each generation spells its variables
+table            the documentation's table of layers, made of the rules
 bound            a variable that was bound to the tensors of a live module
+bound_model      a module whose tensors were bound: what goes with what, what is left over, and whether it is still so
 saved            a saved graph as a sequence of Keras layers
 units            a module as a sequence of what may be Keras layers
+naming           what both sides are called, so that names can be compared
+given_map        the caller's map, written either way round
 fit              whether one can be the other
+misfit           what errors show of those that do not go together
+inexact          what cannot be converted exactly
 binding          which module goes with which saved layer: by the caller's map, by names, by order
 layout           the names under which a Keras program looks for its variables, where no checkpoint tells
 leaves           variables of a Keras layer that torch has nothing like
 view             a module as a node with Keras's names
 optimizers       what Keras's optimizers keep, and torch's
+optimizer_state  what the view of an optimizer asks of torch's, and the leaves of the view
+kept             what is kept with a torch optimizer because its own state cannot say it
+saved_optimizer  what a checkpoint has of a Keras optimizer
+inexact_steps    where the steps of a torch optimizer are not those of Keras
 optimizer_view   an optimizer as a node with Keras's names
 epsilon          steps of torch's optimizers that are those of Keras
 load             all of it in one line

@@ -557,9 +557,8 @@ class _Binder:
                 if array.absent is None:
                     unmatched += [variable.torch_name(piece) for piece in array.pieces]
                     continue
-                filled = Absent(variable, array.absent)
-                absent.append(filled)
-                made[0].also.append(filled.fill)
+                absent.append(Absent(variable, array.absent))
+                made[0].constants.append((variable, array.absent))
             inexact += _inexact_of(unit, form)
             pairs.append((unit.name, form, tuple(made)))
             line = BoundLayer(unit.name, unit.kind, layer, form.keras, how)

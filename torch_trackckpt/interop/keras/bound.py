@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from torch_trackckpt.errors import MismatchError
 from torch_trackckpt.interop.keras.arrays import KerasArray, Piece
+from torch_trackckpt.interop.pairing import obstacle
 from torch_trackckpt.trackable import VARIABLE_VALUE, Prepared, Resolve, Trackable, Value
 
 __all__ = ["BoundVariable"]
@@ -39,8 +40,12 @@ class BoundVariable(Trackable):
         """As Keras calls it; empty where nothing tells."""
         self.is_given = False
         """Whether it has got a value of a checkpoint."""
-        self.also: list[Callable[[], None]] = []
-        """What else happens when the variable gets a value: its layer in Keras lacks what the module has."""
+        self.constants: list[tuple[BoundVariable, float]] = []
+        """What the module has and its layer in Keras lacks, with the value that makes no difference: it gets that when
+        this variable gets one."""
+        self.frozen: dict[int, nn.Parameter] = {}
+        """Parameters that Keras had no variable for, by identity, which were trained before; the view has one for all
+        of its variables."""
 
     @property
     def readable(self) -> str:
@@ -81,13 +86,29 @@ class BoundVariable(Trackable):
     def assign(self, array: torch.Tensor) -> None:
         """Gives the module's tensors the values of an array of Keras's shape."""
         for piece, value in zip(self.array.pieces, self.array.transform.to_torch(array), strict=True):
-            piece.of(self.tensor(piece.name)).copy_(value)
+            tensor = self.tensor(piece.name)
+            piece.of(tensor).copy_(value)
+            # An earlier checkpoint had nothing for it.
+            if self.frozen.pop(id(tensor), None) is not None:
+                tensor.requires_grad_()
         for name in self.array.merged:
             # Trained beside the first, it would move their sum twice as far as Keras's one variable moves.
-            self.tensor(name).zero_().requires_grad_(False)
-        for change in self.also:
-            change()
+            self._freeze(self.tensor(name).zero_())
+        for variable, value in self.constants:
+            variable.fill(value)
         self.is_given = True
+
+    @torch.no_grad()
+    def fill(self, value: float) -> None:
+        """Gives the tensors one value, which they keep in training."""
+        self.assign(torch.full_like(self.value(), value))
+        for _, parameter in self.parameters():
+            self._freeze(parameter)
+
+    def _freeze(self, tensor: torch.Tensor) -> None:
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            self.frozen[id(tensor)] = tensor
+            tensor.requires_grad_(False)
 
     def state_value(self, states: Sequence[torch.Tensor]) -> torch.Tensor:
         """What an optimizer keeps for the variable, in Keras's layout, from what it keeps for the tensors of all pieces
@@ -115,17 +136,32 @@ class BoundVariable(Trackable):
         return {VARIABLE_VALUE: self.value()}
 
     def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
-        stored, live = values[VARIABLE_VALUE], self.value()
-        if not isinstance(stored, torch.Tensor) or (stored.dtype, stored.shape) != (live.dtype, live.shape):
-            found = f"{stored.dtype} of shape {list(stored.shape)}" if isinstance(stored, torch.Tensor) else "text"
-            way = f"; convert the module first, to({stored.dtype})" if isinstance(stored, torch.Tensor) else ""
+        stored = values[VARIABLE_VALUE]
+        for variable in (self, *(variable for variable, _ in self.constants)):
+            variable._check_takes_values()
+        live, name = self.value(), self.torch_name(self.array.pieces[0])
+        if not isinstance(stored, torch.Tensor):
+            raise MismatchError(f"{name} is {live.dtype}, but Keras's {self.readable} is text.")
+        if stored.shape != live.shape:
             raise MismatchError(
-                f"{self.torch_name(self.array.pieces[0])} is {live.dtype} of shape {list(live.shape)} in Keras's "
-                f"layout, but Keras's {self.readable} is {found}{way}."
+                f"{name} is {live.dtype} of shape {list(live.shape)} in Keras's layout, but Keras's "
+                f"{self.readable} is {stored.dtype} of shape {list(stored.shape)}: the shapes differ. Make the module "
+                "of the same sizes, or map it to another layer."
             )
-        if live.is_meta:
-            raise MismatchError(
-                f"{self.torch_name(self.array.pieces[0])} is on the meta device, where it takes no values: give the "
-                "module memory first, to_empty(device='cpu')."
-            )
+        dtypes = {self.torch_name(piece): self.tensor(piece.name).dtype for piece in self.array.pieces}
+        for own_name, dtype in dtypes.items():
+            if dtype != stored.dtype:
+                raise MismatchError(
+                    f"{own_name} is {dtype} of shape {list(live.shape)} in Keras's layout, but Keras's {self.readable} "
+                    f"is {stored.dtype} of shape {list(stored.shape)}; convert the module first, to({stored.dtype})."
+                )
         return Prepared(lambda: self.assign(stored))
+
+    def _check_takes_values(self) -> None:
+        for name in (*(piece.name for piece in self.array.pieces), *self.array.merged):
+            tensor = self.tensor(name)
+            reason = obstacle(tensor, False)
+            if tensor.is_inference() and not torch.is_inference_mode_enabled():
+                reason = "it was made in inference mode, outside of which it cannot be changed; make the module anew"
+            if reason is not None:
+                raise MismatchError(f"{self.torch_name(Piece(name))} takes no values: {reason}.")

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_trackckpt.errors import MismatchError
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.interop.keras.arrays import Piece
 from torch_trackckpt.interop.keras.bound import BoundVariable
 from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.registry import LayerForm
 from torch_trackckpt.interop.keras.saved import Flavor, SavedModel, SavedVariable
+from torch_trackckpt.interop.keras.units import AfterFlatten, Net
 
-__all__ = ["Absent", "BoundLayer", "BoundModel", "Foreign"]
+__all__ = ["Absent", "BoundLayer", "BoundModel", "Foreign", "Structure"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,6 @@ class Absent:
     def names(self) -> tuple[str, ...]:
         """Of the tensors."""
         return tuple(self.variable.torch_name(piece) for piece in self.variable.array.pieces)
-
-    @torch.no_grad()
-    def fill(self) -> None:
-        """Gives the tensors that value, which they keep in training as Keras's do."""
-        self.variable.assign(torch.full_like(self.variable.value(), self.value))
-        for _, parameter in self.variable.parameters():
-            parameter.requires_grad_(False)
 
     @property
     def is_lost(self) -> bool:
@@ -97,6 +92,11 @@ class BoundModel:
     pairs: tuple[tuple[str, LayerForm, tuple[BoundVariable, ...]], ...] = ()
     """Name of the module, form and variables, of each layer."""
 
+    def remember_frozen(self, frozen: dict[int, nn.Parameter]) -> None:
+        """Has all variables note in one place what they freeze; see `BoundVariable.frozen`."""
+        for variable in (*self.variables, *(absent.variable for absent in self.absent)):
+            variable.frozen = frozen
+
     @property
     def unused_keys(self) -> tuple[str, ...]:
         """The checkpoint's keys of `unused`."""
@@ -124,6 +124,67 @@ class BoundModel:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.table))
+
+
+class Structure:
+    """The modules that a binding is of: it is about those that were there, which need not be those that are there now.
+
+    Args:
+        module: the model.
+        after_flatten: see `units.AfterFlatten`.
+    """
+
+    def __init__(self, module: nn.Module, after_flatten: AfterFlatten | None = None) -> None:
+        self._module = module
+        self._after_flatten = after_flatten
+        # Keeps the modules, so that no other gets the identity of one of them.
+        self._registered = _registered(module)
+        self._units = self._find_units()
+
+    def is_kept(self) -> bool:
+        """Whether the layers are the same objects at the same places; wrappers around them make no difference."""
+        now = _registered(self._module)
+        if now == self._registered:
+            return True
+        for identity, former in self._registered.items():
+            # What has become None, or is no longer, is a variable less or more; what a parametrization moves is not.
+            later = now[identity].has if identity in now else {}
+            if any(later.get(name, is_there) != is_there for name, is_there in former.has.items()):
+                return False
+        try:
+            return self._find_units() == self._units
+        except MismatchError:
+            return False
+
+    def _find_units(self) -> list[tuple[tuple[str, ...], int]]:
+        net = Net(self._module, self._after_flatten)
+        raw = [((each.name,), id(each.module)) for each in net.raw if each.is_parameter]
+        return [*((unit.names, id(unit.module)) for unit in net.units), *raw]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Registered:
+    """What a module has of its own."""
+
+    module: nn.Module = dataclasses.field(compare=False)
+    below: tuple[tuple[str, int], ...]
+    has: Mapping[str, bool]
+    """By the names of its parameters: whether it has them, or None."""
+
+
+def _registered(module: nn.Module) -> dict[int, _Registered]:
+    """By identity, each module once; of very deep nets as well."""
+    found: dict[int, _Registered] = {}
+    todo = [module]
+    while todo:
+        each = todo.pop()
+        if id(each) in found:
+            continue
+        below = [(name, child) for name, child in each._modules.items() if child is not None]
+        has = {name: parameter is not None for name, parameter in each._parameters.items()}
+        found[id(each)] = _Registered(each, tuple((name, id(child)) for name, child in below), has)
+        todo += [child for _, child in below]
+    return found
 
 
 def _sonnet_order(variable: BoundVariable) -> tuple[tuple[int, int, str], ...]:

@@ -60,7 +60,7 @@ def lay_out(
     bound = bind_alone(net, flavor)
     tree = _tree(net, bound, layers, sequential)
     variables: dict[int, BoundVariable] = {}
-    _find_variables(tree, "", variables)
+    _find_variables(tree, variables)
     if layers is not None:
         # Their paths are numbers, in an order that need not be that of torch's modules.
         for variable in variables.values():
@@ -75,15 +75,16 @@ def _name_in_torch(variable: BoundVariable) -> str:
     return "" if any(not part or part.isdigit() for part in parts) else "/".join([*parts, variable.name])
 
 
-def _find_variables(tree: Tree, above: str, found: dict[int, BoundVariable]) -> None:
+def _find_variables(tree: Tree, found: dict[int, BoundVariable]) -> None:
     """Those of a tree, each once; tells them where they are."""
-    for name, below in tree.items():
-        path = f"{above}/{name}" if above else name
-        if isinstance(below, BoundVariable):
-            if found.setdefault(id(below), below) is below and not below.keras_path:
-                below.keras_path = path
-        elif not isinstance(below, Trackable):
-            _find_variables(below, path, found)
+    todo: list[tuple[str, Tree | Trackable]] = [("", tree)]
+    while todo:
+        path, each = todo.pop()
+        if isinstance(each, BoundVariable):
+            if found.setdefault(id(each), each) is each and not each.keras_path:
+                each.keras_path = path
+        elif not isinstance(each, Trackable):
+            todo += [(f"{path}/{name}" if path else name, below) for name, below in reversed(each.items())]
 
 
 def _tree(net: Net, bound: BoundModel, layers: Layers | None, sequential: bool | None) -> Tree:

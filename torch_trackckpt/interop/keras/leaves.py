@@ -30,13 +30,15 @@ class Kept(Trackable):
         return self._name or None
 
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
-        value = self._value if self._value is not None else self._read()
-        if value is None:
+        if self._value is None:
+            # Once: the checkpoint need not be there at the next save.
+            self._value = self._read()
+        if self._value is None:
             raise UnsupportedValueError(
                 f"{self._readable} has no value: torch has nothing like it, and nothing was restored. Say like=, a "
                 "checkpoint that has it."
             )
-        return {VARIABLE_VALUE: value}
+        return {VARIABLE_VALUE: self._value}
 
     def _prepare_restore(self, values: Mapping[str, Value], resolve: Resolve) -> Prepared:
         stored = values[VARIABLE_VALUE]

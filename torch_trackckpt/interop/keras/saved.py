@@ -270,7 +270,11 @@ class _Walk:
     def layers(self) -> list[SavedLayer]:
         """The groups that edges lead to."""
         found: list[SavedLayer] = []
-        self._collect(self._root, "", found)
+        todo = [(self._root, "")]
+        while todo:
+            node_id, path = todo.pop()
+            if node_id not in self._seen:
+                todo += reversed(self._collect(node_id, path, found))
         return found
 
     def _children(self, node_id: int) -> list[Child]:
@@ -290,15 +294,14 @@ class _Walk:
 
         return sorted(children, key=is_alias)
 
-    def _collect(self, node_id: int, path: str, found: list[SavedLayer]) -> None:
-        if node_id in self._seen:
-            return
+    def _collect(self, node_id: int, path: str, found: list[SavedLayer]) -> list[tuple[int, str]]:
+        """The layer that a node is; what is left to be looked at below it, with the paths."""
         self._seen.add(node_id)
         whole = self._composite(node_id)
         if whole is not None:
             self._seen |= {variable.node_id for variable in whole.values()}
             self._add(node_id, path, whole, found)
-            return
+            return []
         children = self._children(node_id)
         own: dict[str, SavedVariable] = {}
         for child in children:
@@ -310,8 +313,11 @@ class _Walk:
                 self._seen.add(child.node_id)
                 own.setdefault(name, variable)
         self._add(node_id, path, own, found)
-        for child in children:
-            self._collect(child.node_id, f"{path}/{child.local_name}" if path else child.local_name, found)
+        return [
+            (child.node_id, f"{path}/{child.local_name}" if path else child.local_name)
+            for child in children
+            if child.node_id not in self._seen
+        ]
 
     def _add(self, node_id: int, path: str, own: dict[str, SavedVariable], found: list[SavedLayer]) -> None:
         if own and not (set(own) == _METRIC and not any(variable.shape for variable in own.values())):
@@ -326,13 +332,14 @@ class _Walk:
         found: dict[str, SavedVariable] = {}
         queue = [(node_id, "")]
         seen = {node_id}
-        while queue:
-            parent, prefix = queue.pop(0)
+        below: dict[int, list[tuple[int, str]]] = {}
+        for parent, prefix in queue:
             for child in self._children(parent):
                 name = prefix + canonical(child.local_name)
                 if child.node_id in seen:
                     continue
                 seen.add(child.node_id)
+                below.setdefault(parent, []).append((child.node_id, name))
                 variable = self._variable(child.node_id, name)
                 if variable is not None:
                     found.setdefault(name, variable)
@@ -340,22 +347,7 @@ class _Walk:
                     queue.append((child.node_id, f"{name}/"))
                 elif not self._graph.attributes(child.node_id):
                     return None
-        return {name: found[name] for name in self._in_order(node_id, found)}
-
-    def _in_order(self, node_id: int, found: Collection[str]) -> list[str]:
-        """Names depth first, which is the order in which Keras makes the variables."""
-        order: list[str] = []
-
-        def go(parent: int, prefix: str, above: frozenset[int]) -> None:
-            for child in self._children(parent):
-                name = prefix + canonical(child.local_name)
-                if name in found and name not in order:
-                    order.append(name)
-                elif child.node_id not in above:
-                    go(child.node_id, f"{name}/", above | {child.node_id})
-
-        go(node_id, "", frozenset({node_id}))
-        return order
+        return {name: found[name] for name in _depth_first(node_id, below) if name in found}
 
     def _variable(self, node_id: int, name: str) -> SavedVariable | None:
         for attribute in self._graph.attributes(node_id):
@@ -412,6 +404,17 @@ class _Walk:
             variables = {**layers[-1].variables, last: dataclasses.replace(variable, name=last)}
             layers[-1] = dataclasses.replace(layers[-1], variables=variables)
         return _Listed(_joined(layers), order)
+
+
+def _depth_first(root: int, below: Mapping[int, Sequence[tuple[int, str]]]) -> list[str]:
+    """The names of a tree, which is the order in which Keras makes the variables."""
+    order: list[str] = []
+    todo = list(reversed(below.get(root, ())))
+    while todo:
+        node_id, name = todo.pop()
+        order.append(name)
+        todo += reversed(below.get(node_id, ()))
+    return order
 
 
 def _leading(graph: ObjectGraph, root: int) -> set[int]:

@@ -8,9 +8,10 @@ variables of the model, and at their ends a `BoundVariable` each.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch_trackckpt.graph.messages import read_object_graph
 from torch_trackckpt.graph.object_graph import ObjectGraph
 from torch_trackckpt.interop.keras.binding import bind
 from torch_trackckpt.interop.keras.bound import BoundVariable
-from torch_trackckpt.interop.keras.bound_model import BoundModel
+from torch_trackckpt.interop.keras.bound_model import BoundModel, Structure
 from torch_trackckpt.interop.keras.given_map import KerasMap
 from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.layout import Flavor, Layers, Tree, lay_out
@@ -35,6 +36,8 @@ from torch_trackckpt.trackable import Trackable, Value
 __all__ = ["KerasModelView", "ViewNode", "find_model", "find_view", "loose_variables", "open_keras"]
 
 _ATTRIBUTE = "_trackckpt_keras_view"
+_MOST_PLACES = 10
+"""How many an error lists."""
 
 
 class ViewNode(Trackable):
@@ -56,6 +59,8 @@ class _Bound:
 
     model: BoundModel
     children: dict[str, Trackable]
+    structure: Structure
+    """The modules at that time."""
 
 
 class KerasModelView(Trackable):
@@ -99,6 +104,7 @@ class KerasModelView(Trackable):
         self._after_flatten = after_flatten
         self._model = model
         self._keep_others = keep_others
+        self._frozen: dict[int, nn.Parameter] = {}
         self._optimizers: weakref.WeakSet[Trackable] = weakref.WeakSet()
         self._paired: _Bound | None = None
         self._told: _Bound | None = None
@@ -107,9 +113,15 @@ class KerasModelView(Trackable):
             raise ValueError("layers= says how a flavor names its variables: say flavor= as well.")
         if sequential is not None and layers is None:
             raise ValueError("sequential= says what kind of model the layers are of: say layers= as well.")
-        for parameter in module.parameters():
+        self._mark()
+
+    def _mark(self) -> None:
+        """Lets views of optimizers find this one by the parameters."""
+        for parameter in self.module.parameters():
             former = vars(parameter).get(_ATTRIBUTE)
-            vars(parameter)[_ATTRIBUTE] = _Mark(self, former if isinstance(former, _Mark) else None)
+            former = former if isinstance(former, _Mark) else None
+            if former is None or not former.has(self):
+                vars(parameter)[_ATTRIBUTE] = _Mark(self, former)
 
     # What goes with what.
 
@@ -148,11 +160,16 @@ class KerasModelView(Trackable):
     def _require(self, bound: _Bound | None) -> _Bound:
         if bound is not None:
             return bound
-        if self._told is None:
+        is_flavor = self._like is None
+        if self._told is None or (is_flavor and not self._told.structure.is_kept()):
+            if self._told is not None:
+                # Modules were replaced, added or removed: the flavor tells of those that are there now.
+                self._mark()
             self._told = self._tell()
         return self._told
 
     def _tell(self) -> _Bound:
+        structure = Structure(self.module, self._after_flatten)
         if self._like is not None:
             reader, graph = open_keras(self._like)
             saved, model = find_model(graph, reader.stored, self._bind, self._model)
@@ -163,7 +180,7 @@ class KerasModelView(Trackable):
                 assert isinstance(value, torch.Tensor)
                 return value
 
-            return _Bound(model, self._mirror(saved, model, read))
+            return _Bound(model, self._mirror(saved, model, read), structure)
         if self.flavor is None:
             raise MismatchError(
                 f"The Keras view of this {type(self.module).__name__} does not know what Keras calls its variables: "
@@ -171,10 +188,13 @@ class KerasModelView(Trackable):
                 f"({', '.join(each.value for each in Flavor)})."
             )
         model, tree = lay_out(Net(self.module, self._after_flatten), self.flavor, self._layers, self._sequential)
-        return _Bound(model, _nodes(tree, {}).children)
+        model.remember_frozen(self._frozen)
+        return _Bound(model, _nodes(tree).children, structure)
 
     def _bind(self, saved: SavedModel) -> BoundModel:
-        return bind(self.module, saved, self._map, self._after_flatten)
+        model = bind(self.module, saved, self._map, self._after_flatten)
+        model.remember_frozen(self._frozen)
+        return model
 
     def _check_flavor(self, saved: SavedModel) -> None:
         legacy = {Flavor.TF_KERAS, Flavor.TF_KERAS_LEGACY_OPTIMIZER}
@@ -215,7 +235,7 @@ class KerasModelView(Trackable):
             )
         self._check_flavor(saved)
         model = self._bind(saved)
-        self._paired = _Bound(model, self._mirror(saved, model, None))
+        self._paired = _Bound(model, self._mirror(saved, model, None), Structure(self.module, self._after_flatten))
 
     def _lookup_dependency(self, name: str) -> object | None:
         if name in self.beside:
@@ -246,9 +266,16 @@ class KerasModelView(Trackable):
     def _serialize_to_tensors(self) -> Mapping[str, Value]:
         """Has no values; but it is here that a save asks."""
         try:
-            model = self._for_saving().model
+            bound = self._for_saving()
         except MismatchError as error:
             raise UnsupportedValueError(str(error)) from error
+        model = bound.model
+        if not bound.structure.is_kept():
+            raise UnsupportedValueError(
+                f"modules of the {type(self.module).__name__} were replaced, added or removed since the view was bound "
+                "to a checkpoint, so that it would save values of modules that are gone, or leave some out. Make the "
+                "view anew, keras_view(module, ...), with like= or flavor=; or restore a checkpoint into it first."
+            )
         saved = model.saved
         if saved is not None and saved.is_flat:
             raise UnsupportedValueError(
@@ -327,7 +354,8 @@ def find_model(
     if path is not None:
         node_id = graph.find(path)
         if node_id is None:
-            names = ", ".join(repr(name) for name, _ in model_candidates(graph))
+            known = [repr(name) for name, _ in model_candidates(graph)]
+            names = ", ".join([*known[:_MOST_PLACES], *(["..."] if len(known) > _MOST_PLACES else [])])
             raise MismatchError(f"The checkpoint has nothing at model={path!r}; there is {names or 'nothing'}.")
         saved = read_saved_model(graph, node_id, stored)
         return saved, bind_to(saved)
@@ -348,16 +376,18 @@ def find_model(
     if not fitting and (len(errors) == 1 or (errors and not errors[0][0])):
         raise errors[0][1]
     if not fitting and not errors:
-        children = ", ".join(child.local_name for child in graph.nodes[0].children)
+        below = [child.local_name for child in graph.nodes[0].children]
+        children = ", ".join([*below[:_MOST_PLACES], *(["..."] if len(below) > _MOST_PLACES else [])])
         raise MismatchError(
             f"The checkpoint has no Keras model; its root has {children or 'nothing'}. If one of them is meant, say "
             "model=, its name."
         )
     places = [each[0] for each in fitting] or [place for place, _ in errors]
-    listed = ", ".join(repr(place) if place else "'' (the root itself)" for place in places)
+    listed = ", ".join(repr(place) if place else "'' (the root itself)" for place in places[:_MOST_PLACES])
+    listed += f" and {len(places) - _MOST_PLACES} more" if len(places) > _MOST_PLACES else ""
     if fitting:
         raise MismatchError(f"The module fits several objects of the checkpoint: say model=, one of {listed}.")
-    told = "\n".join(f"{name or 'the root itself'}: {error}" for name, error in errors)
+    told = "\n".join(f"{name or 'the root itself'}: {error}" for name, error in errors[:_MOST_PLACES])
     raise MismatchError(f"The module fits none of {listed}; model= says which is meant.\n{told}")
 
 
@@ -371,18 +401,51 @@ def _is_same(one: BoundModel, other: BoundModel) -> bool:
 
 
 def find_view(parameter: torch.Tensor) -> KerasModelView | None:
-    """The youngest view of a module that a parameter belongs to, if there is one that still lives."""
+    """The youngest view of a module that a parameter belongs to, if there is one that still lives.
+
+    Raises:
+        UnsupportedValueError: there are several, and they were told different things of Keras.
+    """
     mark = vars(parameter).get(_ATTRIBUTE)
-    views = mark.views if isinstance(mark, _Mark) else []
-    return next((view for each in views if (view := each()) is not None), None)
+    if not isinstance(mark, _Mark):
+        return None
+    if len(_settings(mark.living())) > 1:
+        # Those that nobody has any more may be in cycles with what they are bound to.
+        gc.collect()
+    views = mark.living()
+    if len(settings := _settings(views)) > 1:
+        raise UnsupportedValueError(
+            f"{len(views)} Keras views of a {type(views[0].module).__name__} are alive, and they differ: "
+            f"{'; '.join(settings)}. Say which the optimizer belongs to: keras_view(optimizer, model=view)."
+        )
+    return views[0] if views else None
+
+
+def _settings(views: Sequence[KerasModelView]) -> list[str]:
+    """What several views were told, each once; without older ones that were told nothing, as that of `load_keras`, which
+    lives on in its status."""
+    told = []
+    for index, view in enumerate(views):
+        if index == 0 or view.flavor is not None or view._like is not None:
+            flavor = None if view.flavor is None else view.flavor.value
+            told.append(f"flavor={flavor!r}, like={view._like!r}")
+    return list(dict.fromkeys(told))
 
 
 class _Mark:
     """What a parameter carries. A copy of it is another one, in no view."""
 
     def __init__(self, view: KerasModelView, former: _Mark | None) -> None:
-        older = [] if former is None else [each for each in former.views if each() is not None]
-        self.views: list[weakref.ref[KerasModelView]] = [weakref.ref(view), *older]
+        older = [] if former is None else former.living()
+        self._views: list[weakref.ref[KerasModelView]] = [weakref.ref(each) for each in (view, *older)]
+
+    def living(self) -> list[KerasModelView]:
+        """The views that are there, the youngest first."""
+        return [view for each in self._views if (view := each()) is not None]
+
+    def has(self, view: KerasModelView) -> bool:
+        """Whether a view is one of them."""
+        return any(each is view for each in self.living())
 
     def __deepcopy__(self, memo: object) -> None:
         return None
@@ -396,12 +459,18 @@ def _kept(readable: str, key: str, read: Callable[[str], torch.Tensor] | None, f
     return Kept(readable, lambda: None if read is None else read(key), full_name)
 
 
-def _nodes(tree: Tree, made: dict[int, ViewNode]) -> ViewNode:
+def _nodes(tree: Tree) -> ViewNode:
     """A node for each of a tree; one for what is there twice."""
-    if id(tree) not in made:
-        node = made[id(tree)] = ViewNode()
-        for name, below in tree.items():
-            node.children[name] = below if isinstance(below, Trackable) else _nodes(below, made)
+    made = {id(tree): ViewNode()}
+    todo = [tree]
+    while todo:
+        each = todo.pop()
+        node = made[id(each)]
+        for name, below in each.items():
+            if not isinstance(below, Trackable) and id(below) not in made:
+                made[id(below)] = ViewNode()
+                todo.append(below)
+            node.children[name] = below if isinstance(below, Trackable) else made[id(below)]
     return made[id(tree)]
 
 
