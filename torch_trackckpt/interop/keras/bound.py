@@ -94,8 +94,8 @@ class BoundVariable(Trackable):
         for name in self.array.merged:
             # Trained beside the first, it would move their sum twice as far as Keras's one variable moves.
             self._freeze(self.tensor(name).zero_())
-        for variable, value in self.constants:
-            variable.fill(value)
+        for variable, constant in self.constants:
+            variable.fill(constant)
         self.is_given = True
 
     @torch.no_grad()

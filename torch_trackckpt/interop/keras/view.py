@@ -422,8 +422,8 @@ def find_view(parameter: torch.Tensor) -> KerasModelView | None:
 
 
 def _settings(views: Sequence[KerasModelView]) -> list[str]:
-    """What several views were told, each once; without older ones that were told nothing, as that of `load_keras`, which
-    lives on in its status."""
+    """What several views were told, each once; without older ones that were told nothing, as that of `load_keras`,
+    which lives on in its status."""
     told = []
     for index, view in enumerate(views):
         if index == 0 or view.flavor is not None or view._like is not None:
