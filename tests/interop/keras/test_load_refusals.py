@@ -123,7 +123,7 @@ def test_a_view_of_a_module_is_found_when_a_younger_one_has_gone(tmp_path: Path)
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters())
     older = keras_view(net, like=MLP)
-    younger = keras_view(net, flavor="tf_keras")
+    younger = keras_view(net, like=MLP)
     assert keras_view(optimizer).model is younger
     del younger
     gc.collect()
