@@ -112,7 +112,7 @@ def test_after_load_state_dict_the_momenta_are_its_own_and_the_count_has_to_be_s
     with pytest.raises(UnsupportedValueError, match=UNKNOWN):
         training.checkpoint.write(str(tmp_path / "unknown"))
 
-    Kept.of(training.optimizer).iterations = 7
+    keras_view(training.optimizer).iterations = 7
 
     again = training.checkpoint.write(str(tmp_path / "again"))
     assert not stored(again, "momentums/0").any()

@@ -359,8 +359,7 @@ class _Iterations(Scalar):
                 raise UnsupportedValueError(
                     f"how many steps {self.of.name} has taken is not known: torch does not count them, and its state "
                     "was given back, by load_state_dict or by a checkpoint of torch's own names, after its Keras view "
-                    "was made. Restore it by its Keras view, or say the number: "
-                    "torch_trackckpt.interop.keras.kept.Kept.of(optimizer).iterations = number."
+                    "was made. Restore it by its Keras view, or say the number, keras_view(optimizer).iterations = 7."
                 )
             return self._tensor(iterations)
         return self._tensor(int(self.of.one_of("step", 0.0)))

@@ -92,6 +92,19 @@ class KerasOptimizerView(SlotOwner):
         return (*found, *(self._saved.inexact if self._saved is not None else ()))
 
     @property
+    def iterations(self) -> int:
+        """How many steps there were, as Keras counts them. Where torch does not count, as SGD, it can be set.
+
+        Raises:
+            UnsupportedValueError: the parameters do not agree; or nobody has counted.
+        """
+        return int(self._state.scalar("iterations").value())
+
+    @iterations.setter
+    def iterations(self, number: int) -> None:
+        self._state.kept.iterations = number
+
+    @property
     def settings_not_stored(self) -> Mapping[str, Any]:
         """Hyper-parameters that the optimizers of this layout do not store, so that nobody can tell whether they are
         those of Keras: those of the first group."""
@@ -112,7 +125,9 @@ class KerasOptimizerView(SlotOwner):
     # Restoring.
 
     def _paired_with(self, graph: ObjectGraph, node_id: int, stored: Callable[[str], Any]) -> None:
-        self._saved = SavedOptimizer(self._state, lambda: self.model.bound(), graph, node_id, stored)
+        self._state.forget_leaves()
+        model = self.model
+        self._saved = SavedOptimizer(self._state, lambda: model.bound(), graph, node_id, stored)
         self._state.has_rate_inside = self._has_rate_inside
 
     def _lookup_dependency(self, name: str) -> object | None:
