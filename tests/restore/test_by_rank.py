@@ -82,7 +82,11 @@ def test_no_element_at_all_is_restored(prefix: str) -> None:
     assert [read(prefix, rank, 2).shape for rank in range(2)] == [(0, 3), (2, 0)]
 
 
-@pytest.mark.parametrize("shapes", [b"[[2], [2]]", b"[[2], [-3]]", b"[[3", b"3", b'[["a"]]', b'{"a": 1}', b"[]"])
+@pytest.mark.parametrize(
+    "shapes",
+    [b"[[2], [2]]", b"[[2], [-3]]", b"[[6], [-1]]", b"[[3", b"3", b'[["a"]]', b'{"a": 1}', b"[]", b"[" * 100_000],
+    ids=lambda text: text[:12].decode(),
+)
 def test_shapes_that_do_not_fit_are_damage(prefix: str, shapes: bytes) -> None:
     write(prefix, torch.zeros(5), shapes)
     with pytest.raises(DataLossError, match="does not hold values of the shapes"):

@@ -101,9 +101,12 @@ class _Stored:
             return None
         try:
             text = self._reader.get_tensor(key)
-            return [None if shape is None else tuple(map(int, shape)) for shape in json.loads(bytes(text))]
-        except (TypeError, ValueError) as error:
+            shapes = [None if shape is None else tuple(map(int, shape)) for shape in json.loads(bytes(text))]
+        except (TypeError, ValueError, RecursionError) as error:
             raise self._damaged() from error
+        if any(size < 0 for shape in shapes for size in shape or ()):
+            raise self._damaged()
+        return shapes
 
     def _damaged(self) -> DataLossError:
         return DataLossError(

@@ -121,19 +121,16 @@ _KINDS = (
         together=2,
         has_product=True,
     ),
-    Kind(
-        optim.AdamW,
-        "AdamW",
-        (*_ADAM, Moment("max_exp_avg_sq", "_velocity_hats", "vhat", "vhat", option="amsgrad")),
-        ("beta_1", "beta_2", "decay", "learning_rate"),
-        together=2,
-    ),
-    Kind(
-        optim.Adam,
-        "Adam or AdamW",
-        (*_ADAM, Moment("max_exp_avg_sq", "_velocity_hats", "vhat", "vhat", option="amsgrad")),
-        ("beta_1", "beta_2", "decay", "learning_rate"),
-        together=2,
+    *(
+        Kind(
+            kind,
+            "Adam or AdamW",
+            (*_ADAM, Moment("max_exp_avg_sq", "_velocity_hats", "vhat", "vhat", option="amsgrad")),
+            ("beta_1", "beta_2", "decay", "learning_rate"),
+            together=2,
+        )
+        # AdamW is not an Adam in all versions of torch.
+        for kind in (optim.Adam, optim.AdamW)
     ),
     Kind(
         optim.RMSprop,

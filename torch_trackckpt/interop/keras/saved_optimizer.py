@@ -21,6 +21,7 @@ from torch_trackckpt.interop.keras.inexact import Inexact
 from torch_trackckpt.interop.keras.layout import Flavor
 from torch_trackckpt.interop.keras.optimizer_state import OptimizerState
 from torch_trackckpt.interop.keras.optimizers import Kind, Moment, places_in_variables
+from torch_trackckpt.interop.keras.saved import find_optimizers
 from torch_trackckpt.trackable import Trackable
 
 __all__ = ["OptimizerLayout", "SavedOptimizer", "find_optimizer", "layout_of", "list_name"]
@@ -323,14 +324,8 @@ def _inner(graph: ObjectGraph, node_id: int) -> int:
 
 def find_optimizer(graph: ObjectGraph) -> int | None:
     """The one node of a graph that is an optimizer."""
-    marks = {"_iterations", "iterations", "iter"}
-    found = [
-        node_id
-        for node_id, node in enumerate(graph.nodes)
-        if marks & {child.local_name for child in node.children}
-        and ({"_variables", "decay"} & {child.local_name for child in node.children} or node.slot_variables)
-    ]
-    return found[0] if len(found) == 1 else None
+    found = find_optimizers(graph)
+    return found[0][1] if len(found) == 1 else None
 
 
 def layout_of(graph: ObjectGraph, node_id: int, kind: Kind, kept: tuple[Moment, ...]) -> OptimizerLayout:
